@@ -1,0 +1,1 @@
+"""One signature, several implementations."""

@@ -1,0 +1,35 @@
+"""What every backend receives, in one layout, after all checks have passed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+__all__ = ["Inputs"]
+
+
+@dataclass
+class Inputs:
+    """The run-time half of a call; the other half is a :class:`~rope_kernels.spec.Spec`.
+
+    ``q``, ``k`` and their outputs reach a backend as (batch, tokens, heads, head_dim) views of any strides with a
+    unit last one; "thd" tensors have batch 1.
+
+    Attributes:
+        positions: (axes, batch or 1, tokens) integer or floating view, or ``None``: counted from 0 in each sequence.
+        offset: int64 (1,), (batch,) or (sequences,), added to counted positions; ``None`` is 0.
+        seq_len: int64 (1,), (batch,) or (sequences,); given wherever the frequencies depend on the length.
+        from_seq_len: as ``seq_len``; the rotation is then by the difference of the phases at the two lengths.
+        cu_seqlens: int32 or int64 (sequences + 1,) bounds of packed sequences; tokens past the last are copied.
+        inverse: rotate back (the adjoint: sine negated, scaling applied, pairs written where they were read).
+        unscaled: leave attention scaling out.
+    """
+
+    positions: torch.Tensor | None
+    offset: torch.Tensor | None = None
+    seq_len: torch.Tensor | None = None
+    from_seq_len: torch.Tensor | None = None
+    cu_seqlens: torch.Tensor | None = None
+    inverse: bool = False
+    unscaled: bool = False

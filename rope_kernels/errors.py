@@ -1,0 +1,24 @@
+"""The two errors users meet: a bad config and a bad tensor."""
+
+from __future__ import annotations
+
+__all__ = ["RopeConfigError", "RopeConfigWarning", "RopeShapeError"]
+
+
+class RopeConfigError(ValueError):
+    """A config value is wrong. The message begins with the field, then what came and what is allowed."""
+
+    def __init__(self, field: str, problem: str) -> None:
+        super().__init__(f"{field}: {problem}")
+        self.field = field
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return RopeConfigError, (self.field, str(self).removeprefix(f"{self.field}: "))
+
+
+class RopeShapeError(ValueError):
+    """A tensor is wrong. The message begins with the tensor, then what came and what is allowed."""
+
+
+class RopeConfigWarning(UserWarning):
+    """A config value is odd but legal, or was let through by ``strict=False``."""
