@@ -10,7 +10,10 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-__all__ = ["FrequencyParams"]
+__all__ = ["FrequencyParams", "fixed_point_turns"]
+
+_TWO_PI_192 = 39440193395453077124792266728456537782926901730380179465120
+"""2 pi times 2 ** 192."""
 
 
 @dataclass(frozen=True)
@@ -95,3 +98,10 @@ class FrequencyParams:
         numbers = [self.theta, self.factor, *self.ramp, self.attention_scaling, self.dynamic_factor]
         numbers += [x for row in self.multipliers for x in row]
         return all(map(math.isfinite, numbers))
+
+
+def fixed_point_turns(inv_freq: float) -> int:
+    """Turns per position times 2 ** 64, modulo one turn, as the bits of an int64; exact for the double it is given."""
+    numerator, denominator = inv_freq.as_integer_ratio()
+    bits = ((numerator << 256) // (denominator * _TWO_PI_192)) % 2**64
+    return bits - 2**64 if bits >= 2**63 else bits

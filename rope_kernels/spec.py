@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from functools import lru_cache
+from typing import Any
 
 from .frequency import FrequencyParams
 from .rotation import Rotation
@@ -53,8 +54,9 @@ def _decode(kind: str, text: str) -> object:
 def parse_spec(text: str) -> Spec:
     """The inverse of :meth:`Spec.encode`."""
     values = dict(part.split("=", 1) for part in text.split(";"))
-    made = []
-    for cls in (FrequencyParams, Rotation):
+
+    def read(cls: type) -> Any:
         kinds = {field.name: str(field.type) for field in fields(cls)}
-        made.append(cls(**{name: _decode(kinds[name], values[name]) for name in kinds if name in values}))
-    return Spec(*made)
+        return cls(**{name: _decode(kind, values[name]) for name, kind in kinds.items() if name in values})
+
+    return Spec(read(FrequencyParams), read(Rotation))

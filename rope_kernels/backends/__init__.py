@@ -1,1 +1,101 @@
-"""One signature, several implementations."""
+"""The dispatch rule: the first of :data:`PREFERENCE` that can run on a device, unless :func:`use_backend` differs.
+
+Every backend is a module with ``rotate``, ``rotate_table`` and ``unavailable`` of the signatures in
+:mod:`rope_kernels.backends.reference`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import threading
+from types import ModuleType, TracebackType
+
+import torch
+
+__all__ = ["PREFERENCE", "available_backends", "backend_for", "current_override", "use_backend"]
+
+PREFERENCE = ("triton", "reference")
+_MODULES = {"triton": ".triton_launch", "reference": ".reference"}
+_local = threading.local()
+
+
+def _module(name: str) -> ModuleType | str:
+    """The backend's module, or why it cannot be imported."""
+    try:
+        return importlib.import_module(_MODULES[name], __name__)
+    except ImportError as error:
+        return f"cannot be imported: {error}"
+
+
+def _why_not(name: str, device: torch.device | None) -> str | None:
+    module = _module(name)
+    reason: str | None = module if isinstance(module, str) else module.unavailable(device)
+    return reason
+
+
+def available_backends() -> dict[str, str | None]:
+    """Every backend, best first, with ``None`` or the reason why it cannot be used on this machine."""
+    return {name: _why_not(name, None) for name in PREFERENCE}
+
+
+def current_override() -> str | None:
+    """The backend asked for in this thread, by :func:`use_backend` or else by ``ROPE_KERNELS_BACKEND``."""
+    override = getattr(_local, "override", None)
+    return override if override is not None else os.environ.get("ROPE_KERNELS_BACKEND") or None
+
+
+def backend_for(device: torch.device) -> ModuleType:
+    """The module that runs a call on ``device``.
+
+    Raises:
+        RuntimeError: the backend asked for cannot run there; the message says why.
+    """
+    override = current_override()
+    if override is None:
+        return _preferred(device)
+    _check_name(override)
+    reason = _why_not(override, device)
+    if reason is not None:
+        raise RuntimeError(f"backend {override!r} was asked for, but {reason}")
+    return importlib.import_module(_MODULES[override], __name__)
+
+
+_chosen: dict[torch.device, ModuleType] = {}
+
+
+def _preferred(device: torch.device) -> ModuleType:
+    module = _chosen.get(device)
+    if module is None:
+        name = next(name for name in PREFERENCE if _why_not(name, device) is None)
+        module = _chosen[device] = importlib.import_module(_MODULES[name], __name__)
+    return module
+
+
+def _check_name(name: str) -> None:
+    if name not in PREFERENCE:
+        raise ValueError(f"backend: got {name!r}, allowed are {', '.join(PREFERENCE)}")
+
+
+class use_backend:  # noqa: N801  (a function to its users)
+    """Choose the backend of this thread: ``use_backend("reference")``, or ``with use_backend("reference"):``.
+
+    ``None`` goes back to the dispatch rule. A backward pass runs on the backend of its forward pass.
+
+    Raises:
+        ValueError: no backend has that name.
+    """
+
+    def __init__(self, name: str | None) -> None:
+        if name is not None:
+            _check_name(name)
+        self._before = getattr(_local, "override", None)
+        _local.override = name
+
+    def __enter__(self) -> use_backend:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        _local.override = self._before

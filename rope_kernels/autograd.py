@@ -1,0 +1,169 @@
+"""How gradients and transforms go through the operators: backward is the adjoint rotation, by the same kernel.
+
+Three ways in, because each pays for what the next one needs: the bare operator where nothing is differentiated, a
+``ctx``-style function in eager mode, and the transformable function (or, in a traced graph, the operator's own
+registration) for the rest. Only positions and small index tensors are saved.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.autograd.forward_ad as forward_ad
+from torch import Tensor
+
+from . import ops
+from .backends import current_override, reference, use_backend
+from .spec import Spec, parse_spec
+
+__all__ = ["is_transformed", "needs_gradient", "rotate"]
+
+_below_autograd = torch._C._AutoDispatchBelowAutograd
+_transforms_active = torch._C._are_functorch_transforms_active
+_NUM_INDEX_TENSORS = 5
+
+
+def needs_gradient(*tensors: Tensor | None) -> bool:
+    """Whether reverse mode would record a call on these tensors."""
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+def is_transformed() -> bool:
+    """Whether a ``torch.func`` transform or a forward-mode level is open: any tensor may then carry a tangent."""
+    return _transforms_active() or bool(forward_ad._current_level >= 0)
+
+
+def rotate(*args: Any) -> tuple[Tensor, Tensor]:
+    """``rope_kernels::rotate``, differentiable in q and k by whatever is active."""
+    if torch.compiler.is_compiling():
+        return _composed(*args) if is_transformed() else ops.rotate(*args)
+    if is_transformed():
+        return _Transformable.apply(*args)
+    if needs_gradient(args[0], args[1]):
+        return _Eager.apply(*args)
+    with _below_autograd():
+        return ops.rotate(*args)
+
+
+def _spec_of(text: str) -> Spec:
+    return parse_spec(text)
+
+
+# What torch.compiler.assume_constant_result sets; calling that imports all of Dynamo with the package.
+_spec_of._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def _composed(q: Tensor, k: Tensor | None, *rest: Any) -> tuple[Tensor, Tensor]:
+    """In a traced ``torch.func`` transform the operator would lose a tangent: it turns a unit pair into cosines and
+    sines, and torch's own operations, which know every transform, do the rest.
+    """
+    *run_time, spec, layout, inverse, unscaled = rest
+    rotation, wide = _spec_of(spec).rotation, ops.tokens_first(q, layout)
+    unit = torch.zeros((*wide.shape[:2], 1, wide.shape[-1]), device=q.device)
+    reference.pairs(unit, rotation, written=False)[0].fill_(1.0)
+    turned, _ = ops.rotate(ops.from_tokens_first(unit, layout), None, *run_time, spec, layout, False, unscaled)
+    cos, sin = (t.flatten(3) for t in reference.pairs(ops.tokens_first(turned, layout), rotation, written=True))
+    sin = -sin if inverse else sin
+
+    def turn(x: Tensor) -> Tensor:
+        y = reference.turn(ops.tokens_first(x, layout), (cos, cos), (sin, sin), rotation, inverse)
+        return ops.from_tokens_first(y, layout)
+
+    return turn(q), q.new_empty(0) if k is None else turn(k)
+
+
+def _save(ctx: Any, args: tuple[Any, ...]) -> None:
+    _, k, *rest = args
+    ctx.save_for_backward(*rest[:_NUM_INDEX_TENSORS])
+    ctx.fixed = rest[_NUM_INDEX_TENSORS:]
+    ctx.has_k = k is not None
+    ctx.backend = current_override()
+
+
+def _adjoint(ctx: Any, grad_q: Tensor | None, grad_k: Tensor | None) -> tuple[Tensor | None, ...]:
+    """Gradients of all arguments. A missing one stays missing: it costs no launch."""
+    grad_k = grad_k if ctx.has_k else None
+    given = [g for g in (grad_q, grad_k) if g is not None]
+    made = iter(_inverse(ctx, *given)) if given else iter(())
+    nothing = (None,) * (_NUM_INDEX_TENSORS + len(ctx.fixed))
+    return tuple(None if g is None else next(made) for g in (grad_q, grad_k)) + nothing
+
+
+def _inverse(ctx: Any, first: Tensor, second: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    spec, layout, inverse, unscaled = ctx.fixed
+    grads = [g if g is None or g.stride(-1) == 1 else g.contiguous() for g in (first, second)]
+    args = (*grads, *ctx.saved_tensors, spec, layout, not inverse, unscaled)
+    if ctx.backend is None or torch.compiler.is_compiling():
+        return rotate(*args)
+    with use_backend(ctx.backend):
+        return rotate(*args)
+
+
+class _Eager(torch.autograd.Function):
+    """Reverse mode alone: a third of the cost of the transformable form."""
+
+    @staticmethod
+    def forward(ctx: Any, *args: Any) -> tuple[Tensor, Tensor]:
+        _save(ctx, args)
+        ctx.set_materialize_grads(False)
+        with _below_autograd():
+            return ops.rotate(*args)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
+        return _adjoint(ctx, *grads)
+
+
+class _Transformable(torch.autograd.Function):
+    """``torch.func`` and forward mode. The rotation is linear, so its tangent is the rotated tangent."""
+
+    @staticmethod
+    def forward(*args: Any) -> tuple[Tensor, Tensor]:
+        return ops.rotate(*args)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        _save(ctx, inputs)
+        ctx.save_for_forward(*inputs[2 : 2 + _NUM_INDEX_TENSORS])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
+        return _adjoint(ctx, *grads)
+
+    @staticmethod
+    def jvp(ctx: Any, tangent_q: Any, tangent_k: Any, *rest: Any) -> tuple[Tensor, Tensor]:
+        return rotate(tangent_q, tangent_k, *ctx.saved_tensors, *ctx.fixed)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[tuple[Tensor, Tensor], tuple[Any, Any]]:
+        if any(dim is not None for dim in in_dims[2:]):
+            return _vmap_in_turn(info.batch_size, in_dims, args)
+        return _vmap_as_heads(info.batch_size, in_dims, args)
+
+
+def _vmap_as_heads(size: int, in_dims: tuple[Any, ...], args: tuple[Any, ...]) -> Any:
+    """With shared positions a mapped dimension is only more heads."""
+    heads = {"bshd": 2, "bhsd": 1, "thd": 1}[args[-3]]
+
+    def fold(x: Tensor | None, dim: int | None) -> Tensor | None:
+        return x if x is None or dim is None else x.movedim(dim, heads).flatten(heads, heads + 1)
+
+    outputs = rotate(*map(fold, args[:2], in_dims[:2]), *args[2:])
+    unfolded = [
+        y if dim is None else y.unflatten(heads, (size, -1)) for y, dim in zip(outputs, in_dims[:2], strict=True)
+    ]
+    return tuple(unfolded), tuple(None if dim is None else heads for dim in in_dims[:2])
+
+
+def _vmap_in_turn(size: int, in_dims: tuple[Any, ...], args: tuple[Any, ...]) -> Any:
+    slices = [[a if d is None else a.select(d, i) for a, d in zip(args, in_dims, strict=True)] for i in range(size)]
+    outputs = [rotate(*one) for one in slices]
+    return tuple(torch.stack(side) for side in zip(*outputs, strict=True)), (0, 0)
+
+
+def _setup_operator(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    _save(ctx, inputs)
+
+
+torch.library.register_autograd("rope_kernels::rotate", _adjoint, setup_context=_setup_operator, lib=ops.LIBRARY)

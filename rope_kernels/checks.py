@@ -1,0 +1,152 @@
+"""What a call's tensors must be. Everything is checked before anything is written."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .config import RopeConfig
+from .errors import RopeShapeError
+from .overlap import shares_memory, writes_twice
+
+__all__ = ["LAYOUTS", "check_config", "check_outputs", "check_positions", "check_qk", "index_vector"]
+
+LAYOUTS = {"bshd": (0, 1, 2), "bhsd": (0, 2, 1), "thd": (None, 0, 1)}
+"""Where each layout has its batch, tokens and heads."""
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+_INDEX_DTYPES = (torch.int64, torch.int32)
+_POSITION_DTYPES = (*_INDEX_DTYPES, torch.float32, torch.float64, torch.float16, torch.bfloat16)
+
+
+def _names(dtypes: tuple[torch.dtype, ...]) -> str:
+    return ", ".join(str(d).removeprefix("torch.") for d in dtypes)
+
+
+def check_config(cfg: RopeConfig, layout: str) -> tuple[int | None, int, int]:
+    """The axes of ``layout``.
+
+    Raises:
+        RopeShapeError: unknown layout.
+        TypeError: ``cfg`` is no :class:`RopeConfig`.
+    """
+    if not isinstance(cfg, RopeConfig):
+        raise TypeError(f"cfg: got {type(cfg).__name__}, a RopeConfig is needed (RopeConfig.from_hf reads other forms)")
+    if layout not in LAYOUTS:
+        raise RopeShapeError(f"layout: got {layout!r}, allowed are {', '.join(LAYOUTS)}")
+    return LAYOUTS[layout]
+
+
+def check_qk(q: Tensor, k: Tensor | None, head_dim: int, layout: str) -> None:
+    """Raise :class:`RopeShapeError` unless q and k fit ``head_dim``, ``layout`` and each other."""
+    batch, tokens, _ = LAYOUTS[layout]
+    _check_one("q", q, head_dim, layout)
+    if k is None:
+        return
+    _check_one("k", k, head_dim, layout)
+    if k.dtype != q.dtype:
+        raise RopeShapeError(f"k: dtype {k.dtype}, must be q's {q.dtype}")
+    if k.device != q.device:
+        raise RopeShapeError(f"k: on {k.device}, must be on q's {q.device}")
+    if k.shape[tokens] != q.shape[tokens] or (batch is not None and k.shape[batch] != q.shape[batch]):
+        raise RopeShapeError(
+            f"k: shape {tuple(k.shape)} in layout {layout}, must have batch and tokens of q's {tuple(q.shape)}"
+        )
+
+
+def _check_one(name: str, x: Tensor, head_dim: int, layout: str) -> None:
+    rank = 3 if layout == "thd" else 4
+    if x.dim() != rank:
+        raise RopeShapeError(f"{name}: shape {tuple(x.shape)} has {x.dim()} dimensions, layout {layout} has {rank}")
+    if x.shape[-1] != head_dim:
+        raise RopeShapeError(f"{name}: last dimension is {x.shape[-1]}, must be the config's head_dim {head_dim}")
+    if x.dtype not in _DTYPES:
+        raise RopeShapeError(f"{name}: dtype {x.dtype}, allowed are {_names(_DTYPES)}")
+    if x.stride(-1) != 1:
+        raise RopeShapeError(f"{name}: last stride is {x.stride(-1)}, must be 1 (call .contiguous())")
+
+
+def check_positions(positions: Tensor, q: Tensor, layout: str, num_axes: int) -> None:
+    """Raise :class:`RopeShapeError` unless ``positions`` names a place for every token of q."""
+    if positions.dtype not in _POSITION_DTYPES:
+        raise RopeShapeError(f"positions: dtype {positions.dtype}, allowed are {_names(_POSITION_DTYPES)}")
+    if positions.device != q.device:
+        raise RopeShapeError(f"positions: on {positions.device}, must be on q's {q.device}")
+    batch_axis, token_axis, _ = LAYOUTS[layout]
+    tokens = q.shape[token_axis]
+    shape = tuple(positions.shape)
+    if batch_axis is None:
+        allowed: list[tuple[int, ...]] = [(tokens,)] + ([(num_axes, tokens)] if num_axes > 1 else [])
+    else:
+        batch = q.shape[batch_axis]
+        allowed = [(tokens,), (1, tokens), (batch, tokens)]
+        if num_axes > 1:
+            allowed += [(num_axes, 1, tokens), (num_axes, batch, tokens)]
+    if not any(len(shape) == len(a) and all(x == y for x, y in zip(shape, a, strict=True)) for a in allowed):
+        forms = ", ".join(map(str, dict.fromkeys(allowed)))
+        raise RopeShapeError(f"positions: shape {shape}, allowed for q {tuple(q.shape)} in {layout} are {forms}")
+
+
+def index_vector(name: str, value: int | Tensor, q: Tensor, counts: tuple[int, ...]) -> Tensor:
+    """``value`` as an int64 vector on q's device, of one entry or as many as ``counts`` allows.
+
+    Raises:
+        RopeShapeError: not an int or an int32/int64 tensor of such a shape on q's device.
+    """
+    if isinstance(value, Tensor):
+        if value.dtype not in _INDEX_DTYPES:
+            raise RopeShapeError(f"{name}: dtype {value.dtype}, allowed are {_names(_INDEX_DTYPES)}")
+        if value.device != q.device:
+            raise RopeShapeError(f"{name}: on {value.device}, must be on q's {q.device}")
+        if value.dim() > 1 or (value.dim() == 1 and value.shape[0] not in (1, *counts)):
+            forms = ", ".join(f"({n},)" for n in dict.fromkeys((1, *counts)))
+            raise RopeShapeError(f"{name}: shape {tuple(value.shape)}, allowed are an int, (), {forms}")
+        return value.reshape(-1).to(torch.int64)
+    if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
+        raise RopeShapeError(f"{name}: got {value!r}, allowed are an int and an int32 or int64 tensor")
+    return torch.full((1,), value, dtype=torch.int64, device=q.device)
+
+
+def check_cu_seqlens(cu_seqlens: Tensor, q: Tensor, layout: str) -> None:
+    """Raise :class:`RopeShapeError` unless ``cu_seqlens`` can bound packed sequences of q."""
+    if layout != "thd":
+        raise RopeShapeError(f"cu_seqlens: given with layout {layout}, packed sequences need layout thd")
+    if cu_seqlens.dtype not in _INDEX_DTYPES:
+        raise RopeShapeError(f"cu_seqlens: dtype {cu_seqlens.dtype}, allowed are {_names(_INDEX_DTYPES)}")
+    if cu_seqlens.dim() != 1 or cu_seqlens.shape[0] < 2:
+        raise RopeShapeError(f"cu_seqlens: shape {tuple(cu_seqlens.shape)}, must be (sequences + 1,)")
+    if cu_seqlens.device != q.device:
+        raise RopeShapeError(f"cu_seqlens: on {cu_seqlens.device}, must be on q's {q.device}")
+
+
+def check_outputs(q: Tensor, k: Tensor | None, out: tuple[Tensor, Tensor | None]) -> None:
+    """Raise :class:`RopeShapeError` unless ``out`` can take the results; writing over the inputs themselves is fine."""
+    if len(out) != 2 or (out[1] is None) != (k is None):
+        raise RopeShapeError("out: must be (q_out, k_out), with k_out None exactly where k is None")
+    pairs = [("q", q, out[0])] + ([("k", k, out[1])] if k is not None and out[1] is not None else [])
+    for name, x, y in pairs:
+        if y.shape != x.shape or y.dtype != x.dtype or y.device != x.device:
+            raise RopeShapeError(
+                f"out: {name}_out is {tuple(y.shape)} {y.dtype} on {y.device}, "
+                f"must be like {name}: {tuple(x.shape)} {x.dtype} on {x.device}"
+            )
+        if y.stride(-1) != 1:
+            raise RopeShapeError(f"out: {name}_out has last stride {y.stride(-1)}, must be 1")
+    if torch.compiler.is_compiling():
+        return
+    check_in_place(pairs[0][2], pairs[1][2] if len(pairs) > 1 else None, ("out: q_out", "k_out"))
+    for name, x, y in pairs:
+        for other in (q, k):
+            same = other is x and y.data_ptr() == x.data_ptr() and y.stride() == x.stride()
+            if other is not None and not same and shares_memory(y, other):
+                raise RopeShapeError(f"out: {name}_out overlaps an input's memory; it may be the input itself or apart")
+
+
+def check_in_place(q: Tensor, k: Tensor | None, names: tuple[str, str] = ("q", "k")) -> None:
+    """Raise :class:`RopeShapeError` if an element would be written twice."""
+    if torch.compiler.is_compiling():
+        return
+    for name, x in zip(names, (q, k), strict=True):
+        if x is not None and writes_twice(x):
+            raise RopeShapeError(f"{name}: overlaps itself (strides {x.stride()}), cannot be written in place")
+    if k is not None and shares_memory(q, k):
+        raise RopeShapeError(f"{names[0]}: overlaps the memory of {names[1]}, cannot both be written in place")

@@ -1,0 +1,209 @@
+"""The public calls: check, then one operator."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import autograd, checks, ops
+from .backends.reference import pairs
+from .config import RopeConfig
+from .errors import RopeShapeError
+
+__all__ = ["apply_rope", "apply_rope_", "cos_sin"]
+
+
+def apply_rope(
+    q: Tensor,
+    k: Tensor | None,
+    positions: Tensor | None,
+    cfg: RopeConfig,
+    *,
+    interleaved: bool | None = None,
+    layout: str = "bshd",
+    seq_len: int | Tensor | None = None,
+    offset: int | Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+    inverse: bool = False,
+    out: tuple[Tensor, Tensor | None] | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """Rotate q and k to their positions: angles from ``cfg``, one launch, no table.
+
+    Args:
+        q: (batch, seq, q_heads, head_dim) for "bshd", (batch, q_heads, seq, head_dim) for "bhsd", (tokens, q_heads,
+            head_dim) for "thd"; float32, float16 or bfloat16; any strides with a unit last one.
+        k: as q with its own number of heads, or ``None``.
+        positions: in tokens; int32 or int64 (floating: fractional coordinates): (seq,), (1 or batch, seq) or, "thd",
+            (tokens,). With several axes (axes, 1 or batch, seq) or (axes, tokens); fewer dimensions hold for all
+            axes. ``None`` counts from 0 in each sequence.
+        cfg: what to rotate by.
+        interleaved: ``True`` pairs neighbours, ``False`` halves, in and out; ``None`` takes the config's pairing.
+        layout: "bshd", "bhsd" or "thd".
+        seq_len: in tokens, what longrope and dynamic choose by: an int, a scalar tensor, (batch,), or (sequences,)
+            with ``cu_seqlens``. ``None`` is max(position) + 1 over the whole call. Never read back to the host.
+        offset: added to counted positions: an int, a scalar tensor, (batch,), or (sequences,) with ``cu_seqlens``.
+        cu_seqlens: int32 or int64 (sequences + 1,) bounds of packed sequences ("thd"), from 0; tokens past the last
+            bound are copied.
+        inverse: apply the adjoint: the rotation back, attention scaling applied again.
+        out: (q_out, k_out) to write to, which may be (q, k); returned as given.
+
+    Returns:
+        (q, k) rotated, each in its input's dtype, rounded once; ``(q, None)`` without k.
+
+    Raises:
+        RopeShapeError: a tensor does not fit; nothing has been written.
+        RuntimeError: ``out`` was given and a gradient is needed.
+    """
+    args = prepare(
+        q, k, positions, cfg, interleaved=interleaved, layout=layout,
+        seq_len=seq_len, offset=offset, cu_seqlens=cu_seqlens, inverse=inverse,
+    )  # fmt: skip
+    if out is None:
+        q_out, k_out = autograd.rotate(q, k, *args)
+        return q_out, None if k is None else k_out
+    checks.check_outputs(q, k, out)
+    if autograd.needs_gradient(q, k, *out) or autograd.is_transformed():
+        raise RuntimeError("apply_rope: out= was given and a derivative is needed; leave out= away")
+    _write(q, k, args, out)
+    return out
+
+
+def apply_rope_(
+    q: Tensor,
+    k: Tensor | None,
+    positions: Tensor | None,
+    cfg: RopeConfig,
+    *,
+    interleaved: bool | None = None,
+    layout: str = "bshd",
+    seq_len: int | Tensor | None = None,
+    offset: int | Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+    inverse: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """As :func:`apply_rope`, in place.
+
+    Returns:
+        The same q and k.
+
+    Raises:
+        RopeShapeError: a tensor does not fit, or a view would be written twice; nothing has been written.
+        RuntimeError: q or k needs a gradient.
+    """
+    args = prepare(
+        q, k, positions, cfg, interleaved=interleaved, layout=layout,
+        seq_len=seq_len, offset=offset, cu_seqlens=cu_seqlens, inverse=inverse,
+    )  # fmt: skip
+    checks.check_in_place(q, k)
+    if autograd.needs_gradient(q, k) or autograd.is_transformed():
+        raise RuntimeError("apply_rope_: q or k needs a derivative, which in-place rotation would lose; use apply_rope")
+    if torch.compiler.is_compiling():
+        ops.rotate_(q, k, *args)
+    else:
+        with torch._C._AutoDispatchBelowAutograd():
+            ops.rotate_(q, k, *args)
+        torch._C._increment_version([q] if k is None else [q, k])
+    return q, k
+
+
+def cos_sin(
+    positions: Tensor, cfg: RopeConfig, dtype: torch.dtype = torch.float32, *, seq_len: int | Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """The table, exactly, for who needs one: attention scaling included, rounded once to ``dtype``.
+
+    Args:
+        positions: (seq,) or (batch, seq), or (axes, batch, seq); as in :func:`apply_rope`.
+        cfg: what to rotate by.
+        dtype: of the table.
+        seq_len: as in :func:`apply_rope`: an int, a scalar tensor or (batch,).
+
+    Returns:
+        (cos, sin), each (seq, rotary_dim) or (batch, seq, rotary_dim), a pair's entry at both of its members, as
+        transformers lays them out: halves for "half" and "interleaved_to_half", neighbours for "interleaved".
+
+    Raises:
+        RopeShapeError: positions do not fit the config.
+    """
+    shape = tuple(positions.shape[-2:]) if positions.dim() > 1 else (1, *positions.shape)
+    unit = torch.zeros((*shape, 1, cfg.head_dim), device=positions.device)
+    rotation = cfg.rotation()
+    pairs(unit, rotation, written=False)[0].fill_(1.0)
+    turned, _ = apply_rope(unit, None, positions, cfg, seq_len=seq_len)
+    first, second = (part.flatten(3).squeeze(2) for part in pairs(turned, rotation, written=True))
+    tables = []
+    for value, still in ((first, cfg.attention_scaling), (second, 0.0)):
+        table = torch.full((*shape, 1, cfg.head_dim), still, device=positions.device)
+        for member in pairs(table, rotation, written=True):
+            member.copy_(value.reshape(member.shape))
+        start = rotation.rotary_offset
+        table = table[:, :, 0, start : start + cfg.rotary_dim].to(dtype)
+        tables.append(table if positions.dim() > 1 else table[0])
+    return tables[0], tables[1]
+
+
+def prepare(
+    q: Tensor, k: Tensor | None, positions: Tensor | None, cfg: RopeConfig, *, interleaved: bool | None = None,
+    layout: str = "bshd", seq_len: int | Tensor | None = None, offset: int | Tensor | None = None,
+    cu_seqlens: Tensor | None = None, inverse: bool = False,
+) -> tuple[Any, ...]:  # fmt: skip
+    """Check everything; what follows q and k in the schema of ``rope_kernels::rotate``."""
+    batch_axis, token_axis, _ = checks.check_config(cfg, layout)
+    checks.check_qk(q, k, cfg.head_dim, layout)
+    counts = () if batch_axis is None else (q.shape[batch_axis],)
+    if cu_seqlens is not None:
+        checks.check_cu_seqlens(cu_seqlens, q, layout)
+        counts = (cu_seqlens.shape[0] - 1,)
+    if positions is not None:
+        _check_explicit(positions, q, cfg, layout, seq_len, offset, cu_seqlens)
+    if offset is not None:
+        offset = checks.index_vector("offset", offset, q, counts)
+    if seq_len is not None:
+        seq_len = checks.index_vector("seq_len", seq_len, q, counts)
+    if not cfg.depends_on_length:
+        seq_len = None
+    elif seq_len is None:
+        seq_len = _longest(positions, offset, cu_seqlens, q, q.shape[token_axis])
+    return positions, offset, seq_len, None, cu_seqlens, cfg.spec(interleaved), layout, inverse, False
+
+
+def _check_explicit(
+    positions: Tensor, q: Tensor, cfg: RopeConfig, layout: str,
+    seq_len: int | Tensor | None, offset: int | Tensor | None, cu_seqlens: Tensor | None,
+) -> None:  # fmt: skip
+    if offset is not None:
+        raise RopeShapeError("offset: given together with positions; it moves counted positions (positions=None) only")
+    per_sequence = isinstance(seq_len, Tensor) and seq_len.dim() == 1
+    if cu_seqlens is not None and not per_sequence:
+        raise RopeShapeError(
+            "cu_seqlens: given together with positions; it counts positions itself (positions=None), "
+            "or assigns a per-sequence seq_len"
+        )
+    checks.check_positions(positions, q, layout, cfg.num_axes)
+
+
+def _longest(
+    positions: Tensor | None, offset: Tensor | None, cu_seqlens: Tensor | None, q: Tensor, tokens: int
+) -> Tensor:
+    """max(position) + 1 over the call as an int64 (1,) on the device; 0 where there are no tokens."""
+    if positions is not None:
+        if positions.numel() == 0:
+            return torch.zeros(1, dtype=torch.int64, device=q.device)
+        return positions.amax().ceil().to(torch.int64).reshape(1) + 1
+    if cu_seqlens is None:
+        length = torch.full((1,), tokens, dtype=torch.int64, device=q.device)
+        return length if offset is None else (length + offset).amax().reshape(1)
+    lengths = cu_seqlens.diff().to(torch.int64)
+    if offset is not None:
+        lengths = torch.where(lengths > 0, lengths + offset, 0)
+    return lengths.amax().reshape(1)
+
+
+def _write(q: Tensor, k: Tensor | None, args: tuple[Any, ...], out: tuple[Tensor, Tensor | None]) -> None:
+    if torch.compiler.is_compiling():
+        ops.rotate_out(q, k, *args, *out)
+        return
+    with torch._C._AutoDispatchBelowAutograd():
+        ops.rotate_out(q, k, *args, *out)
+    torch._C._increment_version([t for t in out if t is not None])

@@ -1,0 +1,71 @@
+"""Whether strided views share memory. q and k cut from one fused projection interleave without sharing any."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ["shares_memory", "writes_twice"]
+
+
+def _outer(x: Tensor) -> list[tuple[int, int]]:
+    """(stride, size) of all dimensions but the last, smallest stride first; single ones left out."""
+    return sorted((x.stride(d), x.shape[d]) for d in range(x.dim() - 1) if x.shape[d] > 1)
+
+
+def writes_twice(x: Tensor) -> bool:
+    """Whether two elements of ``x``, whose last stride is 1, are one place in memory."""
+    if x.numel() == 0:
+        return False
+    extent = x.shape[-1]
+    for stride, size in _outer(x):
+        if stride < extent:
+            return _closest(_rows(x)) < x.shape[-1]
+        extent += stride * (size - 1)
+    return False
+
+
+def shares_memory(a: Tensor, b: Tensor) -> bool:
+    """Whether ``a`` and ``b``, each free of overlap in itself, have a place in memory in common."""
+    if a.numel() == 0 or b.numel() == 0 or a.device != b.device:
+        return False
+    start_a, start_b = a.data_ptr(), b.data_ptr()
+    if start_a + _extent(a) <= start_b or start_b + _extent(b) <= start_a:
+        return False
+    if _apart_in_every_token(a, b, start_b - start_a):
+        return False
+    return _closest(torch.cat((_rows(a), _rows(b)))) < a.shape[-1]
+
+
+def _extent(x: Tensor) -> int:
+    return (sum(stride * (size - 1) for stride, size in _outer(x)) + x.shape[-1]) * x.element_size()
+
+
+def _apart_in_every_token(a: Tensor, b: Tensor, delta: int) -> bool:
+    """The usual fused projection: the views repeat with one stride and stay side by side within it."""
+    outer_a, outer_b = _outer(a), _outer(b)
+    if not outer_a or not outer_b:
+        return False
+    shared = {stride for stride, _ in outer_a} & {stride for stride, _ in outer_b}
+    for period in sorted(shared):
+        inside_a = sum(s * (n - 1) for s, n in outer_a if s < period) + a.shape[-1]
+        inside_b = sum(s * (n - 1) for s, n in outer_b if s < period) + b.shape[-1]
+        if any(s % period for s, _ in outer_a + outer_b if s >= period):
+            continue
+        gap = delta // a.element_size() % period
+        if inside_a <= gap and gap + inside_b <= period:
+            return True
+    return False
+
+
+def _rows(x: Tensor) -> Tensor:
+    """Where every row of the last dimension begins, in elements, on the CPU."""
+    starts = torch.tensor([x.data_ptr() // x.element_size()], dtype=torch.int64)
+    for stride, size in _outer(x):
+        starts = (starts[:, None] + torch.arange(size) * stride).flatten()
+    return starts
+
+
+def _closest(starts: Tensor) -> int:
+    """The smallest distance between two of ``starts``."""
+    return int(starts.sort().values.diff().min()) if starts.numel() > 1 else torch.iinfo(torch.int64).max
