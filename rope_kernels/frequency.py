@@ -96,7 +96,7 @@ class FrequencyParams:
     def all_finite(self) -> bool:
         """Whether every number in here is finite."""
         numbers = [self.theta, self.factor, *self.ramp, self.attention_scaling, self.dynamic_factor]
-        numbers += [x for row in self.multipliers for x in row]
+        numbers += [x for row in self.multipliers for x in row] + [self.long_attention_scaling or 0.0]
         return all(map(math.isfinite, numbers))
 
 
