@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .backends import backend_for
+from .backends import backend_for, native
 from .backends.inputs import Inputs
 from .rotation import Rotation
 from .spec import parse_spec
@@ -32,16 +32,13 @@ _RUN_TIME = "Tensor? positions, Tensor? offset, Tensor? seq_len, Tensor? from_se
 _FIXED = "str spec, str layout, bool inverse, bool unscaled"
 _TAGS = (torch.Tag.pt2_compliant_tag,)
 
-LIBRARY.define(f"rotate(Tensor q, Tensor? k, {_RUN_TIME}, {_FIXED}) -> (Tensor, Tensor)", tags=_TAGS)
-LIBRARY.define(f"rotate_(Tensor(a!) q, Tensor(b!)? k, {_RUN_TIME}, {_FIXED}) -> ()", tags=_TAGS)
-LIBRARY.define(
-    f"rotate_out(Tensor q, Tensor? k, {_RUN_TIME}, {_FIXED}, Tensor(a!) q_out, Tensor(b!)? k_out) -> ()", tags=_TAGS
-)
-LIBRARY.define(
-    "rotate_table(Tensor q, Tensor? k, Tensor cos, Tensor sin, int rotary_dim, str pairing, str layout, bool inverse)"
-    " -> (Tensor, Tensor)",
-    tags=_TAGS,
-)
+_SCHEMAS = {
+    "rotate": f"(Tensor q, Tensor? k, {_RUN_TIME}, {_FIXED}) -> (Tensor, Tensor)",
+    "rotate_": f"(Tensor(a!) q, Tensor(b!)? k, {_RUN_TIME}, {_FIXED}) -> ()",
+    "rotate_out": f"(Tensor q, Tensor? k, {_RUN_TIME}, {_FIXED}, Tensor(a!) q_out, Tensor(b!)? k_out) -> ()",
+    "rotate_table": "(Tensor q, Tensor? k, Tensor cos, Tensor sin, int rotary_dim, str pairing, str layout, "
+    "bool inverse) -> (Tensor, Tensor)",
+}
 
 
 def tokens_first(x: Tensor, layout: str) -> Tensor:
@@ -162,8 +159,12 @@ for _name, _implementation, _fake in (
     ("rotate_out", _rotate_out, _fake_into),
     ("rotate_table", _rotate_table, _fake_new),
 ):
-    LIBRARY.impl(_name, _implementation, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"rope_kernels::{_name}", _fake, lib=LIBRARY)
+    # The second is where the native library hands on a call whose thread asked for another backend.
+    for _operator in (_name, f"python_{_name}"):
+        LIBRARY.define(f"{_operator}{_SCHEMAS[_name]}", tags=_TAGS)
+        LIBRARY.impl(_operator, _implementation, "CompositeExplicitAutograd")
+        torch.library.register_fake(f"rope_kernels::{_operator}", _fake, lib=LIBRARY)
+native.load()
 
 rotate = torch.ops.rope_kernels.rotate.default
 rotate_ = torch.ops.rope_kernels.rotate_.default

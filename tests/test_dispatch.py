@@ -15,14 +15,14 @@ CPU = torch.device("cpu")
 
 def test_the_reference_is_always_there():
     available = rk.available_backends()
-    assert list(available) == ["triton", "reference"]
+    assert list(available) == ["triton", "native", "reference"]
     assert available["reference"] is None
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="names what a machine without a GPU answers")
 def test_triton_without_a_gpu_says_why():
     assert "CUDA" in rk.available_backends()["triton"]
-    assert backends.backend_for(CPU).__name__.endswith("reference")
+    assert backends.backend_for(CPU).__name__.endswith("native")
     with rk.use_backend("triton"), pytest.raises(RuntimeError, match="backend 'triton' was asked for, but"):
         rk.apply_rope(torch.zeros(1, 1, 1, 64), None, None, rk.RopeConfig(head_dim=64))
 
@@ -33,7 +33,7 @@ def test_use_backend_as_a_call_and_as_a_context():
     with rk.use_backend(None):
         assert backends.current_override() is None
     assert backends.current_override() == "reference"
-    with pytest.raises(ValueError, match="backend: got 'cuda', allowed are triton, reference"):
+    with pytest.raises(ValueError, match="backend: got 'cuda', allowed are triton, native, reference"):
         rk.use_backend("cuda")
 
 

@@ -13,10 +13,12 @@ from types import ModuleType, TracebackType
 
 import torch
 
+from . import native
+
 __all__ = ["PREFERENCE", "available_backends", "backend_for", "current_override", "use_backend"]
 
-PREFERENCE = ("triton", "reference")
-_MODULES = {"triton": ".triton_launch", "reference": ".reference"}
+PREFERENCE = ("triton", "native", "reference")
+_MODULES = {"triton": ".triton_launch", "native": ".native", "reference": ".reference"}
 _local = threading.local()
 
 
@@ -77,6 +79,11 @@ def _check_name(name: str) -> None:
         raise ValueError(f"backend: got {name!r}, allowed are {', '.join(PREFERENCE)}")
 
 
+def _choose(name: str | None) -> None:
+    _local.override = name
+    native.choose(name)
+
+
 class use_backend:  # noqa: N801  (a function to its users)
     """Choose the backend of this thread: ``use_backend("reference")``, or ``with use_backend("reference"):``.
 
@@ -90,7 +97,7 @@ class use_backend:  # noqa: N801  (a function to its users)
         if name is not None:
             _check_name(name)
         self._before = getattr(_local, "override", None)
-        _local.override = name
+        _choose(name)
 
     def __enter__(self) -> use_backend:
         return self
@@ -98,4 +105,4 @@ class use_backend:  # noqa: N801  (a function to its users)
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        _local.override = self._before
+        _choose(self._before)

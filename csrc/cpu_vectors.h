@@ -1,0 +1,240 @@
+// Vectors of one instruction set: gcc vector extensions of W bytes, and how 16-bit floats get in and out of fp32.
+// Included once per instruction set, inside its namespace, with ROPE_BF16_INSTRUCTIONS set where they exist.
+
+#define ROPE_INLINE static inline __attribute__((always_inline))
+
+/// The vector types of W bytes: L lanes of fp32.
+template <int W>
+struct Vec {
+  static constexpr int L = W / 4;
+  typedef float F __attribute__((vector_size(W)));
+  typedef std::uint32_t U __attribute__((vector_size(W)));
+  typedef std::uint16_t H __attribute__((vector_size(W / 2)));
+};
+template <int W>
+using F = typename Vec<W>::F;
+template <int W>
+using U = typename Vec<W>::U;
+template <int W>
+using H = typename Vec<W>::H;
+
+template <class V>
+ROPE_INLINE V load_as(const void* from) {
+  V value;
+  __builtin_memcpy(&value, from, sizeof value);
+  return value;
+}
+
+/// Stores a whole vector; a streaming store needs it aligned and leaves the caches alone.
+template <bool STREAM, class V>
+ROPE_INLINE void store_as(void* to, V value) {
+#if defined(__x86_64__)
+  if constexpr (STREAM && sizeof(V) == 16) {
+    _mm_stream_si128(static_cast<__m128i*>(to), (__m128i)value);
+    return;
+  }
+#if defined(__AVX2__)
+  if constexpr (STREAM && sizeof(V) == 32) {
+    _mm256_stream_si256(static_cast<__m256i*>(to), (__m256i)value);
+    return;
+  }
+#endif
+#if defined(__AVX512F__)
+  if constexpr (STREAM && sizeof(V) == 64) {
+    _mm512_stream_si512(static_cast<__m512i*>(to), (__m512i)value);
+    return;
+  }
+#endif
+#endif
+  __builtin_memcpy(to, &value, sizeof value);
+}
+
+/// fp32 bits rounded to nearest even at 16 bits: the bf16 in the upper half. NaN stays NaN, denormals stay.
+template <int W>
+ROPE_INLINE U<W> round_bf16(F<W> value) {
+  const U<W> bits = (U<W>)value;
+  const U<W> rounded = bits + 0x7fffU + ((bits >> 16) & 1U);
+  const auto nan = (bits & 0x7fffffffU) > 0x7f800000U;
+  return nan ? (bits | 0x00400000U) : rounded;
+}
+
+/// Elements as fp32. `pairs` are neighbours (2 i, 2 i + 1) of 2 L elements, taken apart into two vectors.
+struct Float32 {
+  using T = float;
+
+  template <int W>
+  ROPE_INLINE F<W> load(const T* x) {
+    return load_as<F<W>>(x);
+  }
+  template <int W, bool STREAM>
+  ROPE_INLINE void store(T* y, F<W> v) {
+    store_as<STREAM>(y, v);
+  }
+  template <int W>
+  ROPE_INLINE void load_pairs(const T* x, F<W>& first, F<W>& second) {
+    const F<W> a = load<W>(x), b = load<W>(x + Vec<W>::L);
+    if constexpr (W == 16) {
+      first = __builtin_shufflevector(a, b, 0, 2, 4, 6);
+      second = __builtin_shufflevector(a, b, 1, 3, 5, 7);
+    } else if constexpr (W == 32) {
+      first = __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14);
+      second = __builtin_shufflevector(a, b, 1, 3, 5, 7, 9, 11, 13, 15);
+    } else {
+      first = __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+      second = __builtin_shufflevector(a, b, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
+    }
+  }
+  template <int W, bool STREAM>
+  ROPE_INLINE void store_pairs(T* y, F<W> a, F<W> b) {
+    F<W> low, high;
+    if constexpr (W == 16) {
+      low = __builtin_shufflevector(a, b, 0, 4, 1, 5);
+      high = __builtin_shufflevector(a, b, 2, 6, 3, 7);
+    } else if constexpr (W == 32) {
+      low = __builtin_shufflevector(a, b, 0, 8, 1, 9, 2, 10, 3, 11);
+      high = __builtin_shufflevector(a, b, 4, 12, 5, 13, 6, 14, 7, 15);
+    } else {
+      low = __builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+      high = __builtin_shufflevector(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+    }
+    store_as<STREAM>(y, low);
+    store_as<STREAM>(y + Vec<W>::L, high);
+  }
+  ROPE_INLINE float widen(T x) { return x; }
+  ROPE_INLINE T narrow(float x) { return x; }
+};
+
+struct BFloat16 {
+  using T = std::uint16_t;
+
+  template <int W>
+  ROPE_INLINE F<W> load(const T* x) {
+    return (F<W>)(__builtin_convertvector(load_as<H<W>>(x), U<W>) << 16);
+  }
+  template <int W, bool STREAM>
+  ROPE_INLINE void store(T* y, F<W> v) {
+    store_as<false>(y, __builtin_convertvector(round_bf16<W>(v) >> 16, H<W>));
+  }
+  template <int W>
+  ROPE_INLINE void load_pairs(const T* x, F<W>& first, F<W>& second) {
+    const U<W> words = load_as<U<W>>(x);
+    first = (F<W>)(words << 16);
+    second = (F<W>)(words & 0xffff0000U);
+  }
+  template <int W, bool STREAM>
+  ROPE_INLINE void store_pairs(T* y, F<W> first, F<W> second) {
+#if defined(ROPE_BF16_INSTRUCTIONS)
+    if constexpr (W == 64) {
+      // The instruction takes denormals for zero; a vector that holds one is rounded as below.
+      constexpr int kDenormal = 0x20;
+      const __m512 a = (__m512)first, b = (__m512)second;
+      if (__builtin_expect((_mm512_fpclass_ps_mask(a, kDenormal) | _mm512_fpclass_ps_mask(b, kDenormal)) == 0, 1)) {
+        const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22,
+                                               6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+        const __m512i both = (__m512i)_mm512_cvtne2ps_pbh(b, a);
+        store_as<STREAM>(y, (U<W>)_mm512_permutexvar_epi16(order, both));
+        return;
+      }
+    }
+#endif
+    store_as<STREAM>(y, (round_bf16<W>(first) >> 16) | (round_bf16<W>(second) & 0xffff0000U));
+  }
+  ROPE_INLINE float widen(T x) {
+    const std::uint32_t bits = static_cast<std::uint32_t>(x) << 16;
+    float value;
+    std::memcpy(&value, &bits, sizeof value);
+    return value;
+  }
+  ROPE_INLINE T narrow(float x) {
+    std::uint32_t bits;
+    std::memcpy(&bits, &x, sizeof bits);
+    if ((bits & 0x7fffffffU) > 0x7f800000U) return static_cast<T>((bits | 0x00400000U) >> 16);
+    return static_cast<T>((bits + 0x7fffU + ((bits >> 16) & 1U)) >> 16);
+  }
+};
+
+struct Float16 {
+  using T = std::uint16_t;
+
+  template <int W>
+  ROPE_INLINE F<W> load(const T* x) {
+#if defined(__AVX512F__)
+    if constexpr (W == 64) return (F<W>)_mm512_cvtph_ps((__m256i)load_as<H<W>>(x));
+#endif
+#if defined(__F16C__)
+    if constexpr (W == 32) return (F<W>)_mm256_cvtph_ps((__m128i)load_as<H<W>>(x));
+#endif
+    F<W> v;
+    for (int i = 0; i < Vec<W>::L; ++i) v[i] = widen(x[i]);
+    return v;
+  }
+  template <int W, bool STREAM>
+  ROPE_INLINE void store(T* y, F<W> v) {
+#if defined(__AVX512F__)
+    if constexpr (W == 64) {
+      store_as<false>(y, (H<W>)_mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT));
+      return;
+    }
+#endif
+#if defined(__F16C__)
+    if constexpr (W == 32) {
+      store_as<false>(y, (H<W>)_mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT));
+      return;
+    }
+#endif
+    for (int i = 0; i < Vec<W>::L; ++i) y[i] = narrow(v[i]);
+  }
+  template <int W>
+  ROPE_INLINE void load_pairs(const T* x, F<W>& first, F<W>& second) {
+    alignas(64) float both[2 * Vec<W>::L];
+    store_as<false>(both, load<W>(x));
+    store_as<false>(both + Vec<W>::L, load<W>(x + Vec<W>::L));
+    Float32::load_pairs<W>(both, first, second);
+  }
+  template <int W, bool STREAM>
+  ROPE_INLINE void store_pairs(T* y, F<W> first, F<W> second) {
+    alignas(64) float both[2 * Vec<W>::L];
+    Float32::store_pairs<W, false>(both, first, second);
+    store<W, STREAM>(y, load_as<F<W>>(both));
+    store<W, STREAM>(y + Vec<W>::L, load_as<F<W>>(both + Vec<W>::L));
+  }
+  ROPE_INLINE float widen(T x) {
+#if defined(__F16C__)
+    return _cvtsh_ss(x);
+#else
+    const std::uint32_t sign = static_cast<std::uint32_t>(x & 0x8000U) << 16, magnitude = x & 0x7fffU;
+    std::uint32_t bits = magnitude << 13;
+    float value;
+    if (magnitude >= 0x7c00U) {
+      bits += 0x70000000U | (magnitude > 0x7c00U ? 0x00400000U : 0U);
+      if (magnitude > 0x7c00U) bits |= 0x7fc00000U;
+      std::memcpy(&value, &bits, sizeof value);
+    } else {
+      std::memcpy(&value, &bits, sizeof value);
+      value *= 5.192296858534828e+33F;  // 2^112: the exponents' difference, denormals included
+    }
+    std::memcpy(&bits, &value, sizeof bits);
+    bits |= sign;
+    std::memcpy(&value, &bits, sizeof value);
+    return value;
+#endif
+  }
+  ROPE_INLINE T narrow(float x) {
+#if defined(__F16C__)
+    return _cvtss_sh(x, _MM_FROUND_TO_NEAREST_INT);
+#else
+    std::uint32_t bits;
+    std::memcpy(&bits, &x, sizeof bits);
+    const auto sign = static_cast<T>((bits >> 16) & 0x8000U);
+    bits &= 0x7fffffffU;
+    if (bits > 0x7f800000U) return sign | 0x7e00U | static_cast<T>((bits >> 13) & 0x3ffU);
+    if (bits >= 0x477ff000U) return sign | 0x7c00U;  // rounds to infinity
+    if (bits >= 0x38800000U) return sign | static_cast<T>((bits - 0x38000000U + 0xfffU + ((bits >> 13) & 1U)) >> 13);
+    float magnitude;
+    std::memcpy(&magnitude, &bits, sizeof magnitude);
+    magnitude += 0.5F;  // whose last place is fp16's smallest denormal
+    std::memcpy(&bits, &magnitude, sizeof bits);
+    return sign | static_cast<T>(bits - 0x3f000000U);
+#endif
+  }
+};

@@ -1,0 +1,103 @@
+// The mathematics of a rotation, once for CPU and CUDA: inverse frequencies, phases in turns, sine and cosine.
+// Raw numbers only; no torch.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#if defined(__CUDACC__)
+#define ROPE_HD __host__ __device__ __forceinline__
+#else
+// Internal to each file: those that are compiled for one instruction set must not lend their code to the others.
+#define ROPE_HD [[maybe_unused]] static inline
+#endif
+
+namespace rope {
+
+/// What a rope type comes down to: see rope_kernels/frequency.py, whose fields these are.
+///
+/// inv_freq_j = f_j * ((1 - w_j) / factor + w_j) * multiplier_j, f_j = theta^(-2 j / freq_dim),
+/// w_j = clamp(ramp_index j + ramp_frequency f_j + ramp_start, 0, 1), in radians per position.
+struct FrequencyParams {
+  double theta = 1.0;
+  double factor = 1.0;
+  double ramp_index = 0.0;
+  double ramp_frequency = 0.0;
+  double ramp_start = 1.0;
+  double scaling = 1.0;
+  double long_scaling = 1.0;
+  double dynamic_factor = 0.0;
+  std::int64_t dynamic_length = 0;
+  std::int64_t switch_length = 0;
+  std::int32_t freq_dim = 2;
+  std::int32_t num_frequencies = 1;
+  std::int32_t rotated = 1;
+};
+
+/// Whether a sequence of `length` tokens takes the long row of multipliers and the long scaling.
+ROPE_HD bool is_long(const FrequencyParams& p, std::int64_t length) {
+  return p.switch_length > 0 && length > p.switch_length;
+}
+
+/// Growth of dynamic NTK at `length`: theta is multiplied by alpha^(d / (d - 2)).
+ROPE_HD double alpha(const FrequencyParams& p, std::int64_t length) {
+  if (p.dynamic_factor == 0.0 || length <= p.dynamic_length) return 1.0;
+  return p.dynamic_factor * static_cast<double>(length) / static_cast<double>(p.dynamic_length) -
+         (p.dynamic_factor - 1.0);
+}
+
+/// Frequency `j` in radians per position; `multiplier` is 1 where the type has no row of them.
+ROPE_HD double inv_freq(const FrequencyParams& p, int j, double alpha, double multiplier) {
+  if (j >= p.rotated) return 0.0;
+  double f = std::pow(p.theta, -2.0 * j / p.freq_dim);
+  if (alpha != 1.0) f *= std::pow(alpha, -2.0 * j / (p.freq_dim - 2));
+  double w = p.ramp_index * j + p.ramp_frequency * f + p.ramp_start;
+  w = w < 0.0 ? 0.0 : (w > 1.0 ? 1.0 : w);
+  return f * ((1.0 - w) / p.factor + w) * multiplier;
+}
+
+/// Turns per position in 2^-64, modulo one turn, of a frequency in radians; exact to the last place of the double.
+ROPE_HD std::uint64_t fixed_point_turns(double inv_freq) {
+  constexpr double kHigh = 0.15915494309189535;      // 1 / (2 pi)
+  constexpr double kLow = -9.839338337591243e-18;  // and what the double above misses
+  const double high = inv_freq * kHigh;
+  const double low = std::fma(inv_freq, kHigh, -high) + inv_freq * kLow;
+  const double whole = std::floor(high);
+  const double upper = std::floor((high - whole) * 4294967296.0);
+  const double rest = ((high - whole) * 4294967296.0 - upper) * 4294967296.0 + low * 18446744073709551616.0;
+  const auto bits = static_cast<std::uint64_t>(upper) << 32;
+  return bits + static_cast<std::uint64_t>(static_cast<std::int64_t>(std::floor(rest + 0.5)));
+}
+
+/// Phase in 2^-32 turns, modulo one turn exactly; negative positions by two's complement.
+ROPE_HD std::uint32_t phase_of(std::int64_t position, std::uint64_t turns) {
+  return static_cast<std::uint32_t>((static_cast<std::uint64_t>(position) * turns) >> 32);
+}
+
+/// Phase in 2^-32 turns of a product that is already in turns.
+ROPE_HD std::uint32_t phase_of_turns(double turns) {
+  return static_cast<std::uint32_t>(static_cast<std::uint64_t>((turns - std::floor(turns)) * 4294967296.0));
+}
+
+/// Sine and cosine of a phase, absolute error below 1e-7.
+///
+/// Half turns are taken off as integers: what remains lies in [-pi/2, pi/2], and both signs flip together.
+ROPE_HD void sin_cos(std::uint32_t phase, float& sine, float& cosine) {
+  const float x = static_cast<float>(static_cast<std::int32_t>(phase << 1)) * 7.314590396335798e-10F;  // pi / 2^32
+  const float x2 = x * x;
+  const float s3 = x2 * 2.600054585855105e-06F - 0.00019806614727713168F;
+  const float s = x + x * x2 * (-0.16666656732559204F + x2 * (0.008333017118275166F + x2 * s3));
+  const float c4 = 2.4761886379565112e-05F - x2 * 2.6077103143506974e-07F;
+  const float c = 1.0F + x2 * (-0.5F + x2 * (0.04166664183139801F + x2 * (-0.00138884037733078F + x2 * c4)));
+  const std::uint32_t flip = (phase + 0x40000000U) & 0x80000000U;
+  std::uint32_t bits;
+  std::memcpy(&bits, &s, sizeof bits);
+  bits ^= flip;
+  std::memcpy(&sine, &bits, sizeof bits);
+  std::memcpy(&bits, &c, sizeof bits);
+  bits ^= flip;
+  std::memcpy(&cosine, &bits, sizeof bits);
+}
+
+}  // namespace rope

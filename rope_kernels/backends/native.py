@@ -1,0 +1,95 @@
+"""The C++ extension: kernels for CPU tensors, called by torch's dispatcher without a detour through Python.
+
+The library registers itself for ``rope_kernels::*`` on the CPU when it is loaded. What is here loads it, says why it is
+not there, and tells it when a thread asked for another backend.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..rotation import Rotation
+from ..spec import Spec
+from . import reference
+from .inputs import Inputs
+
+__all__ = ["choose", "force_isa", "isa", "isas", "load", "rotate", "rotate_table", "unavailable"]
+
+_PATH = Path(__file__).parent.parent / "_native.so"
+_library: ctypes.CDLL | None = None
+_missing: str | None = "it has not been loaded yet"
+
+
+def load() -> None:
+    """Load the library into torch; once, after the operators are defined."""
+    global _library, _missing
+    if not _PATH.exists():
+        _missing = "the extension was not built (pip install --no-build-isolation, with a C++20 compiler)"
+        return
+    try:
+        torch.ops.load_library(str(_PATH))
+        library = ctypes.CDLL(str(_PATH))
+    except OSError as error:
+        _missing = f"the extension cannot be loaded: {error}"
+        return
+    for name in ("rope_kernels_isa", "rope_kernels_isas"):
+        getattr(library, name).restype = ctypes.c_char_p
+    _library, _missing = library, None
+
+
+def unavailable(device: torch.device | None = None) -> str | None:
+    """``None``, or why the extension cannot run on ``device``."""
+    if _missing is None and device is not None and device.type != "cpu":
+        return f"the extension has kernels for the CPU, not for {device}"
+    return _missing
+
+
+def choose(backend: str | None) -> None:
+    """Tell the library what this thread asked for; ``None`` is the dispatch rule."""
+    if _library is None:
+        return
+    if backend is None:
+        _library.rope_kernels_forward_by_default()
+    else:
+        _library.rope_kernels_forward(int(backend != "native"))
+
+
+def isas() -> list[str]:
+    """Instruction sets of the library that this machine has, best first."""
+    return [] if _library is None else _library.rope_kernels_isas().decode().split(",")
+
+
+def isa() -> str:
+    """The instruction set that runs."""
+    return "" if _library is None else _library.rope_kernels_isa().decode()
+
+
+def force_isa(name: str) -> None:
+    """Run on another instruction set, in all threads; ``""`` returns to the best.
+
+    Raises:
+        ValueError: the library or the machine does not have it.
+    """
+    if _library is None or not _library.rope_kernels_force_isa(name.encode()):
+        raise ValueError(f"isa: got {name!r}, allowed are {', '.join(isas())}")
+
+
+def rotate(q: Tensor, k: Tensor | None, q_out: Tensor, k_out: Tensor | None, inputs: Inputs, spec: Spec) -> None:
+    """The operator itself, in the signature that backends share."""
+    i = inputs
+    torch.ops.rope_kernels.rotate_out(
+        q, k, i.positions, i.offset, i.seq_len, i.from_seq_len, i.cu_seqlens, spec.encode(), "bshd", i.inverse,
+        i.unscaled, q_out, k_out,
+    )  # fmt: skip
+
+
+def rotate_table(
+    q: Tensor, k: Tensor | None, q_out: Tensor, k_out: Tensor | None,
+    cos: Tensor, sin: Tensor, rotation: Rotation, inverse: bool,
+) -> None:  # fmt: skip
+    """By a caller's table; plain torch."""
+    reference.rotate_table(q, k, q_out, k_out, cos, sin, rotation, inverse)

@@ -1,0 +1,134 @@
+"""Builds the native extension: one shared library for every Python, through torch's stable ABI.
+
+It is no Python module, so no Python version is compiled in; ``rope_kernels.backends.native`` loads it into torch.
+Without torch in the build environment or without a compiler the package is installed without it, and says so;
+``ROPE_KERNELS_BUILD=1`` makes that an error.
+"""
+
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).parent.resolve()
+TORCH_TARGET_VERSION = "0x020b000000000000"  # 2.11, the oldest torch whose stable ABI has what is used
+CXXFLAGS = [
+    "-std=c++20", "-O3", "-fPIC", "-fno-math-errno", "-fvisibility=hidden", "-fvisibility-inlines-hidden",
+    "-Wall", "-Wextra", "-Wno-psabi", "-Wno-maybe-uninitialized", "-Wno-unused-parameter",
+]  # fmt: skip
+AVX2 = ["-mavx2", "-mfma", "-mf16c"]
+AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mf16c", "-mprefer-vector-width=512"]
+ISAS = {"avx2": AVX2, "avx512": AVX512, "avx512_bf16": [*AVX512, "-mavx512bf16"]}
+
+
+class MissingToolError(Exception):
+    """What the build needs and does not find."""
+
+
+def sources() -> dict[str, list[str]]:
+    """C++ files and the flags of their own."""
+    found = {name: [] for name in ("bindings.cpp", "spec.cpp", "rotate_cpu.cpp", "rotate_cpu_portable.cpp")}
+    if platform.machine() in ("x86_64", "AMD64"):
+        found |= {f"rotate_cpu_{isa}.cpp": flags for isa, flags in ISAS.items()}
+    return found
+
+
+def torch_folder() -> Path:
+    """Where torch's headers and libraries are."""
+    try:
+        import torch
+    except ImportError as error:
+        raise MissingToolError(
+            "torch cannot be imported in the build environment (install it and pass --no-build-isolation)"
+        ) from error
+    return Path(torch.__file__).parent
+
+
+def tool(*names: str) -> str:
+    """The path of the first of ``names`` that is there."""
+    beside = Path(sys.executable).parent
+    for name in names:
+        path = shutil.which(name) or shutil.which(name, path=str(beside))
+        if path:
+            return path
+    raise MissingToolError(f"there is no {names[-1]}")
+
+
+def ninja_file(library: Path, build: Path) -> str:
+    """The build, for ninja: every file compiled with its flags, one library linked."""
+    torch = torch_folder()
+    compiler = tool(*filter(None, (os.environ.get("CXX"), "c++", "g++")))
+    defines = f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION} -isystem {torch / 'include'}"
+    lines = [
+        "ninja_required_version = 1.5",
+        f"rule compile\n  command = {compiler} {' '.join(CXXFLAGS)} $flags -MMD -MF $out.d -c $in -o $out",
+        "  depfile = $out.d\n  deps = gcc",
+        f"rule link\n  command = {compiler} -shared $in -o $out -L{torch / 'lib'} -ltorch_cpu",
+    ]
+    objects = []
+    for name, flags in sources().items():
+        objects.append(str(build / f"{name}.o"))
+        own = f"{' '.join(flags)} {defines if name == 'bindings.cpp' else ''}"
+        lines.append(f"build {objects[-1]}: compile {ROOT / 'csrc' / name}\n  flags = {own}")
+    lines.append(f"build {library}: link {' '.join(objects)}")
+    return "\n".join(lines) + "\n"
+
+
+class NinjaBuild(build_ext):
+    """Builds :func:`sources` with ninja, which rebuilds what changed."""
+
+    built = False
+
+    def get_ext_filename(self, fullname: str) -> str:
+        """The library's name, the same for every Python."""
+        return f"{Path(*fullname.split('.'))}.so"
+
+    def build_extension(self, ext: Extension) -> None:
+        """Build the library, or say why not."""
+        try:
+            library = self._build()
+        except (MissingToolError, subprocess.CalledProcessError) as error:
+            if os.environ.get("ROPE_KERNELS_BUILD") == "1":
+                raise SystemExit(f"rope_kernels: the native extension was not built: {error}") from error
+            self._say(f"WITHOUT the native extension: {error}. CPU tensors will be rotated by plain torch.")
+        else:
+            target = Path(self.get_ext_fullpath(ext.name))
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(library, target)
+            self.built = True
+            self._say(f"native extension built: CPU ({', '.join(['portable', *self._isas()])})")
+
+    def _build(self) -> Path:
+        build = ROOT / "build" / "native"
+        build.mkdir(parents=True, exist_ok=True)
+        library = build / "_native.so"
+        (build / "build.ninja").write_text(ninja_file(library, build))
+        subprocess.run([tool("ninja"), "-C", str(build)], check=True)
+        return library
+
+    def _isas(self) -> list[str]:
+        return [isa for isa in ISAS if f"rotate_cpu_{isa}.cpp" in sources()]
+
+    def _say(self, text: str) -> None:
+        print(f"rope_kernels: {text}", file=sys.stderr)
+
+    def get_outputs(self) -> list[str]:
+        """What a wheel takes: nothing where nothing was built."""
+        return super().get_outputs() if self.built else []
+
+    def copy_extensions_to_source(self) -> None:
+        """For an editable install; there is nothing to copy where nothing was built."""
+        if self.built:
+            super().copy_extensions_to_source()
+
+
+setup(
+    ext_modules=[Extension("rope_kernels._native", sources=[], py_limited_api=True)],
+    cmdclass={"build_ext": NinjaBuild},
+    options={"bdist_wheel": {"py_limited_api": "cp310"}},
+)

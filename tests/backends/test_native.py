@@ -1,0 +1,133 @@
+"""The native CPU kernels: every instruction set over the shared cases, threads, alignment, and 16-bit odds and ends."""
+
+import pytest
+import torch
+from calls import arguments, rotate
+
+import rope_kernels as rk
+from cases import CASES, CONFIGS, Case, check, config_of, make, tokens_first
+from rope_kernels import ops
+from rope_kernels.backends import native, reference
+from rope_kernels.backends.inputs import Inputs
+from rope_kernels.spec import parse_spec
+
+ISAS = native.isas()
+CONFIG = rk.RopeConfig(**CONFIGS["llama3"])
+
+
+@pytest.fixture(autouse=True)
+def _native():
+    assert native.unavailable() is None, f"the native extension is not there: {native.unavailable()}"
+    yield
+    native.force_isa("")
+
+
+def test_the_portable_kernel_is_always_built():
+    assert ISAS[-1] == "portable"
+    assert native.isa() == ISAS[0]
+    with pytest.raises(ValueError, match=r"isa: got 'mmx', allowed are .*portable"):
+        native.force_isa("mmx")
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_case(case, isa):
+    native.force_isa(isa)
+    made = make(case)
+    q, k = rotate(case, made)
+    check(case, made.q, q, made.expected[0])
+    if k is not None:
+        check(case, made.k, k, made.expected[1])
+    args = arguments(case, made)
+    out = [None if x is None else torch.full_like(x, float("nan")) for x in (made.q, made.k)]
+    ops.rotate_out(made.q, made.k, *args, *out)
+    ops.rotate_(made.q, made.k, *args)
+    assert torch.equal(out[0], q)
+    assert torch.equal(made.q, q)
+    if k is not None:
+        assert torch.equal(out[1], k)
+        assert torch.equal(made.k, k)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("pairing", ["half", "interleaved", "interleaved_to_half"])
+def test_any_number_of_pairs(isa, dtype, pairing):
+    """Every remainder that a vector can leave, on rows that are aligned to words and on rows that are not."""
+    native.force_isa(isa)
+    for head_dim in (2, 4, 6, 10, 24, 34, 48, 66, 98, 160, 320):
+        for view in ("dense", "odd"):
+            case = Case(f"pairs{head_dim}", dict(head_dim=head_dim, pairing=pairing), dtype=dtype, view=view, start=50)
+            made = make(case)
+            q, _ = rk.apply_rope(made.q, None, made.positions, config_of(case))
+            check(case, made.q, q, made.expected[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_threads_and_streaming_stores_do_not_change_a_bit(dtype):
+    q, k = (torch.randn(1, 1200, h, 128).to(dtype) for h in (32, 8))
+    alone = rk.apply_rope(q, k, None, CONFIG)
+    torch.set_num_threads(2)
+    try:
+        together = rk.apply_rope(q, k, None, CONFIG)
+        given = rk.apply_rope(q, k, None, CONFIG, out=(torch.empty_like(q), torch.empty_like(k)))
+        rk.apply_rope_(q, k, None, CONFIG)
+    finally:
+        torch.set_num_threads(1)
+    for a, b, c, d in zip(alone, together, given, (q, k), strict=True):
+        assert torch.equal(a, b)
+        assert torch.equal(a, c)
+        assert torch.equal(a, d)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("pairing", ["half", "interleaved"])
+def test_denormals_infinities_and_nan_are_rounded_as_torch_does(isa, dtype, pairing):
+    """At position 0 a rotation is the identity: what comes out is what went in, or a NaN."""
+    native.force_isa(isa)
+    bits = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16)
+    q = torch.zeros(bits.numel() // 32, 64, dtype=torch.int16)
+    q[:, :64:2] = bits.view(-1, 32)
+    q = q.view(dtype)[:, None]
+    config = rk.RopeConfig(head_dim=64, pairing=pairing)
+    out, _ = rk.apply_rope(q, None, torch.zeros(len(q), dtype=torch.int64), config, layout="thd")
+    with rk.use_backend("reference"):
+        wanted, _ = rk.apply_rope(q, None, torch.zeros(len(q), dtype=torch.int64), config, layout="thd")
+    assert torch.equal(out.isnan(), wanted.isnan())
+    good = ~wanted.isnan()
+    assert torch.equal(out[good], wanted[good])
+    assert (wanted[good].abs() < torch.finfo(dtype).tiny).any()
+
+
+def test_the_backend_signature_is_shared_with_the_reference():
+    case = Case("signature", CONFIGS["longrope"], seq_len=(16, 17))
+    made = make(case)
+    spec = parse_spec(config_of(case).spec())
+    inputs = Inputs(made.positions[None], seq_len=made.options["seq_len"])
+    outputs = []
+    for backend in (native, reference):
+        out = torch.full_like(made.q, float("nan")), torch.full_like(made.k, float("nan"))
+        backend.rotate(tokens_first(made.q, "bshd"), made.k, *out, inputs, spec)
+        outputs.append(out)
+    torch.testing.assert_close(outputs[0], outputs[1], rtol=0, atol=1e-6)
+
+
+def test_another_backend_is_forwarded_to_python(monkeypatch):
+    calls = []
+    monkeypatch.setattr(reference, "rotate", lambda *a: calls.append(a))
+    q = torch.randn(1, 2, 1, 128)
+    rk.apply_rope(q, None, None, CONFIG)
+    assert not calls
+    with rk.use_backend("reference"):
+        rk.apply_rope(q, None, None, CONFIG)
+        rk.apply_rope_(q, None, None, CONFIG)
+        rk.apply_rope(q, None, None, CONFIG, out=(torch.empty_like(q), None))
+    assert len(calls) == 3
+
+
+def test_a_broken_spec_names_its_field():
+    q = torch.randn(1, 2, 1, 128)
+    for spec, field in (("theta=abc;head_dim=128;num_pairs=64", "theta"), ("nonsense", "text")):
+        with pytest.raises(ValueError, match=f"spec: {field} is"):
+            ops.rotate(q, None, None, None, None, None, None, spec, "bshd", False, False)
