@@ -4,11 +4,14 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <dlfcn.h>
+
 #include <cstdlib>
 #include <cstring>
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <stdexcept>
 #include <string>
 #include <tuple>
 #include <unordered_map>
@@ -227,13 +230,23 @@ bool forwards_by_default() {
 
 thread_local bool forwards = forwards_by_default();
 
+/// What the call through the dispatcher failed with; torch tells since 2.13.
+std::string last_error() {
+  using What = const char* (*)();
+  const auto what = reinterpret_cast<What>(dlsym(RTLD_DEFAULT, "torch_exception_get_what_without_backtrace"));
+  const char* text = what != nullptr ? what() : nullptr;
+  return text != nullptr ? text : "the backend asked for with rope_kernels.use_backend failed (torch printed why)";
+}
+
 using Boxed = void (*)(StableIValue*, std::uint64_t, std::uint64_t);
 
 /// The operator, unless this thread asked for another backend: then the stack goes on to Python's implementation.
 template <Boxed NATIVE>
 void or_forward(const char* python, StableIValue* stack, std::uint64_t arguments, std::uint64_t outputs) {
   if (forwards) {
-    STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(python, "", stack, TORCH_ABI_VERSION));
+    if (torch_call_dispatcher(python, "", stack, TORCH_ABI_VERSION) != AOTI_TORCH_SUCCESS) {
+      throw std::runtime_error(last_error());
+    }
   } else {
     NATIVE(stack, arguments, outputs);
   }
