@@ -1,10 +1,9 @@
 // The operators of rope_kernels for CPU tensors, through torch's stable ABI: the only file that includes torch.
+#include <dlfcn.h>
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
-
-#include <dlfcn.h>
 
 #include <cstdlib>
 #include <cstring>
@@ -34,8 +33,11 @@ struct View {
   std::int64_t dim = 0;
   std::int32_t dtype = 0;
 
-  explicit View(const Tensor& t) {
+  View(const char* name, const Tensor& t) {
     std::int64_t *sizes, *strides;
+    std::int32_t device;
+    aoti_torch_get_device_type(t.get(), &device);
+    STD_TORCH_CHECK(device == aoti_torch_device_type_cpu(), name, ": is not on the CPU");
     aoti_torch_get_data_ptr(t.get(), &data);
     aoti_torch_get_sizes(t.get(), &sizes);
     aoti_torch_get_strides(t.get(), &strides);
@@ -108,7 +110,13 @@ rope::Rows rows_of(const char* name, const View& x, const View& y, const View& q
 }
 
 /// (axes, batch or 1, tokens) strides of the forms that the public API takes; see rope_kernels/ops.py.
-rope::Positions positions_of(const View& p, const Layout& l) {
+rope::Positions positions_of(const View& p, const rope::Job& job, const Layout& l) {
+  const std::int32_t axes = job.plan->axes;
+  const auto fits_batch = [&](std::int64_t size) { return size == 1 || size == job.batch; };
+  bool fits = p.dim >= 1 && p.size[p.dim - 1] == job.tokens;
+  if (p.dim == 2) fits = fits && (l.batch < 0 ? axes > 1 && p.size[0] == axes : fits_batch(p.size[0]));
+  if (p.dim == 3) fits = fits && l.batch >= 0 && axes > 1 && p.size[0] == axes && fits_batch(p.size[1]);
+  STD_TORCH_CHECK(fits && p.dim <= 3, "positions: shape");
   const auto stride = [&](std::int64_t dim) { return p.size[dim] == 1 ? 0 : p.stride[dim]; };
   rope::Positions out{p.data, number_of(p.dtype), 0, 0, p.stride[p.dim - 1]};
   if (p.dim == 3) out.axis = stride(0);
@@ -117,16 +125,19 @@ rope::Positions positions_of(const View& p, const Layout& l) {
   return out;
 }
 
-rope::PerGroup per_group(const MaybeTensor& t) {
+rope::PerGroup per_group(const char* name, const MaybeTensor& t, std::int64_t groups) {
   if (!t) return {};
-  const View v(*t);
-  STD_TORCH_CHECK(v.dim == 1 && v.dtype == aoti_torch_dtype_int64(), "offset, seq_len: an int64 vector is needed");
+  const View v(name, *t);
+  const bool fits = v.dim == 1 && (v.size[0] == 1 || v.size[0] == groups);
+  STD_TORCH_CHECK(fits && v.dtype == aoti_torch_dtype_int64(), name, ": must be int64, with 1 or ", groups, " entries");
   return {static_cast<const std::int64_t*>(v.data), v.size[0], v.stride[0]};
 }
 
 rope::Packed packed_of(const MaybeTensor& t) {
   if (!t) return {};
-  const View v(*t);
+  const View v("cu_seqlens", *t);
+  const bool integer = v.dtype == aoti_torch_dtype_int64() || v.dtype == aoti_torch_dtype_int32();
+  STD_TORCH_CHECK(v.dim == 1 && v.size[0] >= 2 && integer, "cu_seqlens: must be (sequences + 1,), int32 or int64");
   return {v.data, v.dtype == aoti_torch_dtype_int64(), v.size[0] - 1, v.stride[0]};
 }
 
@@ -155,11 +166,13 @@ void run(const View& q, const View* k, const View& q_out, const View* k_out, con
   job.rows[0] = rows_of("q", q, q_out, q, l);
   job.num_rows = 1;
   if (k != nullptr) job.rows[job.num_rows++] = rows_of("k", *k, *k_out, q, l);
-  if (given_at.positions) job.positions = positions_of(View(*given_at.positions), l);
-  job.offset = per_group(given_at.offset);
-  job.seq_len = per_group(given_at.seq_len);
-  job.from_seq_len = per_group(given_at.from_seq_len);
+  if (given_at.positions) job.positions = positions_of(View("positions", *given_at.positions), job, l);
   job.packed = packed_of(given_at.cu_seqlens);
+  STD_TORCH_CHECK(job.packed.bounds == nullptr || job.batch == 1, "cu_seqlens: packed sequences have no batch");
+  const std::int64_t groups = job.packed.bounds != nullptr ? job.packed.sequences : job.batch;
+  job.offset = per_group("offset", given_at.offset, groups);
+  job.seq_len = per_group("seq_len", given_at.seq_len, groups);
+  job.from_seq_len = per_group("from_seq_len", given_at.from_seq_len, groups);
   job.inverse = inverse;
   job.unscaled = unscaled;
   job.in_place = q.data == q_out.data;
@@ -181,24 +194,44 @@ void run(const View& q, const View* k, const View& q_out, const View* k_out, con
   torch::stable::parallel_for(0, tokens, grain, [&](std::int64_t a, std::int64_t b) { rope::rotate_cpu(job, a, b); });
 }
 
-Tensor new_like(const Tensor& x) {
-  // empty_strided needs no dispatch; other than dense tensors take the strides torch would give them.
-  return torch::stable::empty_like(x);
+/// Whether the dimensions are dense in the order given; then torch's empty_like would keep the strides.
+bool is_dense(const View& v, std::initializer_list<int> innermost_first) {
+  std::int64_t expected = 1;
+  for (const int dim : innermost_first) {
+    if (v.stride[dim] != expected) return false;
+    expected *= v.size[dim];
+  }
+  return expected > 0;
+}
+
+/// torch.empty_like, for the usual strides without a call through the dispatcher.
+Tensor new_like(const Tensor& x, const View& v) {
+  const bool dense = v.dim == 4 ? is_dense(v, {3, 2, 1, 0}) || is_dense(v, {3, 1, 2, 0}) : is_dense(v, {2, 1, 0});
+  if (!dense) return torch::stable::empty_like(x);
+  AtenTensorHandle made;
+  STABLE_TORCH_ERROR_CODE_CHECK(
+      aoti_torch_empty_strided(v.dim, v.size, v.stride, v.dtype, aoti_torch_device_type_cpu(), 0, &made));
+  return Tensor(made);
 }
 
 std::tuple<Tensor, Tensor> rotate(const Tensor& q, const MaybeTensor& k, const MaybeTensor& positions,
                                   const MaybeTensor& offset, const MaybeTensor& seq_len,
                                   const MaybeTensor& from_seq_len, const MaybeTensor& cu_seqlens,
                                   const std::string& spec, const std::string& layout, bool inverse, bool unscaled) {
-  Tensor q_out = new_like(q), k_out = k ? new_like(*k) : torch::stable::new_empty(q, {0});
   const RunTime at{positions, offset, seq_len, from_seq_len, cu_seqlens};
-  const View qv(q), qo(q_out);
-  if (k) {
-    const View kv(*k), ko(k_out);
-    run(qv, &kv, qo, &ko, at, spec, layout, inverse, unscaled, false);
-  } else {
+  const View qv("q", q);
+  STD_TORCH_CHECK(qv.dim == 3 || qv.dim == 4, "q: rank");
+  Tensor q_out = new_like(q, qv);
+  const View qo("q", q_out);
+  if (!k) {
     run(qv, nullptr, qo, nullptr, at, spec, layout, inverse, unscaled, false);
+    return {q_out, torch::stable::new_empty(q, {0})};
   }
+  const View kv("k", *k);
+  STD_TORCH_CHECK(kv.dim == qv.dim, "k: rank");
+  Tensor k_out = new_like(*k, kv);
+  const View ko("k", k_out);
+  run(qv, &kv, qo, &ko, at, spec, layout, inverse, unscaled, false);
   return {q_out, k_out};
 }
 
@@ -208,9 +241,9 @@ void rotate_into(const Tensor& q, const MaybeTensor& k, const MaybeTensor& posit
                  const MaybeTensor& k_out) {
   STD_TORCH_CHECK(k.has_value() == k_out.has_value(), "out: k_out must be given exactly where k is");
   const RunTime at{positions, offset, seq_len, from_seq_len, cu_seqlens};
-  const View qv(q), qo(q_out);
+  const View qv("q", q), qo("q_out", q_out);
   if (k) {
-    const View kv(*k), ko(*k_out);
+    const View kv("k", *k), ko("k_out", *k_out);
     run(qv, &kv, qo, &ko, at, spec, layout, inverse, unscaled, true);
   } else {
     run(qv, nullptr, qo, nullptr, at, spec, layout, inverse, unscaled, true);
@@ -268,7 +301,6 @@ void boxed_rotate_out(StableIValue* stack, std::uint64_t arguments, std::uint64_
 
 /// Called by Python (ctypes) in the thread that chooses a backend.
 ROPE_EXPORT void rope_kernels_forward(int on) { forwards = on != 0; }
-ROPE_EXPORT void rope_kernels_forward_by_default() { forwards = forwards_by_default(); }
 ROPE_EXPORT int rope_kernels_force_isa(const char* name) { return rope::force_isa(name) ? 1 : 0; }
 ROPE_EXPORT const char* rope_kernels_isa() {
   thread_local std::string name;

@@ -59,7 +59,7 @@ ROPE_HD double inv_freq(const FrequencyParams& p, int j, double alpha, double mu
 
 /// Turns per position in 2^-64, modulo one turn, of a frequency in radians; exact to the last place of the double.
 ROPE_HD std::uint64_t fixed_point_turns(double inv_freq) {
-  constexpr double kHigh = 0.15915494309189535;      // 1 / (2 pi)
+  constexpr double kHigh = 0.15915494309189535;    // 1 / (2 pi)
   constexpr double kLow = -9.839338337591243e-18;  // and what the double above misses
   const double high = inv_freq * kHigh;
   const double low = std::fma(inv_freq, kHigh, -high) + inv_freq * kLow;

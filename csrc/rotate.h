@@ -54,11 +54,11 @@ struct Plan {
   FrequencyParams params;
   Rotation rotation;
   std::vector<std::vector<double>> multipliers;
-  Frequencies initial;         // what counts up to the switch, or where no length is given
-  Frequencies beyond;          // the long row; empty where there is none
+  Frequencies initial;  // what counts up to the switch, or where no length is given
+  Frequencies beyond;   // the long row; empty where there is none
   std::vector<Span> untouched;
   std::int32_t axes = 1;
-  bool splits = false;         // whether the half pairs can be read as words of two neighbours
+  bool splits = false;  // whether the half pairs can be read as words of two neighbours
 
   [[nodiscard]] Frequencies at(double alpha, bool is_long) const;
 };

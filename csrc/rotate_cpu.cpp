@@ -6,9 +6,9 @@
 
 namespace rope {
 
-#define ROPE_DECLARE(isa)                                                                            \
-  namespace isa {                                                                                    \
-  void rotate(const Job& job, std::int64_t first, std::int64_t last, FrequencyCache (&caches)[2]);   \
+#define ROPE_DECLARE(isa)                                                                          \
+  namespace isa {                                                                                  \
+  void rotate(const Job& job, std::int64_t first, std::int64_t last, FrequencyCache (&caches)[2]); \
   }
 ROPE_DECLARE(portable)
 #if defined(__x86_64__)
@@ -30,11 +30,15 @@ constexpr Isa kIsas[] = {
     {"avx512_bf16", avx512_bf16::rotate,
      [] { return __builtin_cpu_supports("avx512bf16") != 0 && __builtin_cpu_supports("avx512vl") != 0; }},
     {"avx512", avx512::rotate,
-     [] { return __builtin_cpu_supports("avx512dq") != 0 && __builtin_cpu_supports("avx512vl") != 0 &&
-                 __builtin_cpu_supports("avx512bw") != 0; }},
+     [] {
+       return __builtin_cpu_supports("avx512dq") != 0 && __builtin_cpu_supports("avx512vl") != 0 &&
+              __builtin_cpu_supports("avx512bw") != 0;
+     }},
     {"avx2", avx2::rotate,
-     [] { return __builtin_cpu_supports("avx2") != 0 && __builtin_cpu_supports("fma") != 0 &&
-                 __builtin_cpu_supports("f16c") != 0; }},
+     [] {
+       return __builtin_cpu_supports("avx2") != 0 && __builtin_cpu_supports("fma") != 0 &&
+              __builtin_cpu_supports("f16c") != 0;
+     }},
 #endif
     {"portable", portable::rotate, [] { return true; }},
 };

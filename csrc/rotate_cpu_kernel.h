@@ -138,8 +138,9 @@ void heads_of_pairs(const Job& job, const Flags& flags, const typename D::T* x, 
     }
     for (int block = 0; block < r.blocks; ++block) {
       const int at = 2 * block * r.distance, pair = block * width;
-      rotate_lanes<D, ROPE_VECTOR, READ, WRITE, STREAM>(from + at, from + at + r.distance, to + at, to + at + r.distance,
-                                                        turns.cosine + pair, turns.sine + pair, 0, width);
+      rotate_lanes<D, ROPE_VECTOR, READ, WRITE, STREAM>(from + at, from + at + r.distance, to + at,
+                                                        to + at + r.distance, turns.cosine + pair, turns.sine + pair, 0,
+                                                        width);
     }
   }
 }
@@ -265,7 +266,8 @@ ROPE_INLINE void multiply(std::uint64_t position, const std::uint32_t* low, cons
   }
 }
 
-/// Phases of one token in natural order, one pair at a time: several axes, floating positions, fp32 phases, differences.
+/// Phases of one token in natural order, one pair at a time: several axes, floating positions, fp32 phases,
+/// differences.
 void general_phases(const Job& job, const Place& at, Work& work) {
   const Rotation& r = job.plan->rotation;
   const Positions& p = job.positions;
@@ -279,7 +281,8 @@ void general_phases(const Job& job, const Place& at, Work& work) {
     const double real = integer ? static_cast<double>(whole) : any_position(p, where);
     const auto phase = [&](const Frequencies& f) {
       constexpr double kTurn = 0.15915494309189535;
-      if (r.phase == Phase::kFloat32) return phase_of_turns(float32_angle(real, whole, integer, f.radians[pair]) * kTurn);
+      if (r.phase == Phase::kFloat32)
+        return phase_of_turns(float32_angle(real, whole, integer, f.radians[pair]) * kTurn);
       if (!integer) return phase_of_turns(real * (f.radians[pair] * kTurn));
       return phase_of(whole, static_cast<std::uint64_t>(f.high[pair]) << 32 | f.low[pair]);
     };
@@ -289,9 +292,8 @@ void general_phases(const Job& job, const Place& at, Work& work) {
 
 void plain_phases(const Job& job, const Place& at, Work& work, bool split) {
   const Positions& p = job.positions;
-  const std::int64_t position = p.kind == Number::kNone
-                                    ? at.counted + (job.offset.count ? job.offset[at.group] : 0)
-                                    : integer_position(p, at.batch * p.batch + at.token * p.token);
+  const std::int64_t position = p.kind == Number::kNone ? at.counted + (job.offset.count ? job.offset[at.group] : 0)
+                                                        : integer_position(p, at.batch * p.batch + at.token * p.token);
   const Frequencies& f = *work.frequencies;
   multiply(static_cast<std::uint64_t>(position), split ? f.split_low.data() : f.low.data(),
            split ? f.split_high.data() : f.high.data(), job.plan->rotation.num_pairs, work.phase);

@@ -26,12 +26,16 @@ _NUM_INDEX_TENSORS = 5
 
 def needs_gradient(*tensors: Tensor | None) -> bool:
     """Whether reverse mode would record a call on these tensors."""
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    if torch.is_grad_enabled():
+        for t in tensors:
+            if t is not None and t.requires_grad:
+                return True
+    return False
 
 
 def is_transformed() -> bool:
     """Whether a ``torch.func`` transform or a forward-mode level is open: any tensor may then carry a tangent."""
-    return _transforms_active() or bool(forward_ad._current_level >= 0)
+    return _transforms_active() or forward_ad._current_level >= 0
 
 
 def rotate(*args: Any) -> tuple[Tensor, Tensor]:
@@ -74,10 +78,9 @@ def _composed(q: Tensor, k: Tensor | None, *rest: Any) -> tuple[Tensor, Tensor]:
 
 
 def _save(ctx: Any, args: tuple[Any, ...]) -> None:
-    _, k, *rest = args
-    ctx.save_for_backward(*rest[:_NUM_INDEX_TENSORS])
-    ctx.fixed = rest[_NUM_INDEX_TENSORS:]
-    ctx.has_k = k is not None
+    ctx.save_for_backward(*args[2 : 2 + _NUM_INDEX_TENSORS])
+    ctx.fixed = args[2 + _NUM_INDEX_TENSORS :]
+    ctx.has_k = args[1] is not None
     ctx.backend = current_override()
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, fields, replace
+from typing import Any, TypeVar
 
 import torch
 
@@ -16,11 +17,33 @@ from .hf_config import OWN_FIELDS, fields_from_hf, layer_types_of
 from .rope_types import ROPE_TYPES
 from .rotation import AXIAL_MAPS, AxisMap, Rotation, axis_map
 from .spec import Spec
-from .validation import check, check_params, normalise, resolve_axis_map
+from .validation import as_tuple, check, check_choice, check_params, nearest, normalise, resolve_axis_map
 
 __all__ = ["RopeConfig"]
 
+_Config = TypeVar("_Config", bound=RopeFields)
+_LONGEST_SHOWN = 8  # entries of a list that repr() still spells out
 
+
+def _named_fields(cls: type[_Config]) -> type[_Config]:
+    """Let the constructor refuse a field that is unknown or missing as it refuses a wrong value, not by TypeError."""
+    init, known = cls.__init__, sorted(field.name for field in fields(cls))
+
+    @functools.wraps(init)
+    def checked(self: _Config, *args: Any, **values: Any) -> None:
+        for name, value in values.items():
+            if name not in known:
+                allowed = nearest(name, known) or f"; fields are {', '.join(known)}"
+                raise RopeConfigError(name, f"got {_shown(value)}, no field of {cls.__name__}{allowed}")
+        if not args and "head_dim" not in values:
+            raise RopeConfigError("head_dim", "missing; every config needs it")
+        init(self, *args, **values)
+
+    cls.__init__ = checked  # type: ignore[assignment]
+    return cls
+
+
+@_named_fields
 @dataclass(frozen=True)
 class RopeConfig(RopeFields):
     """A checked, hashable, picklable rotary embedding, with HuggingFace's key names.
@@ -29,24 +52,32 @@ class RopeConfig(RopeFields):
     once: the attributes below, ``frequency_params`` and the strings of :meth:`spec`.
 
     Raises:
-        RopeConfigError: a field is missing, of the wrong type, out of range, or not used by the type.
+        RopeConfigError: a field is unknown, missing, of the wrong type, out of range, or not used by the type.
     """
 
     def __post_init__(self) -> None:
         for name, value in normalise(self).items():
             object.__setattr__(self, name, value)
-        if self.axis_map is None:
+        axis_map_name = resolve_axis_map(self)
+        if axis_map_name != self.axis_map:
             object.__setattr__(self, "provenance", {**self.provenance, "axis_map": "default"})
-        object.__setattr__(self, "axis_map", resolve_axis_map(self))
+            object.__setattr__(self, "axis_map", axis_map_name)
         check(self)
-        params = check_params(self, _compute(self))
+        params = _compute(self)
         rotation = _rotation(self, params)
-        specs = {}
-        for flag, pairing in ((None, self.pairing), (True, "interleaved"), (False, "half")):
-            specs[flag] = Spec(params, replace(rotation, pairing=pairing)).encode()
+        specs = {None: Spec(params, rotation).encode(), False: Spec(params, _paired(rotation, "half")).encode()}
+        if rotation.blocks == 1:
+            specs[True] = Spec(params, _paired(rotation, "interleaved")).encode()
         object.__setattr__(self, "_params", params)
         object.__setattr__(self, "_rotation", rotation)
         object.__setattr__(self, "_specs", specs)
+        # What a call needs that knows no length: an attribute, since a decode step is mostly Python.
+        object.__setattr__(self, "fixed_specs", {} if params.depends_on_length else specs)
+
+    def __repr__(self) -> str:
+        """The given fields; of a long list its length."""
+        given = ", ".join(f"{name}={_shown(value)}" for name, value in self.given().items())
+        return f"{type(self).__name__}({given})"
 
     @property
     def frequency_params(self) -> FrequencyParams:
@@ -76,14 +107,24 @@ class RopeConfig(RopeFields):
         return self.rotation().num_axes
 
     def rotation(self, pairing: str | None = None) -> Rotation:
-        """The geometry of a head, with the config's pairing or another."""
+        """The geometry of a head, with the config's pairing or another.
+
+        Raises:
+            RopeConfigError: no such pairing, or not with these pairs.
+        """
         rotation: Rotation = self.__dict__["_rotation"]
-        return rotation if pairing is None else replace(rotation, pairing=pairing)
+        return rotation if pairing is None else _paired(rotation, pairing)
 
     def spec(self, interleaved: bool | None = None) -> str:
-        """The op's encoded :class:`Spec`: ``None`` has the config's pairing, ``True`` interleaved, ``False`` half."""
-        encoded: str = self.__dict__["_specs"][interleaved]
-        return encoded
+        """The op's encoded :class:`Spec`: ``None`` has the config's pairing, ``True`` interleaved, ``False`` half.
+
+        Raises:
+            RopeConfigError: the pairs of the axis map are halves by definition, and interleaved ones were asked for.
+        """
+        specs: dict[bool | None, str] = self.__dict__["_specs"]
+        if interleaved not in specs:
+            self.rotation("interleaved")  # raises
+        return specs[interleaved]
 
     def inv_freq(self, seq_len: int | None = None) -> torch.Tensor:
         """The frequency of every pair at a sequence length, in radians per position.
@@ -95,7 +136,9 @@ class RopeConfig(RopeFields):
             Float64 CPU tensor ``(rotary_dim / 2,)``, zero for pairs that do not turn.
         """
         values = self.frequency_params.inv_freqs(self.rotation().index, seq_len)
-        return torch.tensor(values + [0.0] * (self.rotary_dim // 2 - len(values)), dtype=torch.float64)
+        values += [0.0] * (self.rotary_dim // 2 - len(values))
+        # The device is named: a default device of meta must not empty the table.
+        return torch.tensor(values, dtype=torch.float64, device="cpu")
 
     @classmethod
     def from_inv_freq(
@@ -120,7 +163,7 @@ class RopeConfig(RopeFields):
             if inv_freq.ndim != 1:
                 raise RopeConfigError("inv_freq", f"got shape {tuple(inv_freq.shape)}, must have one dimension")
             inv_freq = inv_freq.detach().double().tolist()
-        table = tuple(inv_freq)
+        table = as_tuple("inv_freq", inv_freq)
         if not table:
             raise RopeConfigError("inv_freq", "got an empty table, must have an entry per frequency")
         fields = {"rope_type": "inv_freq", "attention_factor": attention_scaling, **fields}
@@ -186,9 +229,9 @@ class RopeConfig(RopeFields):
         return values | ({"rope_kernels": own} if own else {})
 
 
-def _compute(config: RopeConfig) -> object:
+def _compute(config: RopeConfig) -> FrequencyParams:
     try:
-        return ROPE_TYPES[config.rope_type](config)
+        return check_params(config, ROPE_TYPES[config.rope_type](config))
     except RopeConfigError:
         raise
     except (ArithmeticError, ValueError) as error:
@@ -210,15 +253,36 @@ def _rotation(config: RopeConfig, params: FrequencyParams) -> Rotation:
         )
     if not pairs:
         raise RopeConfigError("partial_rotary_factor", f"got {config.partial_rotary_factor!r}, no pair would turn")
-    return Rotation(
+    halves = Rotation(
         head_dim=config.head_dim,
         num_pairs=pairs,
         distance=span // axes.blocks,
         rotary_offset=config.rotary_offset,
-        pairing=config.pairing,
         blocks=axes.blocks,
         axis=axes.axis[:pairs],
         freq_index=axes.freq_index,
         phase=config.phase,
         table_dtype=config.table_dtype or "",
     )
+    return _paired(halves, config.pairing)
+
+
+def _paired(rotation: Rotation, pairing: str) -> Rotation:
+    check_choice("pairing", pairing)
+    if rotation.blocks > 1 and pairing != "half":
+        raise RopeConfigError("pairing", f"got {pairing!r}, the parts of axis_map 'gemma4_vision' pair by 'half' only")
+    turning, span = rotation.num_pairs, rotation.distance * rotation.blocks
+    if turning < span and pairing == "interleaved_to_half":
+        raise RopeConfigError("pairing", f"got {pairing!r}, which needs all pairs to turn; {turning} of {span} do")
+    return replace(rotation, pairing=pairing)
+
+
+def _shown(value: Any) -> str:
+    if not isinstance(value, (list, tuple)):
+        return repr(value)
+    if len(value) > _LONGEST_SHOWN:
+        return f"<{len(value)} values>"
+    inner = ", ".join(map(_shown, value))
+    if isinstance(value, list):
+        return f"[{inner}]"
+    return f"({inner},)" if len(value) == 1 else f"({inner})"

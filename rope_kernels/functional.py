@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from . import autograd, checks, ops
+from .backends import native
 from .backends.reference import pairs
 from .config import RopeConfig
 from .errors import RopeShapeError
@@ -56,10 +57,16 @@ def apply_rope(
         RopeShapeError: a tensor does not fit; nothing has been written.
         RuntimeError: ``out`` was given and a gradient is needed.
     """
-    args = prepare(
-        q, k, positions, cfg, interleaved=interleaved, layout=layout,
-        seq_len=seq_len, offset=offset, cu_seqlens=cu_seqlens, inverse=inverse,
-    )  # fmt: skip
+    plain = seq_len is None and offset is None and cu_seqlens is None and out is None
+    spec = _spec_of_usual_call(q, k, positions, cfg, interleaved, plain)
+    if spec is not None:
+        try:
+            q_out, k_out = autograd.rotate(q, k, positions, None, None, None, None, spec, layout, inverse, False)
+        except Exception:
+            prepare(q, k, positions, cfg, interleaved, layout)
+            raise
+        return q_out, None if k is None else k_out
+    args = prepare(q, k, positions, cfg, interleaved, layout, seq_len, offset, cu_seqlens, inverse)
     if out is None:
         q_out, k_out = autograd.rotate(q, k, *args)
         return q_out, None if k is None else k_out
@@ -92,19 +99,17 @@ def apply_rope_(
         RopeShapeError: a tensor does not fit, or a view would be written twice; nothing has been written.
         RuntimeError: q or k needs a gradient.
     """
-    args = prepare(
-        q, k, positions, cfg, interleaved=interleaved, layout=layout,
-        seq_len=seq_len, offset=offset, cu_seqlens=cu_seqlens, inverse=inverse,
-    )  # fmt: skip
-    checks.check_in_place(q, k)
-    if autograd.needs_gradient(q, k) or autograd.is_transformed():
-        raise RuntimeError("apply_rope_: q or k needs a derivative, which in-place rotation would lose; use apply_rope")
-    if torch.compiler.is_compiling():
-        ops.rotate_(q, k, *args)
-    else:
-        with torch._C._AutoDispatchBelowAutograd():
-            ops.rotate_(q, k, *args)
-        torch._C._increment_version([q] if k is None else [q, k])
+    plain = seq_len is None and offset is None and cu_seqlens is None
+    spec = _spec_of_usual_call(q, k, positions, cfg, interleaved, plain)
+    if spec is not None:
+        try:
+            _in_place(q, k, positions, None, None, None, None, spec, layout, inverse, False)
+        except Exception:
+            prepare(q, k, positions, cfg, interleaved, layout)
+            raise
+        return q, k
+    args = prepare(q, k, positions, cfg, interleaved, layout, seq_len, offset, cu_seqlens, inverse)
+    _in_place(q, k, *args)
     return q, k
 
 
@@ -143,8 +148,35 @@ def cos_sin(
     return tables[0], tables[1]
 
 
+def _spec_of_usual_call(
+    q: Tensor, k: Tensor | None, positions: Tensor | None, cfg: RopeConfig, interleaved: bool | None, is_plain: bool
+) -> str | None:
+    """The spec of a call that surely reaches the native kernel, which writes nothing before its own checks; or None.
+
+    A decode step is mostly Python: what the kernel checks by itself is explained here only once it has refused.
+    """
+    on_cpu = type(q) is Tensor and q.is_cpu and (k is None or k.is_cpu) and positions is not None and positions.is_cpu
+    if is_plain and on_cpu and native.thread.is_default:
+        specs: dict[bool | None, str] | None = getattr(cfg, "fixed_specs", None)
+        if specs is not None and not torch.compiler.is_compiling():
+            return specs.get(interleaved)
+    return None
+
+
+def _in_place(q: Tensor, k: Tensor | None, *args: Any) -> None:
+    checks.check_in_place(q, k)
+    if autograd.needs_gradient(q, k) or autograd.is_transformed():
+        raise RuntimeError("apply_rope_: q or k needs a derivative, which in-place rotation would lose; use apply_rope")
+    if torch.compiler.is_compiling():
+        ops.rotate_(q, k, *args)
+    else:
+        with torch._C._AutoDispatchBelowAutograd():
+            ops.rotate_(q, k, *args)
+        torch._C._increment_version([q] if k is None else [q, k])
+
+
 def prepare(
-    q: Tensor, k: Tensor | None, positions: Tensor | None, cfg: RopeConfig, *, interleaved: bool | None = None,
+    q: Tensor, k: Tensor | None, positions: Tensor | None, cfg: RopeConfig, interleaved: bool | None = None,
     layout: str = "bshd", seq_len: int | Tensor | None = None, offset: int | Tensor | None = None,
     cu_seqlens: Tensor | None = None, inverse: bool = False,
 ) -> tuple[Any, ...]:  # fmt: skip

@@ -17,7 +17,7 @@ from .frequency import FrequencyParams
 from .rope_types import DEFAULTS, ROPE_TYPES, RopeType
 from .rotation import AXIS_MAPS, MROPE_MAPS, PAIRINGS, PHASES, TABLE_DTYPES
 
-__all__ = ["check", "check_params", "nearest", "normalise", "report", "resolve_axis_map"]
+__all__ = ["as_tuple", "check", "check_choice", "check_params", "nearest", "normalise", "report", "resolve_axis_map"]
 
 _POSITIVE = (
     "head_dim",
@@ -76,7 +76,7 @@ def normalise(config: RopeFields) -> dict[str, Any]:
     for field in fields(RopeFields):
         value = getattr(config, field.name)
         if field.name == "extra":
-            values["extra"] = _frozen_pairs(value)
+            values["extra"] = _extra(value)
         elif field.name == "provenance":
             values["provenance"] = dict(value)
         elif value is None and "None" in str(field.type):
@@ -88,17 +88,26 @@ def normalise(config: RopeFields) -> dict[str, Any]:
 
 def _value(name: str, kind: str, value: Any, strict: bool) -> Any:
     if kind.startswith("Sequence"):
-        value = value.tolist() if hasattr(value, "tolist") else value
-        if isinstance(value, (str, bytes, Mapping)) or not hasattr(value, "__iter__"):
-            raise RopeConfigError(name, f"got {value!r} ({type(value).__name__}), must be a list of numbers")
         inner = "int" if "int" in kind else "float"
-        return tuple(_number(f"{name}[{i}]", inner, x, strict) for i, x in enumerate(value))
+        return tuple(_number(f"{name}[{i}]", inner, x, strict) for i, x in enumerate(as_tuple(name, value)))
     if kind.startswith(("int", "float")):
         return _number(name, kind, value, strict)
     wanted = bool if kind.startswith("bool") else str
     if not isinstance(value, wanted):
         raise RopeConfigError(name, f"got {value!r} ({type(value).__name__}), must be a {wanted.__name__}")
     return value
+
+
+def as_tuple(name: str, value: Any) -> tuple[Any, ...]:
+    """The entries of a list, a tensor or the like.
+
+    Raises:
+        RopeConfigError: ``value`` is no list; the message begins with ``name``.
+    """
+    value = value.tolist() if hasattr(value, "tolist") else value
+    if isinstance(value, (str, bytes, Mapping)) or not hasattr(value, "__iter__"):
+        raise RopeConfigError(name, f"got {value!r} ({type(value).__name__}), must be a list of numbers")
+    return tuple(value)
 
 
 def _number(name: str, kind: str, value: Any, strict: bool) -> int | float:
@@ -118,6 +127,13 @@ def _number(name: str, kind: str, value: Any, strict: bool) -> int | float:
             raise RopeConfigError(name, f"got {value!r} (float), must be an integer")
         report(name, f"got {value!r} (float), must be an integer", strict)
     return int(number)
+
+
+def _extra(extra: Any) -> tuple[tuple[str, Any], ...]:
+    try:
+        return _frozen_pairs(extra)
+    except (TypeError, ValueError):
+        raise RopeConfigError("extra", f"got {extra!r}, must be a dict") from None
 
 
 def _frozen_pairs(extra: Any) -> tuple[tuple[str, Any], ...]:
@@ -188,11 +204,17 @@ def _check_keys(config: RopeFields, kind: RopeType) -> None:
             )
 
 
+def check_choice(field: str, value: str) -> None:
+    """Refuse what is not among the allowed words of ``pairing``, ``phase``, ``table_dtype`` or ``axis_map``."""
+    choices = _CHOICES[field]
+    if value not in choices:
+        raise RopeConfigError(field, f"got {value!r}, allowed are {', '.join(choices)}{nearest(value, choices)}")
+
+
 def _check_ranges(config: RopeFields) -> None:
-    for name, choices in _CHOICES.items():
-        value = getattr(config, name)
-        if value is not None and value not in choices:
-            raise RopeConfigError(name, f"got {value!r}, allowed are {', '.join(choices)}" + nearest(value, choices))
+    for name in _CHOICES:
+        if getattr(config, name) is not None:
+            check_choice(name, getattr(config, name))
     for name in _POSITIVE:
         value = getattr(config, name)
         if value is not None and value <= 0:
@@ -261,13 +283,13 @@ def check_params(config: RopeFields, params: object) -> FrequencyParams:
         raise RopeConfigError(
             "rope_type", f"the function of {config.rope_type!r} returned {params!r}, must be a FrequencyParams"
         )
-    if not params.all_finite():
-        raise RopeConfigError("rope_type", f"{config.rope_type!r} gives numbers that are not finite: {params}")
-    for row in params.multipliers:
+    for row, field in zip(params.multipliers, ("short_factor", "long_factor"), strict=False):
         if len(row) != params.num_frequencies:
-            names = "short_factor and long_factor" if len(params.multipliers) == 2 else "the table"
-            lengths = ", ".join(str(len(r)) for r in params.multipliers)
             raise RopeConfigError(
-                names, f"got {lengths} entries, must have one per rotated pair, {params.num_frequencies}"
+                field, f"got {len(row)} entries, must have one per frequency, {params.num_frequencies}"
             )
+    index = range(params.num_frequencies)
+    states = [params.inv_freqs(index, seq_len) for seq_len in (None, params.switch_length + 1)]
+    if not params.all_finite() or not all(math.isfinite(f) for state in states for f in state):
+        raise RopeConfigError("rope_type", f"{config.rope_type!r} gives numbers that are not finite: {params}")
     return params

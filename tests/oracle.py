@@ -1,116 +1,88 @@
-"""An evaluation of every rope type that shares nothing with the package: extended precision, formulas from the papers.
+"""An evaluation of whole rotations that shares nothing with the package: extended precision, formulas from the papers.
 
-Frequencies and angles are numpy longdoubles (64-bit significand), so that at position 2**31 the angle is good to 1e-10.
+Frequencies come from :mod:`exact_formulas`; they and the angles are numpy longdoubles (64-bit significand), so that at
+position 2**31 the angle is good to 1e-10. ``c`` is always the keywords of a config.
 """
 
 from __future__ import annotations
 
-import math
+import functools
 
+import exact_formulas as exact
+import mpmath
 import numpy as np
 
 LD = np.longdouble
-PI = LD("3.14159265358979323846264338327950288")
+
+
+def longdoubles(values):
+    return np.array([LD(mpmath.nstr(value, 25)) for value in values], dtype=LD)
 
 
 def ladder(theta, dim, count):
-    return LD(theta) ** (-(LD(2) * np.arange(count, dtype=LD)) / LD(dim))
+    return longdoubles(exact.ladder(theta, dim)[:count])
+
+
+def default(c, dim, seq_len):
+    return exact.ladder(c["rope_theta"], dim), 1.0
 
 
 def linear(c, dim, seq_len):
-    return ladder(c["rope_theta"], dim, dim // 2) / LD(c["factor"]), 1.0
+    return exact.linear(c["rope_theta"], dim, c["factor"]), 1.0
 
 
 def dynamic(c, dim, seq_len):
-    longest = c["max_position_embeddings"]
-    length = max(seq_len or longest, longest)
-    factor = LD(c["factor"])
-    alpha = factor * LD(length) / LD(longest) - (factor - 1)
-    return ladder(LD(c["rope_theta"]) * alpha ** (LD(dim) / LD(dim - 2)), dim, dim // 2), 1.0
+    return exact.dynamic(c["rope_theta"], dim, c["factor"], c["max_position_embeddings"], seq_len), 1.0
 
 
 def ntk_alpha(c, dim, seq_len):
-    return ladder(LD(c["rope_theta"]) * LD(c["alpha"]) ** (LD(dim) / LD(dim - 2)), dim, dim // 2), 1.0
+    return exact.ntk_alpha(c["rope_theta"], dim, c["alpha"]), 1.0
 
 
 def yarn(c, dim, seq_len):
-    original, factor = c["original_max_position_embeddings"], c.get("factor")
-    factor = factor or c["max_position_embeddings"] / original
-    base = ladder(c["rope_theta"], dim, dim // 2)
-
-    def turning(rotations):
-        return dim * math.log(original / (rotations * 2 * math.pi)) / (2 * math.log(c["rope_theta"]))
-
-    low, high = turning(c.get("beta_fast") or 32), turning(c.get("beta_slow") or 1)
-    if c.get("truncate", True):
-        low, high = math.floor(low), math.ceil(high)
-    low, high = max(low, 0), min(high, dim - 1)
-    high += 0.001 if low == high else 0
-    ramp = np.clip((np.arange(dim // 2, dtype=LD) - LD(low)) / (LD(high) - LD(low)), 0, 1)
-
-    def mscale(m):
-        return 1.0 if factor <= 1 else 0.1 * m * math.log(factor) + 1.0
-
+    original = c["original_max_position_embeddings"]
+    factor = c.get("factor") or c["max_position_embeddings"] / original
+    betas = c.get("beta_fast") or 32, c.get("beta_slow") or 1
+    freqs = exact.yarn(c["rope_theta"], dim, factor, original, *betas, c.get("truncate", True))
     scaling = c.get("attention_factor")
-    if scaling is None:
-        m, m_all = c.get("mscale"), c.get("mscale_all_dim")
-        scaling = mscale(m) / mscale(m_all) if m and m_all else mscale(1)
-    return base / LD(factor) * ramp + base * (1 - ramp), scaling
+    return freqs, exact.yarn_scaling(factor, c.get("mscale"), c.get("mscale_all_dim")) if scaling is None else scaling
 
 
 def llama3(c, dim, seq_len):
-    inv_freq = ladder(c["rope_theta"], dim, dim // 2)
-    original, low, high = LD(c["original_max_position_embeddings"]), c["low_freq_factor"], c["high_freq_factor"]
-    factor = LD(c["factor"])
-    out = []
-    for f in inv_freq:
-        wavelength = 2 * PI / f
-        if wavelength < original / LD(high):
-            out.append(f)
-        elif wavelength > original / LD(low):
-            out.append(f / factor)
-        else:
-            smooth = (original / wavelength - LD(low)) / (LD(high) - LD(low))
-            out.append((1 - smooth) * f / factor + smooth * f)
-    return np.array(out, dtype=LD), 1.0
+    original = c["original_max_position_embeddings"]
+    turns = c["low_freq_factor"], c["high_freq_factor"]
+    return exact.llama3(c["rope_theta"], dim, c["factor"], *turns, original), 1.0
 
 
 def longrope(c, dim, seq_len):
     original = c["original_max_position_embeddings"]
     is_long = seq_len is not None and seq_len > original
-    divisors = np.array(c["long_factor"] if is_long else c["short_factor"], dtype=LD)
-    factor = c.get("factor") or c["max_position_embeddings"] / original
-    scaling = c.get("attention_factor")
+    freqs = exact.longrope(c["rope_theta"], dim, c["long_factor"] if is_long else c["short_factor"])
+    scaling = c.get("long_mscale" if is_long else "short_mscale")
     if scaling is None:
-        scaling = 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(original))
-    override = c.get("long_mscale" if is_long else "short_mscale")
-    return ladder(c["rope_theta"], dim, dim // 2) / divisors, scaling if override is None else override
+        scaling = c.get("attention_factor")
+    if scaling is None:
+        scaling = exact.longrope_scaling(c.get("factor") or c["max_position_embeddings"] / original, original)
+    return freqs, scaling
 
 
 def proportional(c, dim, seq_len):
-    head_dim = c["head_dim"]
-    rotated = int(c.get("partial_rotary_factor", 1.0) * head_dim // 2)
-    inv_freq = np.zeros(head_dim // 2, dtype=LD)
-    inv_freq[:rotated] = ladder(c["rope_theta"], head_dim, rotated) / LD(c.get("factor") or 1.0)
-    return inv_freq, 1.0
-
-
-def default(c, dim, seq_len):
-    return ladder(c["rope_theta"], dim, (dim + 1) // 2), 1.0
+    share, factor = c.get("partial_rotary_factor", 1.0), c.get("factor") or 1.0
+    return exact.proportional(c["rope_theta"], c["head_dim"], share, factor), 1.0
 
 
 def table(c, dim, seq_len):
-    return np.array(c["inv_freq"], dtype=LD), c.get("attention_scaling", 1.0)
+    return [mpmath.mpf(f) for f in c["inv_freq"]], c.get("attention_scaling", 1.0)
 
 
 def axial(c, dim, seq_len):
     """Per pair, so that the four vision towers can be told apart."""
     name = c.get("axis_map", "qwen_vision")
     if name == "pixtral":
-        whole = ladder(c["rope_theta"], dim, dim // 2)
-        return np.concatenate([whole[0::2], whole[1::2]]), 1.0
-    quarter = ladder(c["rope_theta"], dim // 2, dim // 4)
-    return (np.repeat(quarter, 2) if name == "kimi" else np.concatenate([quarter, quarter])), 1.0
+        whole = exact.ladder(c["rope_theta"], dim)
+        return whole[0::2] + whole[1::2], 1.0
+    quarter = exact.ladder(c["rope_theta"], dim // 2)
+    return ([f for f in quarter for _ in range(2)] if name == "kimi" else 2 * quarter), 1.0
 
 
 TYPES = dict(
@@ -130,9 +102,17 @@ def rotary_dim(c):
 
 
 def inv_freq(c, seq_len=None):
-    """(per-pair frequencies in longdouble, attention scaling) of config keywords ``c``."""
-    c = {"rope_theta": 10000.0, **c}
-    return TYPES[rope_type(c)](c, rotary_dim(c), seq_len)
+    """(per-pair frequencies in longdouble, attention scaling)."""
+    return _inv_freq(tuple((key, tuple(v) if isinstance(v, list) else v) for key, v in c.items()), seq_len)
+
+
+@functools.cache
+def _inv_freq(items, seq_len):
+    c = {"rope_theta": 10000.0, **dict(items)}
+    freqs, scaling = TYPES[rope_type(c)](c, rotary_dim(c), seq_len)
+    freqs = longdoubles(freqs)
+    freqs.flags.writeable = False
+    return freqs, float(scaling)
 
 
 def axes(c, pairs):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import inspect
 import json
 import math
 import pickle
@@ -11,14 +12,16 @@ import subprocess
 import sys
 from typing import Any
 
+import comparisons
+import exact_formulas as exact
 import pytest
-import rope_oracle as oracle
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import rope_kernels as rk
 from rope_kernels.config import RopeConfig
-from rope_kernels.errors import RopeConfigError
+from rope_kernels.errors import RopeConfigError, RopeConfigWarning
 from rope_kernels.rotation import MROPE_MAPS, PAIRINGS
 
 LLAMA3: dict[str, Any] = {
@@ -55,6 +58,12 @@ SAMPLES: list[dict[str, Any]] = [
 ]
 
 
+def specs(config: RopeConfig) -> list[str]:
+    """What the op may be asked to compute."""
+    flags = (None, False) if config.axis_map == "gemma4_vision" else (None, False, True)
+    return [config.spec(flag) for flag in flags]
+
+
 @pytest.mark.parametrize("values", SAMPLES, ids=lambda v: v.get("rope_type", "default"))
 def test_a_config_survives_copies_and_spellings(values: dict[str, Any]) -> None:
     config = RopeConfig(**values)
@@ -62,6 +71,7 @@ def test_a_config_survives_copies_and_spellings(values: dict[str, Any]) -> None:
         pickle.loads(pickle.dumps(config)),
         copy.deepcopy(config),
         copy.copy(config),
+        dataclasses.replace(config),
         RopeConfig(**values),
         RopeConfig(**config.to_dict()),
         RopeConfig(**json.loads(json.dumps(config.to_dict()))),
@@ -71,7 +81,8 @@ def test_a_config_survives_copies_and_spellings(values: dict[str, Any]) -> None:
     ):
         assert again == config
         assert hash(again) == hash(config)
-        assert [again.spec(flag) for flag in (None, True, False)] == [config.spec(f) for f in (None, True, False)]
+        assert repr(again) == repr(config)
+        assert specs(again) == specs(config)
         assert torch.equal(again.inv_freq(100), config.inv_freq(100))
     assert len({RopeConfig(**v) for v in SAMPLES}) == len(SAMPLES)
 
@@ -83,6 +94,43 @@ def test_a_config_is_frozen_and_keeps_no_list() -> None:
     assert config.long_factor == (2.0,) * 4
     with pytest.raises(dataclasses.FrozenInstanceError):
         config.rope_theta = 3.0  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        ({"head_dim": 64}, "head_dim=64"),
+        ({"head_dim": 64, "rope_theta": 10000.0, "pairing": "half", "strict": False}, "head_dim=64"),
+        (
+            {"head_dim": 64, "rope_type": "mrope", "mrope_section": [8, 12, 12], "rope_theta": 1e6},
+            "head_dim=64, rope_type='mrope', rope_theta=1000000.0, mrope_section=(8, 12, 12), axis_map='contiguous'",
+        ),
+        (
+            {**LONGROPE, "head_dim": 96, "short_factor": [1.0] * 48, "long_factor": list(range(1, 49))},
+            "head_dim=96, rope_type='longrope', original_max_position_embeddings=64, factor=4.0, "
+            "short_factor=<48 values>, long_factor=<48 values>",
+        ),
+        (
+            {"head_dim": 16, "rope_type": "inv_freq", "inv_freq_table": [1.0] * 8},
+            "head_dim=16, rope_type='inv_freq', inv_freq_table=(1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0)",
+        ),
+    ],
+)
+def test_repr_shows_what_was_given(values: dict[str, Any], text: str) -> None:
+    assert repr(RopeConfig(**values)) == f"RopeConfig({text})"
+
+
+def test_repr_abbreviates_inside_extra() -> None:
+    extra = {"gamma": 2, "one": [[3]], "table": list(range(9))}
+    with pytest.warns(RopeConfigWarning):
+        config = RopeConfig(head_dim=64, extra=extra, strict=False)
+    assert repr(config) == "RopeConfig(head_dim=64, extra=(('gamma', 2), ('one', ((3,),)), ('table', <9 values>)))"
+
+
+def test_the_constructor_keeps_its_signature() -> None:
+    names = [field.name for field in dataclasses.fields(RopeConfig)]
+    assert list(inspect.signature(RopeConfig).parameters) == names
+    assert RopeConfig(64, "linear", factor=2.0) == RopeConfig(head_dim=64, rope_type="linear", factor=2.0)
 
 
 def test_integers_become_the_floats_they_are() -> None:
@@ -103,7 +151,7 @@ def test_what_is_derived() -> None:
     )
     inv_freq = config.inv_freq()
     assert (inv_freq.dtype, inv_freq.shape, inv_freq.device.type) == (torch.float64, (64,), "cpu")
-    oracle.assert_exact(config, oracle.llama3(5e5, 128, 8, 1, 4, 8192))
+    comparisons.assert_exact(config, exact.llama3(5e5, 128, 8, 1, 4, 8192))
     partial = RopeConfig(head_dim=96, partial_rotary_factor=0.25, rotary_offset=8)
     assert (partial.rotary_dim, partial.rotation().distance, partial.rotation().rotary_offset) == (24, 12, 8)
 
@@ -120,6 +168,31 @@ def test_pairings(pairing: str) -> None:
     assert config.rotation("interleaved").pairing == "interleaved"
     with pytest.raises(RopeConfigError, match=r"^pairing: got 'sideways', allowed are half, interleaved"):
         config.rotation("sideways")
+
+
+def test_gemma4_vision_pairs_by_halves_only() -> None:
+    config = RopeConfig(head_dim=64, rope_type="axial", axis_map="gemma4_vision")
+    assert config.spec(False) == config.spec()
+    assert config.rotation("half") == config.rotation()
+    message = "^pairing: got 'interleaved', the parts of axis_map 'gemma4_vision' pair by 'half' only$"
+    x = torch.zeros(1, 3, 1, 64)
+    for ask in (
+        lambda: config.spec(interleaved=True),
+        lambda: config.rotation("interleaved"),
+        lambda: config.replace(pairing="interleaved"),
+        lambda: rk.apply_rope(x, None, torch.zeros(2, 1, 3), config, interleaved=True),
+    ):
+        with pytest.raises(RopeConfigError, match=message):
+            ask()
+    with pytest.raises(RopeConfigError, match=r"^pairing: got 'interleaved_to_half', the parts of"):
+        config.rotation("interleaved_to_half")
+
+
+def test_another_pairing_is_checked_like_the_own_one() -> None:
+    config = RopeConfig(head_dim=64, rope_type="proportional", partial_rotary_factor=0.25)
+    assert config.rotation("interleaved").pairing == "interleaved"
+    with pytest.raises(RopeConfigError, match=r"^pairing: got 'interleaved_to_half', .* 8 of 32 do$"):
+        config.rotation("interleaved_to_half")
 
 
 def test_axial_geometry() -> None:
@@ -140,7 +213,7 @@ def test_sections_count_pairs(sections: list[int], name: str, share: float) -> N
     head_dim = int(2 * sum(sections) / share)
     config = RopeConfig(head_dim=head_dim, mrope_section=sections, axis_map=name, partial_rotary_factor=share)
     assert len(config.rotation().axis) == sum(sections) == config.rotary_dim // 2
-    oracle.assert_exact(config, oracle.ladder(10000.0, 2 * sum(sections)))
+    comparisons.assert_exact(config, exact.ladder(10000.0, 2 * sum(sections)))
 
 
 class TestFromInvFreq:

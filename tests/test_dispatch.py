@@ -1,5 +1,6 @@
 """Which backend runs, who may say so, and what a missing one answers."""
 
+import os
 import subprocess
 import sys
 import threading
@@ -46,12 +47,22 @@ def test_the_choice_belongs_to_a_thread():
     assert seen == [None]
 
 
-def test_the_environment_is_asked(monkeypatch):
-    monkeypatch.setenv("ROPE_KERNELS_BACKEND", "nonsense")
-    with pytest.raises(ValueError, match="backend: got 'nonsense'"):
-        backends.backend_for(CPU)
-    monkeypatch.setenv("ROPE_KERNELS_BACKEND", "reference")
-    assert backends.backend_for(CPU).__name__.endswith("reference")
+@pytest.mark.parametrize(("name", "answer"), [("reference", "1 reference"), ("native", "0 native"), ("x", "got 'x'")])
+def test_the_environment_is_asked_at_import(name, answer):
+    script = """
+import torch, rope_kernels as rk
+from rope_kernels.backends import backend_for, reference
+calls, original = [], reference.rotate
+reference.rotate = lambda *a: calls.append(a) or original(*a)
+try:
+    rk.apply_rope(torch.ones(1, 2, 1, 4), None, None, rk.RopeConfig(head_dim=4))
+    print(len(calls), backend_for(torch.device("cpu")).__name__.rpartition(".")[2])
+except (ValueError, RuntimeError) as error:
+    print(error)
+"""
+    environment = {**os.environ, "ROPE_KERNELS_BACKEND": name}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, env=environment)
+    assert answer in done.stdout
 
 
 def test_the_package_works_without_triton_and_transformers():

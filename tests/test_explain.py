@@ -7,7 +7,7 @@ import re
 from typing import Any
 
 import pytest
-from rope_oracle import CONFIGS, shipped
+from comparisons import CONFIGS, shipped
 from test_config import LLAMA3, SAMPLES
 
 from rope_kernels.config import RopeConfig

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import comparisons
+import exact_formulas as exact
 import pytest
-import rope_oracle as oracle
 import torch
-from rope_oracle import CONFIGS, shipped
+from comparisons import CONFIGS, shipped
 from transformers import LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
@@ -21,7 +22,7 @@ def theirs(name: str) -> Any:
     values = shipped(name)
     if values["model_type"] == "internlm2":  # transformers has no class for it
         return LlamaConfig(**{k: v for k, v in values.items() if k != "model_type"})
-    return oracle.hf_config(values.pop("model_type"), **values)
+    return comparisons.hf_config(values.pop("model_type"), **values)
 
 
 def test_there_are_thirteen_configs() -> None:
@@ -32,13 +33,13 @@ def test_there_are_thirteen_configs() -> None:
 def test_shipped_configs_like_transformers(name: str) -> None:
     config = theirs(name)
     from_dict, from_object = RopeConfig.per_layer(shipped(name)), RopeConfig.per_layer(config)
-    module = next(cls for cls in oracle.rotary_classes(config) if "Vision" not in cls.__name__)(config)
+    module = next(cls for cls in comparisons.rotary_classes(config) if "Vision" not in cls.__name__)(config)
     assert from_dict.keys() <= from_object.keys()
     for layer_type, mine in from_dict.items():
         table = getattr(module, f"{layer_type}_inv_freq", getattr(module, "inv_freq", None))
         scaling = getattr(module, f"{layer_type}_attention_scaling", getattr(module, "attention_scaling", None))
         for read in (mine, from_object[layer_type]):
-            oracle.assert_like_transformers(read, table)
+            comparisons.assert_like_transformers(read, table)
             assert read.attention_scaling == pytest.approx(scaling, rel=1e-12)
         assert (mine.head_dim, mine.pairing) == (from_object[layer_type].head_dim, from_object[layer_type].pairing)
         assert mine.frequency_params == from_object[layer_type].frequency_params
@@ -50,7 +51,7 @@ def test_shipped_configs_at_both_lengths(name: str, lengths: tuple[int, int]) ->
     tables = []
     for seq_len in lengths:
         inv_freq, scaling = ROPE_INIT_FUNCTIONS[mine.rope_type](config, seq_len=seq_len)
-        oracle.assert_like_transformers(mine, inv_freq, seq_len)
+        comparisons.assert_like_transformers(mine, inv_freq, seq_len)
         assert mine.frequency_params.scaling(seq_len) == pytest.approx(scaling, rel=1e-12)
         tables.append(inv_freq)
     assert not torch.equal(*tables)
@@ -58,16 +59,16 @@ def test_shipped_configs_at_both_lengths(name: str, lengths: tuple[int, int]) ->
 
 def test_shipped_configs_exactly() -> None:
     llama3 = RopeConfig.from_hf(shipped("llama-3.1-8b"))
-    oracle.assert_exact(llama3, oracle.llama3(500000.0, 128, 8, 1, 4, 8192))
+    comparisons.assert_exact(llama3, exact.llama3(500000.0, 128, 8, 1, 4, 8192))
     gpt_oss = RopeConfig.from_hf(shipped("gpt-oss-20b"))
-    oracle.assert_exact(gpt_oss, oracle.yarn(150000.0, 64, 32, 4096, truncate=False))
-    assert gpt_oss.attention_scaling == pytest.approx(float(oracle.yarn_scaling(32)), rel=1e-15)
+    comparisons.assert_exact(gpt_oss, exact.yarn(150000.0, 64, 32, 4096, truncate=False))
+    assert gpt_oss.attention_scaling == pytest.approx(float(exact.yarn_scaling(32)), rel=1e-15)
     phi = shipped("phi-3.5-mini")
     for seq_len, row in ((4096, "short_factor"), (4097, "long_factor")):
-        want = oracle.longrope(10000.0, 96, phi["rope_scaling"][row])
-        oracle.assert_exact(RopeConfig.from_hf(phi), want, seq_len)
+        want = exact.longrope(10000.0, 96, phi["rope_scaling"][row])
+        comparisons.assert_exact(RopeConfig.from_hf(phi), want, seq_len)
     gemma4 = RopeConfig.from_hf(shipped("gemma-4-text"), "full_attention")
-    oracle.assert_exact(gemma4, oracle.proportional(1e6, 512, 0.25))
+    comparisons.assert_exact(gemma4, exact.proportional(1e6, 512, 0.25))
 
 
 @pytest.mark.parametrize(
@@ -103,7 +104,7 @@ def test_round_trips(name: str) -> None:
 def test_to_hf_is_read_by_transformers() -> None:
     mine = RopeConfig.from_hf(shipped("llama-3.1-8b"))
     again = LlamaConfig(**mine.to_hf())
-    oracle.assert_like_transformers(mine, ROPE_INIT_FUNCTIONS["llama3"](again)[0])
+    comparisons.assert_like_transformers(mine, ROPE_INIT_FUNCTIONS["llama3"](again)[0])
 
 
 BASE = {"hidden_size": 64, "num_attention_heads": 4, "max_position_embeddings": 8192}
@@ -116,7 +117,7 @@ def read(**values: Any) -> RopeConfig:
 def test_the_text_part_of_a_multimodal_config_is_read() -> None:
     text = {**BASE, "model_type": "qwen2", "rope_theta": 1e6}
     assert RopeConfig.from_hf({"model_type": "vl", "text_config": text}).rope_theta == 1e6
-    assert RopeConfig.from_hf(oracle.hf_config("qwen2_5_vl")).num_axes == 3
+    assert RopeConfig.from_hf(comparisons.hf_config("qwen2_5_vl")).num_axes == 3
     scaled = {"model_type": "vl", "text_config": text, "rope_scaling": {"type": "linear", "factor": 2.0}}
     with pytest.raises(RopeConfigError, match=r"^rope_scaling: got .* beside text_config, which has None and is read"):
         RopeConfig.from_hf(scaled)
@@ -131,7 +132,7 @@ def test_any_object_with_attributes_is_read() -> None:
 
 
 def test_gemma4_objects_are_read_without_asking_for_their_head_dim() -> None:
-    config = oracle.hf_config("gemma4_text")
+    config = comparisons.hf_config("gemma4_text")
     with pytest.raises(Exception, match="head_dim"):
         _ = config.head_dim
     assert {k: v.head_dim for k, v in RopeConfig.per_layer(config).items()} == {
@@ -145,10 +146,10 @@ def test_hunyuan_spells_a_constant_alpha_dynamic() -> None:
     config = read(rope_scaling=table)
     assert (config.rope_type, config.alpha, config.factor) == ("ntk_alpha", 1000.0, None)
     assert "rope_scaling.factor = 1.0 is not used: HunYuan's model code" in config.explain()
-    theirs = oracle.hf_config("hunyuan_v1_dense", head_dim=16, rope_parameters={**table, "rope_theta": 1e4})
-    module = oracle.rotary_classes(theirs)[0](theirs)
-    oracle.assert_like_transformers(RopeConfig.from_hf(theirs), module.inv_freq)
-    oracle.assert_exact(config, oracle.ntk_alpha(1e4, 16, 1000.0))
+    theirs = comparisons.hf_config("hunyuan_v1_dense", head_dim=16, rope_parameters={**table, "rope_theta": 1e4})
+    module = comparisons.rotary_classes(theirs)[0](theirs)
+    comparisons.assert_like_transformers(RopeConfig.from_hf(theirs), module.inv_freq)
+    comparisons.assert_exact(config, exact.ntk_alpha(1e4, 16, 1000.0))
 
 
 def test_latent_attention() -> None:
@@ -163,7 +164,7 @@ def test_latent_attention() -> None:
 
 
 def test_deepseek_v4_rotates_the_end_of_the_head() -> None:
-    layers = RopeConfig.per_layer(oracle.hf_config("deepseek_v4"))
+    layers = RopeConfig.per_layer(comparisons.hf_config("deepseek_v4"))
     assert layers.keys() == {"main", "compress"}
     assert (layers["main"].rotary_offset, layers["main"].rotary_dim) == (448, 64)
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
+import comparisons
+import exact_formulas as exact
 import pytest
-import rope_oracle as oracle
-from rope_oracle import shipped
+from comparisons import shipped
 from transformers import LlamaConfig
 
 from rope_kernels.config import RopeConfig
@@ -120,7 +121,7 @@ def test_no_key_is_dropped_silently(table: dict[str, Any], message: str) -> None
 
 
 def test_known_keys_without_effect_are_explained() -> None:
-    config = RopeConfig.from_hf(oracle.hf_config("ministral3"))
+    config = RopeConfig.from_hf(comparisons.hf_config("ministral3"))
     assert "note: rope_parameters.llama_4_scaling_beta = 0.1 is not used: the model scales its queries" in (
         config.explain()
     )
@@ -160,7 +161,7 @@ def test_nested_parameters_fall_back_on_the_values_beside_them() -> None:
 def test_a_truncate_per_layer_is_honoured() -> None:
     table = {"rope_type": "yarn", "truncate": False, **YARN}
     config = read(layer_type="a", rope_parameters={"a": table, "b": {"rope_type": "default"}})
-    oracle.assert_exact(config, oracle.yarn(10000.0, 16, 4.0, 2048, truncate=False))
+    comparisons.assert_exact(config, exact.yarn(10000.0, 16, 4.0, 2048, truncate=False))
 
 
 @pytest.mark.parametrize(

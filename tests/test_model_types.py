@@ -9,8 +9,8 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
+import comparisons
 import pytest
-import rope_oracle as oracle
 import torch
 import transformers
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING, CONFIG_MAPPING_NAMES
@@ -82,7 +82,7 @@ def configs() -> list[Any]:
 def embeddings(config: Any) -> list[Any]:
     """The config's rotary embedding modules, none where transformers has only the config."""
     try:
-        classes = oracle.rotary_classes(config)
+        classes = comparisons.rotary_classes(config)
     except ImportError:
         return []
     made = []
@@ -133,7 +133,7 @@ def test_pairing_of_every_model(configs: list[Any]) -> None:
             continue
         layer_type, mine = next(iter(RopeConfig.per_layer(config, strict=False).items()))
         x, positions = torch.randn(1, 1, 6, mine.head_dim), torch.arange(3, 9)[None]
-        want = oracle.rotate(mine, x[0, 0], positions.expand(mine.num_axes, -1))
+        want = comparisons.rotate(mine, x[0, 0], positions.expand(mine.num_axes, -1))
         for module in embeddings(config)[:1]:
             got = rotated_by_model(config, module, x, positions, layer_type)
             if got is not None and got.shape == x.shape:
@@ -165,17 +165,19 @@ def test_gptj_counts_rotated_channels_and_interleaves(model_type: str) -> None:
     x = torch.randn(6, 64)
     sin, cos = code.create_sinusoidal_positions(6, 64).chunk(2, dim=-1)
     got = code.apply_rotary_pos_emb(x[None, :, None], sin[None], cos[None])[0, :, 0]
-    want = oracle.rotate(mine.replace(head_dim=64, partial_rotary_factor=1.0), x, torch.arange(6)[None])
+    want = comparisons.rotate(mine.replace(head_dim=64, partial_rotary_factor=1.0), x, torch.arange(6)[None])
     torch.testing.assert_close(got.double(), want, atol=1e-5, rtol=0)
 
 
 def test_llama4_interleaves() -> None:
-    config = oracle.hf_config("llama4_text")
+    config = comparisons.hf_config("llama4_text")
     code = importlib.import_module("transformers.models.llama4.modeling_llama4")
     mine = RopeConfig.from_hf(config)
     x, positions = torch.randn(1, 6, 1, 128), torch.arange(6)[None]
     got = code.apply_rotary_emb(x, x, code.Llama4TextRotaryEmbedding(config)(x, positions))[0]
-    torch.testing.assert_close(got[0, :, 0].double(), oracle.rotate(mine, x[0, :, 0], positions), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        got[0, :, 0].double(), comparisons.rotate(mine, x[0, :, 0], positions), atol=1e-5, rtol=0
+    )
 
 
 def default(model_type: str) -> Any:

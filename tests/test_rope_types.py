@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import comparisons
+import exact_formulas as exact
 import pytest
-import rope_oracle as oracle
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import LlamaConfig
@@ -36,7 +37,7 @@ def theirs(rope_type: str, head_dim: int, seq_len: int | None = None, longest: i
 @given(HEADS, st.floats(0.26, 1.0), THETAS)
 def test_default(head_dim: int, share: float, theta: float) -> None:
     config = RopeConfig(head_dim=head_dim, rope_theta=theta, partial_rotary_factor=share)
-    oracle.assert_exact(config, oracle.ladder(theta, int(head_dim * share)))
+    comparisons.assert_exact(config, exact.ladder(theta, int(head_dim * share)))
     assert config.attention_scaling == 1.0
 
 
@@ -45,8 +46,8 @@ def test_default(head_dim: int, share: float, theta: float) -> None:
 def test_linear(head_dim: int, share: float, theta: float, factor: float) -> None:
     values = {"rope_theta": theta, "partial_rotary_factor": share, "factor": factor}
     config = RopeConfig(head_dim=head_dim, rope_type="linear", **values)
-    oracle.assert_exact(config, oracle.linear(theta, int(head_dim * share), factor))
-    oracle.assert_like_transformers(config, theirs("linear", head_dim, **values)[0])
+    comparisons.assert_exact(config, exact.linear(theta, int(head_dim * share), factor))
+    comparisons.assert_like_transformers(config, theirs("linear", head_dim, **values)[0])
 
 
 @FEW
@@ -56,16 +57,16 @@ def test_dynamic(head_dim: int, share: float, theta: float, factor: float, longe
     config = RopeConfig(head_dim=head_dim, rope_type="dynamic", max_position_embeddings=longest, **values)
     assert config.depends_on_length
     for seq_len in (None, longest, longest + 1, int(longest * times)):
-        oracle.assert_exact(config, oracle.dynamic(theta, int(head_dim * share), factor, longest, seq_len), seq_len)
+        comparisons.assert_exact(config, exact.dynamic(theta, int(head_dim * share), factor, longest, seq_len), seq_len)
         inv_freq, _ = theirs("dynamic", head_dim, seq_len, longest, **values)
-        oracle.assert_like_transformers(config, inv_freq, seq_len)
+        comparisons.assert_like_transformers(config, inv_freq, seq_len)
 
 
 @FEW
 @given(HEADS, THETAS, st.floats(1.0, 2000.0))
 def test_ntk_alpha(head_dim: int, theta: float, alpha: float) -> None:
     config = RopeConfig(head_dim=head_dim, rope_type="ntk_alpha", rope_theta=theta, alpha=alpha)
-    oracle.assert_exact(config, oracle.ntk_alpha(theta, head_dim, alpha))
+    comparisons.assert_exact(config, exact.ntk_alpha(theta, head_dim, alpha))
     assert not config.depends_on_length
 
 
@@ -98,10 +99,10 @@ def test_yarn(
         "truncate": truncate,
     }
     config = RopeConfig(head_dim=head_dim, rope_type="yarn", **values)
-    want = oracle.yarn(theta, int(head_dim * share), factor, original, *betas, truncate)
-    oracle.assert_exact(config, want)
+    want = exact.yarn(theta, int(head_dim * share), factor, original, *betas, truncate)
+    comparisons.assert_exact(config, want)
     inv_freq, scaling = theirs("yarn", head_dim, **values)
-    oracle.assert_like_transformers(config, inv_freq)
+    comparisons.assert_like_transformers(config, inv_freq)
     assert config.attention_scaling == pytest.approx(scaling, rel=1e-14)
 
 
@@ -110,7 +111,7 @@ def test_yarn_with_a_ramp_of_no_width() -> None:
     values = {"rope_theta": theta, "factor": 8.0, "original_max_position_embeddings": 4096}
     values |= {"beta_fast": 1.0, "beta_slow": 1.0, "truncate": False}
     config = RopeConfig(head_dim=64, rope_type="yarn", **values)
-    oracle.assert_exact(config, oracle.yarn(theta, 64, 8, 4096, 1, 1, truncate=False), rel=1e-10)
+    comparisons.assert_exact(config, exact.yarn(theta, 64, 8, 4096, 1, 1, truncate=False), rel=1e-10)
     plain = RopeConfig(head_dim=64, rope_theta=theta).inv_freq() / config.inv_freq()
     assert plain[9].item() == pytest.approx(1, rel=1e-9)
     assert plain[10].item() == pytest.approx(1 / (0.6 + 0.4 / 8), rel=1e-6)
@@ -125,9 +126,9 @@ def test_yarn_attention_factor(mscales: Any, factor: float | None, attention_fac
     values |= {"attention_factor": attention_factor, "factor": factor}
     values |= {"max_position_embeddings": None if factor else 4096 * 32}
     config = RopeConfig(head_dim=64, rope_type="yarn", **values)
-    want = attention_factor or oracle.yarn_scaling(factor or 32, *mscales)
+    want = attention_factor or exact.yarn_scaling(factor or 32, *mscales)
     assert config.attention_scaling == pytest.approx(float(want), rel=1e-14)
-    oracle.assert_exact(config, oracle.yarn(10000.0, 64, factor or 32, 4096))
+    comparisons.assert_exact(config, exact.yarn(10000.0, 64, factor or 32, 4096))
 
 
 @FEW
@@ -144,8 +145,8 @@ def test_llama3(
         "original_max_position_embeddings": original,
     }
     config = RopeConfig(head_dim=head_dim, rope_type="llama3", **values)
-    oracle.assert_exact(config, oracle.llama3(theta, int(head_dim * share), factor, low, low * times, original))
-    oracle.assert_like_transformers(config, theirs("llama3", head_dim, **values)[0])
+    comparisons.assert_exact(config, exact.llama3(theta, int(head_dim * share), factor, low, low * times, original))
+    comparisons.assert_like_transformers(config, theirs("llama3", head_dim, **values)[0])
 
 
 @FEW
@@ -162,12 +163,12 @@ def test_longrope(head_dim: int, theta: float, factor: float | None, original: i
     }
     longest = original * times + 1
     config = RopeConfig(head_dim=head_dim, rope_type="longrope", max_position_embeddings=longest, **values)
-    want = oracle.longrope_scaling(factor or longest / original, original)
+    want = exact.longrope_scaling(factor or longest / original, original)
     assert config.attention_scaling == pytest.approx(float(want), rel=1e-14)
     for seq_len, row in ((None, short), (original, short), (original + 1, long)):
-        oracle.assert_exact(config, oracle.longrope(theta, head_dim, row), seq_len)
+        comparisons.assert_exact(config, exact.longrope(theta, head_dim, row), seq_len)
         inv_freq, scaling = theirs("longrope", head_dim, seq_len, longest, **values)
-        oracle.assert_like_transformers(config, inv_freq, seq_len)
+        comparisons.assert_like_transformers(config, inv_freq, seq_len)
         assert config.attention_scaling == pytest.approx(scaling, rel=1e-12)
 
 
@@ -178,7 +179,7 @@ def test_longrope_mscales_are_the_scaling_of_short_and_long_lengths() -> None:
     assert [params.scaling(n) for n in (None, 64, 65)] == [1.25, 1.25, 1.5]
     one = RopeConfig(head_dim=8, rope_type="longrope", short_mscale=1.25, factor=16.0, **values).frequency_params
     assert one.scaling(64) == 1.25
-    assert one.scaling(65) == pytest.approx(float(oracle.longrope_scaling(16, 64)))
+    assert one.scaling(65) == pytest.approx(float(exact.longrope_scaling(16, 64)))
 
 
 @FEW
@@ -186,8 +187,8 @@ def test_longrope_mscales_are_the_scaling_of_short_and_long_lengths() -> None:
 def test_proportional(head_dim: int, share: float, theta: float, factor: float) -> None:
     values = {"rope_theta": theta, "partial_rotary_factor": share, "factor": factor}
     config = RopeConfig(head_dim=head_dim, rope_type="proportional", **values)
-    oracle.assert_exact(config, oracle.proportional(theta, head_dim, share, factor))
-    oracle.assert_like_transformers(config, theirs("proportional", head_dim, **values)[0])
+    comparisons.assert_exact(config, exact.proportional(theta, head_dim, share, factor))
+    comparisons.assert_like_transformers(config, theirs("proportional", head_dim, **values)[0])
     assert config.rotary_dim == head_dim
     assert config.rotation().distance == head_dim // 2
     assert config.rotation().num_pairs == int(share * head_dim // 2)
@@ -198,18 +199,18 @@ def test_an_odd_share_of_the_head_is_rounded_up_to_whole_pairs(share: float) -> 
     config = RopeConfig(head_dim=22, partial_rotary_factor=share)
     d = int(22 * share)
     assert config.rotary_dim == d + d % 2
-    oracle.assert_exact(config, oracle.ladder(10000.0, d))
+    comparisons.assert_exact(config, exact.ladder(10000.0, d))
 
 
 def test_mrope_has_the_default_frequencies() -> None:
     mrope = RopeConfig(head_dim=128, rope_type="mrope", mrope_section=[16, 24, 24])
-    oracle.assert_exact(mrope, oracle.ladder(10000.0, 128))
+    comparisons.assert_exact(mrope, exact.ladder(10000.0, 128))
     assert mrope.num_axes == 3
 
 
 def test_any_type_may_carry_sections() -> None:
     config = RopeConfig(head_dim=16, rope_type="linear", factor=2.0, mrope_section=[2, 3, 3])
-    oracle.assert_exact(config, oracle.linear(10000.0, 16, 2.0))
+    comparisons.assert_exact(config, exact.linear(10000.0, 16, 2.0))
     assert config.rotation().axis == (0, 0, 1, 1, 1, 2, 2, 2)
 
 
@@ -221,7 +222,7 @@ def test_a_registered_type_gets_its_own_keys() -> None:
     register_rope_type("scaled", scaled, required=["gamma"])
     try:
         config = RopeConfig(head_dim=8, rope_type="scaled", extra={"gamma": 3.0})
-        oracle.assert_exact(config, oracle.ladder(30000.0, 8))
+        comparisons.assert_exact(config, exact.ladder(30000.0, 8))
         source = {"head_dim": 8, "rope_parameters": {"rope_type": "scaled", "gamma": 3.0, "list": [1, 2]}}
         read = RopeConfig.from_hf(source)
         assert read.extra == (("gamma", 3.0), ("list", (1, 2)))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
+import comparisons
 import pytest
-import rope_oracle as oracle
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -28,7 +28,7 @@ def full_width(config: RopeConfig, angle: torch.Tensor) -> torch.Tensor:
 
 
 def assert_same_table(config: RopeConfig, cos: torch.Tensor, sin: torch.Tensor, positions: torch.Tensor) -> None:
-    angle = full_width(config, oracle.angles(config, positions))
+    angle = full_width(config, comparisons.angles(config, positions))
     torch.testing.assert_close(cos.reshape(angle.shape).double(), angle.cos(), atol=2e-5, rtol=0)
     torch.testing.assert_close(sin.reshape(angle.shape).double(), angle.sin(), atol=2e-5, rtol=0)
 
@@ -45,9 +45,9 @@ def test_mrope_like_transformers(model_type: str, sections: tuple[int, ...], the
         sections = (sections[0], sections[0], sections[2])
     parameters = {"rope_type": "default", "rope_theta": theta, "mrope_section": list(sections)}
     heads = {"hidden_size": 2 * sum(sections), "num_attention_heads": 1, "head_dim": 2 * sum(sections)}
-    theirs = oracle.hf_config(model_type, **heads, num_key_value_heads=1, rope_parameters=parameters)
+    theirs = comparisons.hf_config(model_type, **heads, num_key_value_heads=1, rope_parameters=parameters)
     mine, positions = RopeConfig.from_hf(theirs), positions_of(3, seed)
-    module = next(c for c in oracle.rotary_classes(theirs) if hasattr(c, "compute_default_rope_parameters"))
+    module = next(c for c in comparisons.rotary_classes(theirs) if hasattr(c, "compute_default_rope_parameters"))
     cos, sin = module(theirs)(torch.zeros(1), positions[:, None])
     assert mine.num_axes == 3
     assert_same_table(mine, cos, sin, positions)
@@ -56,7 +56,7 @@ def test_mrope_like_transformers(model_type: str, sections: tuple[int, ...], the
 @pytest.mark.parametrize("model_type", sorted(set(AXIAL_MAP) - {"dinov3_vit", "eomt_dinov3", "glm_image_vision"}))
 def test_axial_like_transformers(model_type: str) -> None:
     theirs = CONFIG_MAPPING[model_type]() if model_type in CONFIG_MAPPING else sub_config(model_type)
-    cls = next(c for c in oracle.rotary_classes(theirs) if hasattr(c, "compute_axial_rope_parameters"))
+    cls = next(c for c in comparisons.rotary_classes(theirs) if hasattr(c, "compute_axial_rope_parameters"))
     mine, positions = RopeConfig.from_hf(theirs), positions_of(2, 0)
     rows = positions.T[None] if model_type == "gemma4_vision" else positions.T
     cos, sin = cls(theirs)(torch.zeros(1), rows)
@@ -83,8 +83,8 @@ def test_axial_of_any_size(quarter: int, theta: float, seed: int, name: str) -> 
         sizes = {"embed_dim": 2 * head_dim, "num_heads": 2}
     elif name != "kimi":
         sizes["head_dim"] = head_dim
-    theirs = oracle.hf_config(model_type, **sizes, rope_parameters=parameters)
-    module, positions = oracle.rotary_classes(theirs)[0], positions_of(2, seed)
+    theirs = comparisons.hf_config(model_type, **sizes, rope_parameters=parameters)
+    module, positions = comparisons.rotary_classes(theirs)[0], positions_of(2, seed)
     mine = RopeConfig.from_hf(theirs)
     assert mine.head_dim == head_dim
     rows = positions.T[None] if name == "gemma4_vision" else positions.T
@@ -95,18 +95,20 @@ def test_axial_of_any_size(quarter: int, theta: float, seed: int, name: str) -> 
 def test_gemma4_vision_rotates_each_half_of_the_head() -> None:
     from transformers.models.gemma4 import modeling_gemma4 as code
 
-    theirs = oracle.hf_config("gemma4_vision", head_dim=16)
+    theirs = comparisons.hf_config("gemma4_vision", head_dim=16)
     mine, positions = RopeConfig.from_hf(theirs), positions_of(2, 3)
     cos, sin = code.Gemma4VisionRotaryEmbedding(theirs)(torch.zeros(1), positions.T[None])
     x = torch.randn(1, 7, 1, 16)
     got = code.apply_multidimensional_rope(x, cos, sin, positions.T[None])
-    torch.testing.assert_close(got[0, :, 0].double(), oracle.rotate(mine, x[0, :, 0], positions), atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        got[0, :, 0].double(), comparisons.rotate(mine, x[0, :, 0], positions), atol=1e-4, rtol=0
+    )
 
 
 def test_dinov3_coordinates_are_fractions_of_a_turn() -> None:
     from transformers.models.dinov3_vit import modeling_dinov3_vit as code
 
-    theirs = oracle.hf_config("dinov3_vit", hidden_size=64, num_attention_heads=2, image_size=64, patch_size=16)
+    theirs = comparisons.hf_config("dinov3_vit", hidden_size=64, num_attention_heads=2, image_size=64, patch_size=16)
     mine = RopeConfig.from_hf(theirs)
     coordinates = code.get_patches_center_coordinates(4, 4, dtype=torch.float64, device="cpu")
     cos, sin = code.DINOv3ViTRopePositionEmbedding(theirs).eval()(torch.zeros(1, 3, 64, 64))

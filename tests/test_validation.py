@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import warnings
+from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
 
@@ -81,7 +83,21 @@ HARD: list[tuple[dict[str, Any], str, list[str]]] = [
     ({"phase": "float64"}, "phase", ["'float64'", "exact, float32"]),
     ({"table_dtype": "float32"}, "table_dtype", ["'float32'", "bfloat16, float16"]),
     ({"rope_type": "axial", "axis_map": "spiral"}, "axis_map", ["'spiral'", "qwen_vision, pixtral"]),
+    (
+        {"rope_type": "axial", "axis_map": "gemma4_vision", "pairing": "interleaved"},
+        "pairing",
+        ["'interleaved'", "half"],
+    ),
+    (
+        {"rope_type": "axial", "axis_map": "gemma4_vision", "pairing": "interleaved_to_half"},
+        "pairing",
+        ["'interleaved_to_half'", "gemma4_vision", "'half' only"],
+    ),
     # keys
+    ({"rope_thta": 5e5}, "rope_thta", ["500000.0", "no field of RopeConfig", "did you mean 'rope_theta'?"]),
+    ({"rope_theta": -1, "short_facter": [1.0] * 32}, "short_facter", ["<32 values>", "did you mean 'short_factor'?"]),
+    ({"short_factors": [1, "a"]}, "short_factors", ["got [1, 'a']", "did you mean 'short_factor'?"]),
+    ({"zzz": None}, "zzz", ["None", "fields are alpha, ", "head_dim, "]),
     ({"rope_type": "linear"}, "factor", ["missing", "'linear'"]),
     ({"rope_type": "dynamic", "factor": 2.0}, "max_position_embeddings", ["missing", "'dynamic'"]),
     ({"rope_type": "llama3", "factor": 8.0}, "high_freq_factor", ["missing", "'llama3'"]),
@@ -140,6 +156,25 @@ def test_errors_whatever_strict_says(values: dict[str, Any], field: str, parts: 
     assert caught.value.field == field, str(caught.value)
     assert str(caught.value).startswith(f"{field}: ")
     assert all(part in str(caught.value) for part in parts), str(caught.value)
+
+
+def test_unknown_and_missing_fields_are_errors_of_ours_on_every_way_in() -> None:
+    config = make()
+    wrong: list[Callable[[], object]] = [
+        lambda: RopeConfig(64, thetas=3.0),  # type: ignore[call-arg]
+        lambda: config.replace(thetas=3.0),
+        lambda: dataclasses.replace(config, thetas=3.0),  # type: ignore[call-arg]
+        lambda: RopeConfig.from_inv_freq([1.0, 0.5], thetas=3.0),
+    ]
+    for call in wrong:
+        with pytest.raises(RopeConfigError, match=r"^thetas: got 3\.0, no field of RopeConfig") as caught:
+            call()
+        assert caught.value.field == "thetas"
+    without: list[dict[str, Any]] = [{}, {"rope_type": "linear", "factor": 2.0}]
+    for values in without:
+        with pytest.raises(RopeConfigError, match=r"^head_dim: missing") as caught:
+            RopeConfig(**values)
+        assert caught.value.field == "head_dim"
 
 
 @pytest.mark.parametrize(("values", "field", "parts"), SOFT)

@@ -19,6 +19,7 @@ __all__ = ["PREFERENCE", "available_backends", "backend_for", "current_override"
 
 PREFERENCE = ("triton", "native", "reference")
 _MODULES = {"triton": ".triton_launch", "native": ".native", "reference": ".reference"}
+_FROM_ENVIRONMENT = os.environ.get("ROPE_KERNELS_BACKEND") or None
 _local = threading.local()
 
 
@@ -42,9 +43,9 @@ def available_backends() -> dict[str, str | None]:
 
 
 def current_override() -> str | None:
-    """The backend asked for in this thread, by :func:`use_backend` or else by ``ROPE_KERNELS_BACKEND``."""
-    override = getattr(_local, "override", None)
-    return override if override is not None else os.environ.get("ROPE_KERNELS_BACKEND") or None
+    """The backend asked for in this thread, by :func:`use_backend` or else, at import, by ``ROPE_KERNELS_BACKEND``."""
+    override: str | None = getattr(_local, "override", None)
+    return override or _FROM_ENVIRONMENT
 
 
 def backend_for(device: torch.device) -> ModuleType:

@@ -7,6 +7,8 @@ not there, and tells it when a thread asked for another backend.
 from __future__ import annotations
 
 import ctypes
+import os
+import threading
 from pathlib import Path
 
 import torch
@@ -17,11 +19,20 @@ from ..spec import Spec
 from . import reference
 from .inputs import Inputs
 
-__all__ = ["choose", "force_isa", "isa", "isas", "load", "rotate", "rotate_table", "unavailable"]
+__all__ = ["choose", "force_isa", "isa", "isas", "load", "rotate", "rotate_table", "thread", "unavailable"]
 
 _PATH = Path(__file__).parent.parent / "_native.so"
 _library: ctypes.CDLL | None = None
 _missing: str | None = "it has not been loaded yet"
+
+
+class _Thread(threading.local):
+    """Whether calls on CPU tensors reach the library, in this thread."""
+
+    is_default = False
+
+
+thread = _Thread()
 
 
 def load() -> None:
@@ -39,6 +50,7 @@ def load() -> None:
     for name in ("rope_kernels_isa", "rope_kernels_isas"):
         getattr(library, name).restype = ctypes.c_char_p
     _library, _missing = library, None
+    _Thread.is_default = os.environ.get("ROPE_KERNELS_BACKEND", "") in ("", "native")
 
 
 def unavailable(device: torch.device | None = None) -> str | None:
@@ -52,10 +64,9 @@ def choose(backend: str | None) -> None:
     """Tell the library what this thread asked for; ``None`` is the dispatch rule."""
     if _library is None:
         return
-    if backend is None:
-        _library.rope_kernels_forward_by_default()
-    else:
-        _library.rope_kernels_forward(int(backend != "native"))
+    backend = backend or os.environ.get("ROPE_KERNELS_BACKEND") or "native"
+    thread.is_default = backend == "native"
+    _library.rope_kernels_forward(int(not thread.is_default))
 
 
 def isas() -> list[str]:
@@ -80,9 +91,11 @@ def force_isa(name: str) -> None:
 
 def rotate(q: Tensor, k: Tensor | None, q_out: Tensor, k_out: Tensor | None, inputs: Inputs, spec: Spec) -> None:
     """The operator itself, in the signature that backends share."""
-    i = inputs
+    i, positions = inputs, inputs.positions
+    if positions is not None and positions.shape[0] == 1:
+        positions = positions[0]
     torch.ops.rope_kernels.rotate_out(
-        q, k, i.positions, i.offset, i.seq_len, i.from_seq_len, i.cu_seqlens, spec.encode(), "bshd", i.inverse,
+        q, k, positions, i.offset, i.seq_len, i.from_seq_len, i.cu_seqlens, spec.encode(), "bshd", i.inverse,
         i.unscaled, q_out, k_out,
     )  # fmt: skip
 

@@ -1,0 +1,51 @@
+"""Ratios that can be trusted: two calls alternate in one process, and the median of each is compared."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+__all__ = ["Pair", "alternate"]
+
+
+@dataclass
+class Pair:
+    """Seconds per call of two sides that were timed in turn."""
+
+    ours: list[float]
+    peer: list[float]
+
+    @property
+    def speed(self) -> float:
+        """How many times as fast as the peer we are."""
+        return statistics.median(self.peer) / statistics.median(self.ours)
+
+    @property
+    def spread(self) -> tuple[float, float]:
+        """The middle half of the ratios of neighbouring rounds."""
+        ratios = sorted(b / a for a, b in zip(self.ours, self.peer, strict=True))
+        return ratios[len(ratios) // 4], ratios[-1 - len(ratios) // 4]
+
+
+def _per_call(call: Callable[[], object], repeats: int) -> float:
+    start = time.perf_counter()
+    for _ in range(repeats):
+        call()
+    return (time.perf_counter() - start) / repeats
+
+
+def alternate(ours: Callable[[], object], peer: Callable[[], object], seconds: float = 2.0) -> Pair:
+    """Time ``ours`` and ``peer`` in turn for about ``seconds``; short calls are repeated within a round."""
+    repeats = []
+    for call in (ours, peer):
+        call()
+        once = min(_per_call(call, 1) for _ in range(3))
+        repeats.append(max(1, int(2e-3 / once)))
+    times: tuple[list[float], list[float]] = ([], [])
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end or len(times[0]) < 7:
+        for call, count, into in zip((ours, peer), repeats, times, strict=True):
+            into.append(_per_call(call, count))
+    return Pair(*times)

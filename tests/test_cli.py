@@ -1,0 +1,184 @@
+"""The command line: output, JSON, exit codes, and messages instead of tracebacks."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+import rope_kernels
+from rope_kernels import catalog, demo, environment
+from rope_kernels.cli import app
+
+LLAMA = {"model_type": "llama", "head_dim": 64, "max_position_embeddings": 2048, "rope_theta": 1e4}
+
+
+@pytest.fixture
+def run(monkeypatch):
+    monkeypatch.setattr(demo, "PREFILL_TOKENS", 8)
+    monkeypatch.setattr(demo, "ROUNDS", 1)
+    monkeypatch.setattr(backends, "_FROM_ENVIRONMENT", None)
+
+    def invoke(*arguments, code=0):
+        result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+        assert result.exit_code == code, result.output
+        assert "Traceback" not in result.output
+        return result
+
+    return invoke
+
+
+@pytest.fixture
+def config_file(tmp_path):
+    def write(value):
+        path = tmp_path / "config.json"
+        path.write_text(value if isinstance(value, str) else json.dumps(value))
+        return path
+
+    return write
+
+
+def test_info_names_versions_and_every_backend(run):
+    text = run("info").stdout
+    assert rope_kernels.__version__ in text
+    assert "backend reference" in text
+    machine = json.loads(run("info", "--json").stdout)
+    assert machine.keys() >= {"rope_kernels", "python", "torch", "triton", "transformers", "cuda_device", "backends"}
+    assert machine["backends"]["reference"] is None
+
+
+def test_info_says_what_is_not_installed(run, monkeypatch):
+    monkeypatch.setattr(environment, "version_of", lambda package: None)
+    machine = json.loads(run("info", "--json").stdout)
+    assert machine["triton"] is machine["transformers"] is None
+
+
+def test_version(run):
+    assert run("--version").stdout.strip() == rope_kernels.__version__
+
+
+@pytest.mark.parametrize("command", [(), ("info",), ("explain",), ("demo",)])
+def test_help_documents_the_exit_codes(run, command):
+    assert "Exit codes" in run(*command, "--help").stdout
+
+
+def test_explain_takes_a_file_a_directory_or_a_shipped_name(run, config_file):
+    path = config_file(LLAMA)
+    by_file, by_folder = run("explain", path).stdout, run("explain", path.parent).stdout
+    assert by_file == by_folder
+    assert by_file.strip() == rope_kernels.RopeConfig.from_hf(LLAMA).explain().strip()
+    assert run("explain", "llama-3.1-8b").stdout == run("explain", "llama-3.1-8b.json").stdout
+
+
+def test_explain_every_layer_type_or_one(run):
+    both = run("explain", "gemma-4-text").stdout
+    assert both.index("sliding_attention\n") < both.index("full_attention\n")
+    one = json.loads(run("explain", "gemma-4-text", "--layer-type", "full_attention", "--json").stdout)
+    assert list(one) == ["full_attention"]
+    full = one["full_attention"]
+    assert full.keys() == {"config", "rotary_dim", "attention_scaling", "inv_freq", "provenance"}
+    assert rope_kernels.RopeConfig.from_hf(full["config"]).inv_freq().tolist() == full["inv_freq"]
+
+
+def test_explain_prints_warnings_as_a_line(run, config_file):
+    scaling = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 512}
+    inner = LLAMA | {"original_max_position_embeddings": 1024, "rope_scaling": scaling}
+    result = run("explain", config_file(inner))
+    assert result.stderr.startswith("warning: original_max_position_embeddings")
+    assert ".py" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "not valid JSON"),
+        ("[1]", "got list, a config.json holds one JSON object"),
+        (LLAMA | {"rope_theta": -1.0}, "rope_theta"),
+        (LLAMA | {"rope_scaling": {"rope_type": "yaarn", "factor": 2.0}}, "rope_type"),
+        ({"model_type": "llama"}, "head_dim"),
+    ],
+)
+def test_explain_refuses_a_bad_config_with_exit_code_2(run, config_file, content, message):
+    result = run("explain", config_file(content), code=2)
+    assert result.stderr.startswith("error: ")
+    assert message in result.stderr
+    assert not result.stdout
+
+
+def test_explain_refuses_what_is_not_there(run, tmp_path):
+    assert "llama-3.1-8b" in run("explain", "no-such-model", code=2).stderr
+    assert "holds no config.json" in run("explain", tmp_path, code=2).stderr
+    assert "layer_type" in run("explain", "gemma-4-text", "--layer-type", "full", code=2).stderr
+    (tmp_path / "config.json").write_bytes(b"\xff\xfe\x00")
+    assert "cannot be read" in run("explain", tmp_path, code=2).stderr
+
+
+def test_demo_table(run):
+    text = run("demo", "--only", "gpt-neox-20b", "--only", "gemma-4-text").stdout
+    for word in ("gpt-neox-20b", "gemma-4-text sliding", "gemma-4-text full", "proportional", "2,048"):
+        assert word in text
+
+
+def test_demo_json(run):
+    result = json.loads(run("demo", "--only", "gpt-neox-20b", "--json").stdout)
+    assert result.keys() == {"machine", "contract", "results"}
+    [row] = result["results"]
+    assert row.keys() == set(demo.Row.__dataclass_fields__)
+    assert row["model"] == "gpt-neox-20b"
+    assert result["machine"]["backends"][row["backend"]] is None
+    assert row["max_error"] <= result["contract"]
+
+
+def test_demo_refuses_wrong_arguments(run, monkeypatch):
+    assert "llama-2-7b" in run("demo", "--only", "llama-9", code=2).stderr
+    assert "allowed are cpu and cuda" in run("demo", "--device", "tpu", code=2).stderr
+    monkeypatch.setattr(backends, "_FROM_ENVIRONMENT", "abacus")
+    assert "abacus" in run("demo", code=2).stderr
+
+
+def test_demo_says_what_this_machine_lacks(run, monkeypatch, tmp_path):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert "no CUDA device" in run("demo", "--device", "cuda", code=1).stderr
+    assert "there is no folder" in run("demo", "--plot", tmp_path / "nowhere" / "x.png", code=1).stderr
+    assert ".png" in run("demo", "--plot", tmp_path / "x.jpg", code=2).stderr
+    monkeypatch.setattr(environment, "version_of", lambda package: None)
+    assert "pip install matplotlib" in run("demo", "--plot", tmp_path / "x.png", code=1).stderr
+
+
+def test_demo_plots(run, monkeypatch, tmp_path):
+    pytest.importorskip("matplotlib")
+    monkeypatch.setattr("rope_kernels.plotting._LAST_POSITION_LOG2", 4)
+    path = tmp_path / "picture.png"
+    result = run("demo", "--only", "gpt-neox-20b", "--json", "--plot", path)
+    assert path.read_bytes().startswith(b"\x89PNG")
+    assert json.loads(result.stdout)["results"]
+    path.unlink()
+    path.mkdir()
+    assert "cannot be written" in run("demo", "--only", "gpt-neox-20b", "--plot", path, code=1).stderr
+
+
+def test_demo_exits_with_3_outside_the_contract(run, monkeypatch):
+    monkeypatch.setattr(demo, "CONTRACT", 0.0)
+    result = run("demo", "--only", "gpt-neox-20b", "--json", code=3)
+    assert "outside the accuracy contract" in result.stderr
+    assert json.loads(result.stdout)["results"]
+
+
+def test_the_module_runs_without_colour_or_traceback():
+    environ = os.environ | {"NO_COLOR": "1", "FORCE_COLOR": "1", "PYTHONWARNINGS": "error"}
+    command = [sys.executable, "-m", "rope_kernels"]
+    shown = subprocess.run([*command, "info"], capture_output=True, text=True, env=environ, check=True)
+    assert not any(f"\x1b[{colour}" in shown.stdout for colour in range(30, 50))
+    refused = subprocess.run([*command, "explain", "nothing"], capture_output=True, text=True, env=environ)
+    assert refused.returncode == 2
+    assert refused.stderr.startswith("error: nothing: ")
+
+
+def test_shipped_configs_are_all_listed():
+    assert len(catalog.names()) == 13
+    with pytest.raises(catalog.SourceError, match="no shipped config"):
+        catalog.shipped("nothing")
