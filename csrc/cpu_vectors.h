@@ -49,13 +49,12 @@ ROPE_INLINE void store_as(void* to, V value) {
   __builtin_memcpy(to, &value, sizeof value);
 }
 
-/// fp32 bits rounded to nearest even at 16 bits: the bf16 in the upper half. NaN stays NaN, denormals stay.
+/// fp32 bits rounded to nearest even at 16 bits: the bf16 in the upper half. Denormals stay, and so does a NaN: it
+/// comes from a bf16, or is the machine's own, and has 16 zeros below, into which the rounding does not carry.
 template <int W>
 ROPE_INLINE U<W> round_bf16(F<W> value) {
   const U<W> bits = (U<W>)value;
-  const U<W> rounded = bits + 0x7fffU + ((bits >> 16) & 1U);
-  const auto nan = (bits & 0x7fffffffU) > 0x7f800000U;
-  return nan ? (bits | 0x00400000U) : rounded;
+  return bits + 0x7fffU + ((bits >> 16) & 1U);
 }
 
 /// Elements as fp32. `pairs` are neighbours (2 i, 2 i + 1) of 2 L elements, taken apart into two vectors.
@@ -115,14 +114,14 @@ struct BFloat16 {
   ROPE_INLINE void store(T* y, F<W> v) {
     store_as<false>(y, __builtin_convertvector(round_bf16<W>(v) >> 16, H<W>));
   }
+  /// A word holds the first element of a pair in its lower half, the second in its upper.
   template <int W>
-  ROPE_INLINE void load_pairs(const T* x, F<W>& first, F<W>& second) {
-    const U<W> words = load_as<U<W>>(x);
+  ROPE_INLINE void unpack(U<W> words, F<W>& first, F<W>& second) {
     first = (F<W>)(words << 16);
     second = (F<W>)(words & 0xffff0000U);
   }
-  template <int W, bool STREAM>
-  ROPE_INLINE void store_pairs(T* y, F<W> first, F<W> second) {
+  template <int W>
+  ROPE_INLINE U<W> pack(F<W> first, F<W> second) {
 #if defined(ROPE_BF16_INSTRUCTIONS)
     if constexpr (W == 64) {
       // The instruction takes denormals for zero; a vector that holds one is rounded as below.
@@ -131,13 +130,19 @@ struct BFloat16 {
       if (__builtin_expect((_mm512_fpclass_ps_mask(a, kDenormal) | _mm512_fpclass_ps_mask(b, kDenormal)) == 0, 1)) {
         const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22,
                                                6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
-        const __m512i both = (__m512i)_mm512_cvtne2ps_pbh(b, a);
-        store_as<STREAM>(y, (U<W>)_mm512_permutexvar_epi16(order, both));
-        return;
+        return (U<W>)_mm512_permutexvar_epi16(order, (__m512i)_mm512_cvtne2ps_pbh(b, a));
       }
     }
 #endif
-    store_as<STREAM>(y, (round_bf16<W>(first) >> 16) | (round_bf16<W>(second) & 0xffff0000U));
+    return (round_bf16<W>(first) >> 16) | (round_bf16<W>(second) & 0xffff0000U);
+  }
+  template <int W>
+  ROPE_INLINE void load_pairs(const T* x, F<W>& first, F<W>& second) {
+    unpack<W>(load_as<U<W>>(x), first, second);
+  }
+  template <int W, bool STREAM>
+  ROPE_INLINE void store_pairs(T* y, F<W> first, F<W> second) {
+    store_as<STREAM>(y, pack<W>(first, second));
   }
   ROPE_INLINE float widen(T x) {
     const std::uint32_t bits = static_cast<std::uint32_t>(x) << 16;
@@ -153,6 +158,29 @@ struct BFloat16 {
   }
 };
 
+/// fp16 bits as fp32, by integers and one product: 2^112 is the exponents' difference, and right for denormals too.
+template <int W>
+ROPE_INLINE F<W> widen_fp16(U<W> half) {
+  const U<W> magnitude = half & 0x7fffU, sign = (half & 0x8000U) << 16;
+  const U<W> finite = (U<W>)((F<W>)(magnitude << 13) * 5.192296858534828e+33F);
+  const U<W> quiet = (magnitude > 0x7c00U) ? (magnitude & 0) + 0x00400000U : magnitude & 0;
+  const U<W> other = ((magnitude << 13) + 0x70000000U) | quiet;
+  return (F<W>)(((magnitude >= 0x7c00U) ? other : finite) | sign);
+}
+
+/// fp32 as fp16 bits, to nearest even.
+template <int W>
+ROPE_INLINE U<W> narrow_fp16(F<W> value) {
+  const U<W> bits = (U<W>)value, magnitude = bits & 0x7fffffffU, sign = (bits >> 16) & 0x8000U;
+  const U<W> normal = (magnitude - 0x38000000U + 0xfffU + ((magnitude >> 13) & 1U)) >> 13;
+  // 0.5's last place is fp16's smallest denormal
+  const U<W> denormal = (U<W>)((F<W>)magnitude + 0.5F) - 0x3f000000U;
+  const U<W> infinity = (magnitude & 0) + 0x7c00U, nan = ((magnitude >> 13) & 0x3ffU) | 0x7e00U;
+  const U<W> finite = (magnitude >= 0x38800000U) ? normal : denormal;
+  const U<W> large = (magnitude > 0x7f800000U) ? nan : infinity;
+  return ((magnitude >= 0x477ff000U) ? large : finite) | sign;
+}
+
 struct Float16 {
   using T = std::uint16_t;
 
@@ -164,9 +192,7 @@ struct Float16 {
 #if defined(__F16C__)
     if constexpr (W == 32) return (F<W>)_mm256_cvtph_ps((__m128i)load_as<H<W>>(x));
 #endif
-    F<W> v;
-    for (int i = 0; i < Vec<W>::L; ++i) v[i] = widen(x[i]);
-    return v;
+    return widen_fp16<W>(__builtin_convertvector(load_as<H<W>>(x), U<W>));
   }
   template <int W, bool STREAM>
   ROPE_INLINE void store(T* y, F<W> v) {
@@ -182,7 +208,7 @@ struct Float16 {
       return;
     }
 #endif
-    for (int i = 0; i < Vec<W>::L; ++i) y[i] = narrow(v[i]);
+    store_as<false>(y, __builtin_convertvector(narrow_fp16<W>(v), H<W>));
   }
   template <int W>
   ROPE_INLINE void load_pairs(const T* x, F<W>& first, F<W>& second) {
@@ -198,43 +224,6 @@ struct Float16 {
     store<W, STREAM>(y, load_as<F<W>>(both));
     store<W, STREAM>(y + Vec<W>::L, load_as<F<W>>(both + Vec<W>::L));
   }
-  ROPE_INLINE float widen(T x) {
-#if defined(__F16C__)
-    return _cvtsh_ss(x);
-#else
-    const std::uint32_t sign = static_cast<std::uint32_t>(x & 0x8000U) << 16, magnitude = x & 0x7fffU;
-    std::uint32_t bits = magnitude << 13;
-    float value;
-    if (magnitude >= 0x7c00U) {
-      bits += 0x70000000U | (magnitude > 0x7c00U ? 0x00400000U : 0U);
-      if (magnitude > 0x7c00U) bits |= 0x7fc00000U;
-      std::memcpy(&value, &bits, sizeof value);
-    } else {
-      std::memcpy(&value, &bits, sizeof value);
-      value *= 5.192296858534828e+33F;  // 2^112: the exponents' difference, denormals included
-    }
-    std::memcpy(&bits, &value, sizeof bits);
-    bits |= sign;
-    std::memcpy(&value, &bits, sizeof value);
-    return value;
-#endif
-  }
-  ROPE_INLINE T narrow(float x) {
-#if defined(__F16C__)
-    return _cvtss_sh(x, _MM_FROUND_TO_NEAREST_INT);
-#else
-    std::uint32_t bits;
-    std::memcpy(&bits, &x, sizeof bits);
-    const auto sign = static_cast<T>((bits >> 16) & 0x8000U);
-    bits &= 0x7fffffffU;
-    if (bits > 0x7f800000U) return sign | 0x7e00U | static_cast<T>((bits >> 13) & 0x3ffU);
-    if (bits >= 0x477ff000U) return sign | 0x7c00U;  // rounds to infinity
-    if (bits >= 0x38800000U) return sign | static_cast<T>((bits - 0x38000000U + 0xfffU + ((bits >> 13) & 1U)) >> 13);
-    float magnitude;
-    std::memcpy(&magnitude, &bits, sizeof magnitude);
-    magnitude += 0.5F;  // whose last place is fp16's smallest denormal
-    std::memcpy(&bits, &magnitude, sizeof bits);
-    return sign | static_cast<T>(bits - 0x3f000000U);
-#endif
-  }
+  ROPE_INLINE float widen(T x) { return widen_fp16<16>(U<16>{x})[0]; }
+  ROPE_INLINE T narrow(float x) { return static_cast<T>(narrow_fp16<16>(F<16>{x})[0]); }
 };

@@ -57,17 +57,20 @@ ROPE_HD double inv_freq(const FrequencyParams& p, int j, double alpha, double mu
   return f * ((1.0 - w) / p.factor + w) * multiplier;
 }
 
-/// Turns per position in 2^-64, modulo one turn, of a frequency in radians; exact to the last place of the double.
+/// Turns per position in 2^-64, modulo one turn, of a frequency in radians: the nearest for the double it is given.
 ROPE_HD std::uint64_t fixed_point_turns(double inv_freq) {
   constexpr double kHigh = 0.15915494309189535;    // 1 / (2 pi)
   constexpr double kLow = -9.839338337591243e-18;  // and what the double above misses
-  const double high = inv_freq * kHigh;
-  const double low = std::fma(inv_freq, kHigh, -high) + inv_freq * kLow;
-  const double whole = std::floor(high);
-  const double upper = std::floor((high - whole) * 4294967296.0);
-  const double rest = ((high - whole) * 4294967296.0 - upper) * 4294967296.0 + low * 18446744073709551616.0;
-  const auto bits = static_cast<std::uint64_t>(upper) << 32;
-  return bits + static_cast<std::uint64_t>(static_cast<std::int64_t>(std::floor(rest + 0.5)));
+  const double x = std::fabs(inv_freq);            // the fraction of a small negative would lose its last places
+  const double high = x * kHigh;
+  double low = std::fma(x, kHigh, -high) + x * kLow;
+  low -= std::floor(low + 0.5);  // whole turns, of frequencies beyond 2^52
+  const double fraction = high - std::floor(high);
+  const double upper = std::floor(fraction * 4294967296.0);
+  const double rest = (fraction * 4294967296.0 - upper) * 4294967296.0 + low * 18446744073709551616.0;
+  const std::uint64_t turns = (static_cast<std::uint64_t>(upper) << 32) +
+                              static_cast<std::uint64_t>(static_cast<std::int64_t>(std::floor(rest + 0.5)));
+  return inv_freq < 0.0 ? 0 - turns : turns;
 }
 
 /// Phase in 2^-32 turns, modulo one turn exactly; negative positions by two's complement.
@@ -80,7 +83,7 @@ ROPE_HD std::uint32_t phase_of_turns(double turns) {
   return static_cast<std::uint32_t>(static_cast<std::uint64_t>((turns - std::floor(turns)) * 4294967296.0));
 }
 
-/// Sine and cosine of a phase, absolute error below 1e-7.
+/// Sine and cosine of a phase, absolute errors below 1.5e-7 and 2.6e-7, so that a rotation errs by less than 4e-7.
 ///
 /// Half turns are taken off as integers: what remains lies in [-pi/2, pi/2], and both signs flip together.
 ROPE_HD void sin_cos(std::uint32_t phase, float& sine, float& cosine) {

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <type_traits>
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
@@ -14,11 +15,12 @@ namespace {
 #include "cpu_vectors.h"
 
 constexpr int kPrefetchBytes = 2048;
+constexpr int kPad = ROPE_VECTOR / 4;  // a masked vector reads so far past the last cosine
 
 /// Cosines and sines of one token, in natural or split order.
 struct Turns {
-  alignas(64) float cosine[kMaxPairs];
-  alignas(64) float sine[kMaxPairs];
+  alignas(64) float cosine[kMaxPairs + kPad];
+  alignas(64) float sine[kMaxPairs + kPad];
 };
 
 struct Flags {
@@ -60,37 +62,76 @@ ROPE_INLINE void rotate_lanes(const typename D::T* x1, const typename D::T* x2, 
   }
 }
 
+/// The rotation of both elements of words of two halves, first elements and second ones.
+template <int W>
+ROPE_INLINE void turn_words(U<W>& a, U<W>& b, F<W> c0, F<W> c1, F<W> s0, F<W> s1) {
+  F<W> a0, a1, b0, b1;
+  BFloat16::unpack<W>(a, a0, a1);
+  BFloat16::unpack<W>(b, b0, b1);
+  a = BFloat16::pack<W>(a0 * c0 - b0 * s0, a1 * c1 - b1 * s1);
+  b = BFloat16::pack<W>(b0 * c0 + a0 * s0, b1 * c1 + a1 * s1);
+}
+
+/// One vector of words of both halves. MASKED: only the first `count` of it.
+template <int W, bool STREAM, bool MASKED = false>
+ROPE_INLINE void rotate_vector(const std::uint16_t* x, std::uint16_t* y, int distance, const float* cosine,
+                               const float* sine, int j, int words, int count = 0) {
+  const auto turn = [&](U<W>& a, U<W>& b) {
+    turn_words<W>(a, b, load_as<F<W>>(cosine + j), load_as<F<W>>(cosine + words + j), load_as<F<W>>(sine + j),
+                  load_as<F<W>>(sine + words + j));
+  };
+  x += 2 * j;
+  y += 2 * j;
+#if defined(__AVX512F__)
+  if constexpr (MASKED) {
+    const auto mask = static_cast<__mmask16>((1U << count) - 1U);
+    U<W> a = (U<W>)_mm512_maskz_loadu_epi32(mask, x), b = (U<W>)_mm512_maskz_loadu_epi32(mask, x + distance);
+    turn(a, b);
+    _mm512_mask_storeu_epi32(y, mask, (__m512i)a);
+    _mm512_mask_storeu_epi32(y + distance, mask, (__m512i)b);
+    return;
+  }
+#endif
+  U<W> a = load_as<U<W>>(x), b = load_as<U<W>>(x + distance);
+  turn(a, b);
+  store_as<STREAM>(y, a);
+  store_as<STREAM>(y + distance, b);
+}
+
 /// Words [j, words) of both halves; cosines of the first elements of words, then those of the second ones.
-template <class D, int W, bool STREAM>
-ROPE_INLINE void rotate_words(const typename D::T* x, typename D::T* y, int distance, const float* cosine,
+template <int W, bool STREAM>
+ROPE_INLINE void rotate_words(const std::uint16_t* x, std::uint16_t* y, int distance, const float* cosine,
                               const float* sine, int j, int words) {
   constexpr int L = Vec<W>::L;
-  for (; j + L <= words; j += L) {
-    F<W> a0, a1, b0, b1;
-    D::template load_pairs<W>(x + 2 * j, a0, a1);
-    D::template load_pairs<W>(x + distance + 2 * j, b0, b1);
-    const F<W> c0 = load_as<F<W>>(cosine + j), c1 = load_as<F<W>>(cosine + words + j);
-    const F<W> s0 = load_as<F<W>>(sine + j), s1 = load_as<F<W>>(sine + words + j);
-    D::template store_pairs<W, STREAM>(y + 2 * j, a0 * c0 - b0 * s0, a1 * c1 - b1 * s1);
-    D::template store_pairs<W, STREAM>(y + distance + 2 * j, b0 * c0 + a0 * s0, b1 * c1 + a1 * s1);
+#if defined(__AVX512F__)
+  if constexpr (W == 64) {
+    // Few odd words are masked, and come first: a masked load that reaches into bytes just stored waits for them.
+    const int left = words % L;
+    if (left % 4 != 0) {
+      rotate_vector<W, STREAM, true>(x, y, distance, cosine, sine, words - left, words, left);
+      for (; j + L <= words; j += L) rotate_vector<W, STREAM>(x, y, distance, cosine, sine, j, words);
+      return;
+    }
   }
+#endif
+  for (; j + L <= words; j += L) rotate_vector<W, STREAM>(x, y, distance, cosine, sine, j, words);
   if constexpr (W > 16) {
-    rotate_words<D, W / 2, STREAM>(x, y, distance, cosine, sine, j, words);
+    rotate_words<W / 2, STREAM>(x, y, distance, cosine, sine, j, words);
   } else {
     for (; j < words; ++j) {
       for (int odd = 0; odd < 2; ++odd) {
         const float c = cosine[odd * words + j], s = sine[odd * words + j];
-        const float a = D::widen(x[2 * j + odd]), b = D::widen(x[distance + 2 * j + odd]);
-        y[2 * j + odd] = D::narrow(a * c - b * s);
-        y[distance + 2 * j + odd] = D::narrow(b * c + a * s);
+        const float a = BFloat16::widen(x[2 * j + odd]), b = BFloat16::widen(x[distance + 2 * j + odd]);
+        y[2 * j + odd] = BFloat16::narrow(a * c - b * s);
+        y[distance + 2 * j + odd] = BFloat16::narrow(b * c + a * s);
       }
     }
   }
 }
 
 /// All heads of a token, for WORDS words per half known at compile time: cosines stay in registers.
-template <class D, int WORDS, bool STREAM>
-ROPE_INLINE void heads_of_words(const typename D::T* x, typename D::T* y, std::int64_t heads, std::int64_t x_head,
+template <int WORDS, bool STREAM>
+ROPE_INLINE void heads_of_words(const std::uint16_t* x, std::uint16_t* y, std::int64_t heads, std::int64_t x_head,
                                 std::int64_t y_head, const Turns& turns) {
   constexpr int W = ROPE_VECTOR < 4 * WORDS ? ROPE_VECTOR : 4 * WORDS, L = Vec<W>::L, N = WORDS / L;
   F<W> c0[N], c1[N], s0[N], s1[N];
@@ -104,19 +145,37 @@ ROPE_INLINE void heads_of_words(const typename D::T* x, typename D::T* y, std::i
     for (int d = 0; d < 4 * WORDS; d += 32) __builtin_prefetch(reinterpret_cast<const char*>(x + d) + kPrefetchBytes);
 #pragma GCC unroll 8
     for (int j = 0; j < N; ++j) {
-      F<W> a0, a1, b0, b1;
-      D::template load_pairs<W>(x + 2 * j * L, a0, a1);
-      D::template load_pairs<W>(x + 2 * WORDS + 2 * j * L, b0, b1);
-      D::template store_pairs<W, STREAM>(y + 2 * j * L, a0 * c0[j] - b0 * s0[j], a1 * c1[j] - b1 * s1[j]);
-      D::template store_pairs<W, STREAM>(y + 2 * WORDS + 2 * j * L, b0 * c0[j] + a0 * s0[j], b1 * c1[j] + a1 * s1[j]);
+      U<W> a = load_as<U<W>>(x + 2 * j * L), b = load_as<U<W>>(x + 2 * WORDS + 2 * j * L);
+      turn_words<W>(a, b, c0[j], c1[j], s0[j], s1[j]);
+      store_as<STREAM>(y + 2 * j * L, a);
+      store_as<STREAM>(y + 2 * WORDS + 2 * j * L, b);
     }
+  }
+}
+
+/// All heads of a token as words.
+template <bool STREAM>
+void heads_of_split(const Rotation& r, const Rows& rows, const std::uint16_t* x, std::uint16_t* y, const Turns& turns) {
+  const std::int64_t a = rows.from.head, b = rows.to.head;
+  if (r.rotary_offset == 0 && r.distance == r.num_pairs) {
+    if (r.num_pairs == 64) return heads_of_words<32, STREAM>(x, y, rows.heads, a, b, turns);
+    if (r.num_pairs == 32) return heads_of_words<16, STREAM>(x, y, rows.heads, a, b, turns);
+    if (r.num_pairs == 128) return heads_of_words<64, STREAM>(x, y, rows.heads, a, b, turns);
+  }
+  x += r.rotary_offset;
+  y += r.rotary_offset;
+  for (std::int64_t h = 0; h < rows.heads; ++h, x += a, y += b) {
+    for (int d = 0; d < 2 * r.num_pairs; d += 32) {
+      __builtin_prefetch(reinterpret_cast<const char*>(x + d) + kPrefetchBytes);
+    }
+    rotate_words<ROPE_VECTOR, STREAM>(x, y, r.distance, turns.cosine, turns.sine, 0, r.num_pairs / 2);
   }
 }
 
 /// All heads of a token, any geometry.
 template <class D, bool READ, bool WRITE, bool STREAM>
-void heads_of_pairs(const Job& job, const Flags& flags, const typename D::T* x, typename D::T* y, std::int64_t heads,
-                    std::int64_t x_head, std::int64_t y_head, const Turns& turns) {
+void heads_of_pairs(const Job& job, const typename D::T* x, typename D::T* y, std::int64_t heads, std::int64_t x_head,
+                    std::int64_t y_head, const Turns& turns) {
   const Rotation& r = job.plan->rotation;
   const int width = r.num_pairs / r.blocks;
   // A pair that is read as neighbours and written apart would, in place, write what later pairs read.
@@ -131,10 +190,6 @@ void heads_of_pairs(const Job& job, const Flags& flags, const typename D::T* x, 
     if (aside) {
       std::memcpy(copy, from, static_cast<std::size_t>(bytes));
       from = copy;
-    }
-    if (flags.split) {
-      rotate_words<D, ROPE_VECTOR, STREAM>(from, to, r.distance, turns.cosine, turns.sine, 0, r.num_pairs / 2);
-      continue;
     }
     for (int block = 0; block < r.blocks; ++block) {
       const int at = 2 * block * r.distance, pair = block * width;
@@ -153,19 +208,17 @@ void rotate_token(const Job& job, const Flags& flags, const Rows& rows, std::int
   T* y = static_cast<T*>(rows.out) + batch * rows.to.batch + token * rows.to.token;
   const Rotation& r = job.plan->rotation;
   const std::int64_t a = rows.from.head, b = rows.to.head;
-  if (flags.split && r.rotary_offset == 0 && r.distance == r.num_pairs) {
-    if (r.num_pairs == 64) return heads_of_words<D, 32, STREAM>(x, y, rows.heads, a, b, turns);
-    if (r.num_pairs == 32) return heads_of_words<D, 16, STREAM>(x, y, rows.heads, a, b, turns);
-    if (r.num_pairs == 128) return heads_of_words<D, 64, STREAM>(x, y, rows.heads, a, b, turns);
+  if constexpr (std::is_same_v<D, BFloat16>) {
+    if (flags.split) return heads_of_split<STREAM>(r, rows, x, y, turns);
   }
   if (flags.read_pairs && flags.write_pairs) {
-    heads_of_pairs<D, true, true, STREAM>(job, flags, x, y, rows.heads, a, b, turns);
+    heads_of_pairs<D, true, true, STREAM>(job, x, y, rows.heads, a, b, turns);
   } else if (flags.read_pairs) {
-    heads_of_pairs<D, true, false, STREAM>(job, flags, x, y, rows.heads, a, b, turns);
+    heads_of_pairs<D, true, false, STREAM>(job, x, y, rows.heads, a, b, turns);
   } else if (flags.write_pairs) {
-    heads_of_pairs<D, false, true, STREAM>(job, flags, x, y, rows.heads, a, b, turns);
+    heads_of_pairs<D, false, true, STREAM>(job, x, y, rows.heads, a, b, turns);
   } else {
-    heads_of_pairs<D, false, false, STREAM>(job, flags, x, y, rows.heads, a, b, turns);
+    heads_of_pairs<D, false, false, STREAM>(job, x, y, rows.heads, a, b, turns);
   }
 }
 
@@ -309,6 +362,8 @@ void turns_of(const Job& job, Work& work) {
     turns.sine[i] = s * s_scale;
     turns.cosine[i] = c * c_scale;
   }
+  std::fill_n(turns.sine + r.num_pairs, kPad, 0.0F);
+  std::fill_n(turns.cosine + r.num_pairs, kPad, 0.0F);
   if (r.table_dtype == Number::kNone) return;
   const bool bf16 = r.table_dtype == Number::kBFloat16;
   for (int i = 0; i < r.num_pairs; ++i) {

@@ -1,8 +1,10 @@
 // From the text of rope_kernels.spec to a Plan.
+#include <algorithm>
 #include <charconv>
 #include <stdexcept>
 #include <string_view>
 #include <unordered_map>
+#include <utility>
 
 #include "rotate.h"
 
@@ -103,8 +105,29 @@ Rotation read_rotation(const Values& values) {
   if (const auto index = values.find("freq_index"); index != values.end()) {
     r.freq_index = numbers<std::int32_t>("freq_index", index->second);
   }
-  if (r.num_pairs < 1 || r.num_pairs > kMaxPairs) refuse("num_pairs", std::to_string(r.num_pairs));
   return r;
+}
+
+/// What the kernels take for granted; they check no index.
+void check_fit(const Rotation& r, const FrequencyParams& p) {
+  const auto require = [](bool holds, std::string_view field, std::int64_t value) {
+    if (!holds) refuse(field, std::to_string(value));
+  };
+  require(r.num_pairs >= 1 && r.num_pairs <= kMaxPairs, "num_pairs", r.num_pairs);
+  require(r.blocks >= 1 && r.num_pairs % r.blocks == 0, "blocks", r.blocks);
+  require(r.rotary_offset >= 0, "rotary_offset", r.rotary_offset);
+  const std::int64_t width = r.num_pairs / r.blocks, distance = r.distance;
+  const bool no_gaps = r.blocks > 1 || r.pairing == Pairing::kInterleavedToHalf;
+  require(no_gaps ? distance == width : distance >= width, "distance", distance);
+  const std::int64_t span = r.pairing == Pairing::kInterleaved ? 2 * width : distance + width;
+  require(r.rotary_offset + (r.blocks - 1) * 2 * distance + span <= r.head_dim, "head_dim", r.head_dim);
+  const auto pairs = static_cast<std::size_t>(r.num_pairs);
+  require(r.axis.empty() || r.axis.size() == pairs, "axis", static_cast<std::int64_t>(r.axis.size()));
+  for (const std::int32_t axis : r.axis) require(axis >= 0, "axis", axis);
+  const auto& index = r.freq_index;
+  require(index.empty() || index.size() == pairs, "freq_index", static_cast<std::int64_t>(index.size()));
+  for (const std::int32_t j : index) require(j >= 0 && j < p.num_frequencies, "freq_index", j);
+  require(!index.empty() || p.num_frequencies >= r.num_pairs, "num_frequencies", p.num_frequencies);
 }
 
 std::vector<Span> untouched(const Rotation& r) {
@@ -132,9 +155,10 @@ Frequencies Plan::at(double alpha, bool is_long) const {
     double multiplier = 1.0;
     if (!multipliers.empty()) {
       const auto& row = multipliers[is_long && multipliers.size() > 1 ? 1 : 0];
-      multiplier = row.at(static_cast<std::size_t>(j));
+      multiplier = row[static_cast<std::size_t>(j)];
     }
     const double radians = inv_freq(params, j, alpha, multiplier);
+    if (!std::isfinite(radians)) refuse("inv_freq", std::to_string(radians));
     const std::uint64_t turns = fixed_point_turns(radians);
     f.radians.push_back(radians);
     f.low.push_back(static_cast<std::uint32_t>(turns));
@@ -167,9 +191,11 @@ Plan parse_plan(const std::string& spec) {
   Plan plan;
   plan.params = read_params(values);
   plan.rotation = read_rotation(values);
+  check_fit(plan.rotation, plan.params);
   if (const auto rows = values.find("multipliers"); rows != values.end()) {
     for (const std::string_view row : split(rows->second, '|')) {
       plan.multipliers.push_back(numbers<double>("multipliers", row));
+      if (std::cmp_less(plan.multipliers.back().size(), plan.params.num_frequencies)) refuse("multipliers", row);
     }
   }
   for (const std::int32_t axis : plan.rotation.axis) plan.axes = std::max(plan.axes, axis + 1);

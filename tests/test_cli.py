@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 import rope_kernels
-from rope_kernels import catalog, demo, environment
+from rope_kernels import backends, catalog, demo, environment
 from rope_kernels.cli import app
 
 LLAMA = {"model_type": "llama", "head_dim": 64, "max_position_embeddings": 2048, "rope_theta": 1e4}
