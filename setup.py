@@ -95,6 +95,8 @@ class NinjaBuild(build_ext):
         except (MissingToolError, subprocess.CalledProcessError) as error:
             if os.environ.get("ROPE_KERNELS_BUILD") == "1":
                 raise SystemExit(f"rope_kernels: the native extension was not built: {error}") from error
+            # An editable install would otherwise go on with what an older source built.
+            (ROOT / self.get_ext_filename(ext.name)).unlink(missing_ok=True)
             self._say(f"WITHOUT the native extension: {error}. CPU tensors will be rotated by plain torch.")
         else:
             target = Path(self.get_ext_fullpath(ext.name))

@@ -148,6 +148,27 @@ bool aligned(const rope::Rows& r, std::uintptr_t bytes, std::int64_t elements) {
   return address % bytes == 0 && divides(r.from, elements) && divides(r.to, elements);
 }
 
+/// Chooses the memory path and runs the job on torch's threads.
+void launch(rope::Job& job, bool given) {
+  const rope::Rotation& rotation = job.plan->rotation;
+  std::int64_t bytes = 0;
+  job.words = true;
+  bool streamable = job.dtype != rope::DType::kFloat16 && job.plan->untouched.empty();
+  for (int i = 0; i < job.num_rows; ++i) {
+    const std::int64_t size = job.dtype == rope::DType::kFloat32 ? 4 : 2;
+    bytes += job.rows[i].heads * rotation.head_dim * size;
+    job.words = job.words && aligned(job.rows[i], 4, 2);
+    streamable = streamable && aligned(job.rows[i], 64, 64 / size);
+  }
+  const std::int64_t tokens = job.batch * job.tokens;
+  streamable = streamable && rotation.num_pairs % 32 == 0 && rotation.pairing != rope::Pairing::kInterleavedToHalf;
+  job.streaming = given && !job.in_place && streamable && tokens * bytes > kStreamingBytes;
+  if (tokens == 0 || bytes == 0) return;
+  const std::int64_t grain = 1 + kBytesPerThread / bytes;
+  if (tokens <= grain) return rope::rotate_cpu(job, 0, tokens);
+  torch::stable::parallel_for(0, tokens, grain, [&](std::int64_t a, std::int64_t b) { rope::rotate_cpu(job, a, b); });
+}
+
 struct RunTime {
   const MaybeTensor &positions, &offset, &seq_len, &from_seq_len, &cu_seqlens;
 };
@@ -176,22 +197,7 @@ void run(const View& q, const View* k, const View& q_out, const View* k_out, con
   job.inverse = inverse;
   job.unscaled = unscaled;
   job.in_place = q.data == q_out.data;
-  std::int64_t bytes = 0;
-  job.words = true;
-  bool streamable = job.dtype != rope::DType::kFloat16 && job.plan->untouched.empty();
-  for (int i = 0; i < job.num_rows; ++i) {
-    const std::int64_t size = job.dtype == rope::DType::kFloat32 ? 4 : 2;
-    bytes += job.rows[i].heads * rotation.head_dim * size;
-    job.words = job.words && aligned(job.rows[i], 4, 2);
-    streamable = streamable && aligned(job.rows[i], 64, 64 / size);
-  }
-  const std::int64_t tokens = job.batch * job.tokens;
-  streamable = streamable && rotation.num_pairs % 32 == 0 && rotation.pairing != rope::Pairing::kInterleavedToHalf;
-  job.streaming = given && !job.in_place && streamable && tokens * bytes > kStreamingBytes;
-  if (tokens == 0 || bytes == 0) return;
-  const std::int64_t grain = 1 + kBytesPerThread / bytes;
-  if (tokens <= grain) return rope::rotate_cpu(job, 0, tokens);
-  torch::stable::parallel_for(0, tokens, grain, [&](std::int64_t a, std::int64_t b) { rope::rotate_cpu(job, a, b); });
+  launch(job, given);
 }
 
 /// Whether the dimensions are dense in the order given; then torch's empty_like would keep the strides.
@@ -250,6 +256,56 @@ void rotate_into(const Tensor& q, const MaybeTensor& k, const MaybeTensor& posit
   }
 }
 
+/// What the table operator needs of a plan: a geometry, no frequencies.
+const rope::Plan& table_plan(std::int64_t head_dim, std::int64_t rotary_dim, const std::string& pairing) {
+  const std::string pairs = std::to_string(rotary_dim / 2);
+  return plan_of("head_dim=" + std::to_string(head_dim) + ";num_pairs=" + pairs + ";distance=" + pairs +
+                 ";num_frequencies=" + pairs + ";pairing=" + pairing);
+}
+
+rope::Table table_of(const Tensor& cos, const Tensor& sin, const rope::Job& job, std::int64_t rotary_dim) {
+  const View c("cos", cos), s("sin", sin);
+  rope::Table table{c.data, s.data, number_of(c.dtype), {}, {}};
+  STD_TORCH_CHECK(c.dtype == s.dtype && table.kind != rope::Number::kInt32 && table.kind != rope::Number::kInt64,
+                  "cos, sin: must have one floating dtype");
+  for (const View* v : {&c, &s}) {
+    STD_TORCH_CHECK(v->dim == 3 && (v->size[0] == 1 || v->size[0] == job.batch) && v->size[1] == job.tokens &&
+                        v->size[2] == rotary_dim,
+                    "cos, sin: shape");
+    const rope::Strides strides{v->size[0] == 1 ? 0 : v->stride[0], v->stride[1], v->stride[2]};
+    (v == &c ? table.cosine_strides : table.sine_strides) = strides;
+  }
+  return table;
+}
+
+std::tuple<Tensor, Tensor> rotate_table(const Tensor& q, const MaybeTensor& k, const Tensor& cos, const Tensor& sin,
+                                        std::int64_t rotary_dim, const std::string& pairing, const std::string& layout,
+                                        bool inverse) {
+  const Layout l = layout_of(layout);
+  const View qv("q", q);
+  STD_TORCH_CHECK(qv.dim == (l.batch < 0 ? 3 : 4), "q: rank");
+  const std::int64_t head_dim = qv.size[qv.dim - 1];
+  STD_TORCH_CHECK(rotary_dim > 0 && rotary_dim % 2 == 0 && rotary_dim <= head_dim, "rotary_dim: does not fit q");
+  rope::Job job;
+  job.plan = &table_plan(head_dim, rotary_dim, pairing);
+  job.dtype = dtype_of(qv.dtype);
+  job.batch = at(qv.size, l.batch, 1);
+  job.tokens = qv.size[l.token];
+  job.inverse = inverse;
+  job.table = table_of(cos, sin, job, rotary_dim);
+  Tensor q_out = new_like(q, qv), k_out = q_out;
+  job.rows[0] = rows_of("q", qv, View("q_out", q_out), qv, l);
+  job.num_rows = 1;
+  if (k) {
+    const View kv("k", *k);
+    STD_TORCH_CHECK(kv.dim == qv.dim, "k: rank");
+    k_out = new_like(*k, kv);
+    job.rows[job.num_rows++] = rows_of("k", kv, View("k_out", k_out), qv, l);
+  }
+  launch(job, false);
+  return {q_out, k ? k_out : torch::stable::new_empty(q, {0})};
+}
+
 void rotate_in_place(const Tensor& q, const MaybeTensor& k, const MaybeTensor& positions, const MaybeTensor& offset,
                      const MaybeTensor& seq_len, const MaybeTensor& from_seq_len, const MaybeTensor& cu_seqlens,
                      const std::string& spec, const std::string& layout, bool inverse, bool unscaled) {
@@ -294,6 +350,9 @@ void boxed_rotate_in_place(StableIValue* stack, std::uint64_t arguments, std::ui
 void boxed_rotate_out(StableIValue* stack, std::uint64_t arguments, std::uint64_t outputs) {
   or_forward<TORCH_BOX(&rotate_into)>("rope_kernels::python_rotate_out", stack, arguments, outputs);
 }
+void boxed_rotate_table(StableIValue* stack, std::uint64_t arguments, std::uint64_t outputs) {
+  or_forward<TORCH_BOX(&rotate_table)>("rope_kernels::python_rotate_table", stack, arguments, outputs);
+}
 
 }  // namespace
 
@@ -320,4 +379,5 @@ STABLE_TORCH_LIBRARY_IMPL(rope_kernels, CPU, m) {
   m.impl("rotate", &boxed_rotate);
   m.impl("rotate_", &boxed_rotate_in_place);
   m.impl("rotate_out", &boxed_rotate_out);
+  m.impl("rotate_table", &boxed_rotate_table);
 }

@@ -120,6 +120,14 @@ struct Packed {
   }
 };
 
+/// A caller's cosines and sines, one kind of number: (batch or 1, tokens, rotary_dim), channels under `head`.
+struct Table {
+  const void* cosine = nullptr;
+  const void* sine = nullptr;
+  Number kind = Number::kNone;
+  Strides cosine_strides, sine_strides;
+};
+
 /// One call: see rope_kernels/backends/inputs.py for what the fields mean.
 struct Job {
   const Plan* plan = nullptr;
@@ -131,6 +139,7 @@ struct Job {
   Positions positions;
   PerGroup offset, seq_len, from_seq_len;
   Packed packed;
+  Table table;  // where given, what turns, instead of positions and frequencies
   bool inverse = false;
   bool unscaled = false;
   bool in_place = false;

@@ -72,8 +72,8 @@ def _check_table(q: Tensor, cos: Tensor, sin: Tensor, layout: str) -> None:
                 f"{name}: shape {tuple(table.shape)}, must be ({batch} or 1, {tokens}, rotary_dim) or "
                 f"({tokens}, rotary_dim) with an even rotary_dim of at most {q.shape[-1]}"
             )
-    if cos.shape != sin.shape:
-        raise RopeShapeError(f"sin: shape {tuple(sin.shape)}, must be cos's {tuple(cos.shape)}")
+    if cos.shape != sin.shape or cos.dtype != sin.dtype:
+        raise RopeShapeError(f"sin: shape {tuple(sin.shape)} {sin.dtype}, must be cos's {tuple(cos.shape)} {cos.dtype}")
 
 
 def _rotate_table(*args: Any) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from ..rotation import Rotation
 from ..spec import Spec
-from . import reference
 from .inputs import Inputs
 
 __all__ = ["choose", "force_isa", "isa", "isas", "load", "rotate", "rotate_table", "thread", "unavailable"]
@@ -104,5 +103,8 @@ def rotate_table(
     q: Tensor, k: Tensor | None, q_out: Tensor, k_out: Tensor | None,
     cos: Tensor, sin: Tensor, rotation: Rotation, inverse: bool,
 ) -> None:  # fmt: skip
-    """By a caller's table; plain torch."""
-    reference.rotate_table(q, k, q_out, k_out, cos, sin, rotation, inverse)
+    """The table operator, in the signature that backends share."""
+    fixed = (2 * rotation.num_pairs, rotation.pairing, "bshd", inverse)
+    for x, out in ((q, q_out), (k, k_out)):
+        if x is not None and out is not None:
+            out.copy_(torch.ops.rope_kernels.rotate_table(x, None, cos, sin, *fixed)[0])

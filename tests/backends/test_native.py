@@ -100,6 +100,25 @@ def test_denormals_infinities_and_nan_are_rounded_as_torch_does(isa, dtype, pair
     assert (wanted[good].abs() < torch.finfo(dtype).tiny).any()
 
 
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("pairing", ["half", "interleaved", "interleaved_to_half"])
+@pytest.mark.parametrize("inverse", [False, True])
+def test_table(isa, pairing, inverse):
+    """Any table in any dtype and strides, halves that differ, NaN included, as the reference turns by it."""
+    native.force_isa(isa)
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        for width, table_dtype in ((64, torch.float32), (38, torch.float64), (22, torch.bfloat16), (64, torch.float16)):
+            q, k = torch.randn(2, 3, 4, 64).to(dtype), torch.randn(2, 3, 1, 66)[..., 1:65].to(dtype)
+            cos, sin = torch.randn(2, 3, width, 2).to(table_dtype).unbind(-1)
+            cos[0, 0, 3] = float("nan")
+            args = (q, k, cos, sin[:1] if inverse else sin, width, pairing, "bshd", inverse)
+            got = ops.rotate_table(*args)
+            with rk.use_backend("reference"):
+                wanted = ops.rotate_table(*args)
+            for a, b in zip(got, wanted, strict=True):
+                torch.testing.assert_close(a, b, equal_nan=True)
+
+
 def test_the_backend_signature_is_shared_with_the_reference():
     case = Case("signature", CONFIGS["longrope"], seq_len=(16, 17))
     made = make(case)

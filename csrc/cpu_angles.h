@@ -1,0 +1,178 @@
+// From positions to the cosines and sines of one token. Included like cpu_vectors.h.
+#include "cpu_heads.h"
+
+std::int64_t integer_position(const Positions& p, std::int64_t at) {
+  return p.kind == Number::kInt32 ? static_cast<const std::int32_t*>(p.data)[at]
+                                  : static_cast<const std::int64_t*>(p.data)[at];
+}
+
+double any_position(const Positions& p, std::int64_t at) {
+  switch (p.kind) {
+    case Number::kFloat16:
+      return Float16::widen(static_cast<const std::uint16_t*>(p.data)[at]);
+    case Number::kBFloat16:
+      return BFloat16::widen(static_cast<const std::uint16_t*>(p.data)[at]);
+    case Number::kFloat32:
+      return static_cast<const float*>(p.data)[at];
+    case Number::kFloat64:
+      return static_cast<const double*>(p.data)[at];
+    default:
+      return static_cast<double>(integer_position(p, at));
+  }
+}
+
+/// fp32 product of a position and a frequency, as transformers rounds both.
+double float32_angle(double position, std::int64_t integer, bool is_integer, double radians) {
+  const float where = is_integer ? static_cast<float>(integer) : static_cast<float>(position);
+  return static_cast<double>(where * static_cast<float>(radians));
+}
+
+/// What a range of tokens needs on the way: one per thread.
+struct Work {
+  FrequencyCache* now;
+  FrequencyCache* before;
+  Turns turns;
+  alignas(64) std::uint32_t phase[kMaxPairs];
+  std::int64_t group = -2;
+  const Frequencies* frequencies = nullptr;
+  const Frequencies* from = nullptr;
+  float scaling = 1.0F;
+};
+
+/// Where a token is: its sequence, and its place in it if positions are counted.
+struct Place {
+  std::int64_t batch, token, group, counted;
+};
+
+Place place_of(const Job& job, std::int64_t flat) {
+  Place at{flat / job.tokens, flat % job.tokens, 0, 0};
+  at.group = at.batch;
+  at.counted = at.token;
+  if (job.packed.bounds != nullptr) {
+    std::int64_t low = 0, high = job.packed.sequences;
+    while (low < high) {
+      const std::int64_t middle = (low + high + 1) / 2;
+      if (job.packed.bound(middle) <= at.token) {
+        low = middle;
+      } else {
+        high = middle - 1;
+      }
+    }
+    at.group = low;
+    if (low < job.packed.sequences) at.counted = at.token - job.packed.bound(low);
+  }
+  return at;
+}
+
+/// Frequencies and scaling of the token's sequence.
+void enter_group(const Job& job, const Place& at, Work& work) {
+  if (at.group == work.group) return;
+  work.group = at.group;
+  const Plan& plan = *job.plan;
+  const std::int64_t length = job.seq_len.count ? job.seq_len[at.group] : 0;
+  work.frequencies = &work.now->at(plan, length);
+  if (job.from_seq_len.count) work.from = &work.before->at(plan, job.from_seq_len[at.group]);
+  const double scaling = is_long(plan.params, length) ? plan.params.long_scaling : plan.params.scaling;
+  work.scaling = job.unscaled ? 1.0F : static_cast<float>(scaling);
+}
+
+/// Phases of integer positions: a 64-bit product modulo one turn, from 32-bit halves, which vectorise everywhere.
+ROPE_INLINE void multiply(std::uint64_t position, const std::uint32_t* low, const std::uint32_t* high, int n,
+                          std::uint32_t* phase) {
+  const auto p0 = static_cast<std::uint32_t>(position), p1 = static_cast<std::uint32_t>(position >> 32);
+  for (int i = 0; i < n; ++i) {
+    phase[i] = static_cast<std::uint32_t>((static_cast<std::uint64_t>(p0) * low[i]) >> 32) + p0 * high[i] + p1 * low[i];
+  }
+}
+
+/// Phases of one token in natural order, one pair at a time: several axes, floating positions, fp32 phases,
+/// differences.
+void general_phases(const Job& job, const Place& at, Work& work) {
+  const Rotation& r = job.plan->rotation;
+  const Positions& p = job.positions;
+  const bool integer = p.kind == Number::kNone || p.kind == Number::kInt32 || p.kind == Number::kInt64;
+  const std::int64_t start = at.counted + (job.offset.count ? job.offset[at.group] : 0);
+  for (int i = 0; i < r.num_pairs; ++i) {
+    const auto pair = static_cast<std::size_t>(i);
+    const std::int64_t row = r.axis.empty() ? 0 : r.axis[pair];
+    const std::int64_t where = row * p.axis + at.batch * p.batch + at.token * p.token;
+    const std::int64_t whole = p.kind == Number::kNone ? start : (integer ? integer_position(p, where) : 0);
+    const double real = integer ? static_cast<double>(whole) : any_position(p, where);
+    const auto phase = [&](const Frequencies& f) {
+      constexpr double kTurn = 0.15915494309189535;
+      if (r.phase == Phase::kFloat32)
+        return phase_of_turns(float32_angle(real, whole, integer, f.radians[pair]) * kTurn);
+      if (!integer) return phase_of_turns(real * (f.radians[pair] * kTurn));
+      return phase_of(whole, static_cast<std::uint64_t>(f.high[pair]) << 32 | f.low[pair]);
+    };
+    work.phase[i] = phase(*work.frequencies) - (work.from != nullptr ? phase(*work.from) : 0U);
+  }
+}
+
+void plain_phases(const Job& job, const Place& at, Work& work, bool split) {
+  const Positions& p = job.positions;
+  const std::int64_t position = p.kind == Number::kNone ? at.counted + (job.offset.count ? job.offset[at.group] : 0)
+                                                        : integer_position(p, at.batch * p.batch + at.token * p.token);
+  const Frequencies& f = *work.frequencies;
+  multiply(static_cast<std::uint64_t>(position), split ? f.split_low.data() : f.low.data(),
+           split ? f.split_high.data() : f.high.data(), job.plan->rotation.num_pairs, work.phase);
+}
+
+/// One entry of a caller's table. Its NaN becomes the one whose lower half is empty: see round_bf16.
+float table_entry(const Table& t, const void* data, std::int64_t at) {
+  float value;
+  switch (t.kind) {
+    case Number::kBFloat16:
+      value = BFloat16::widen(static_cast<const std::uint16_t*>(data)[at]);
+      break;
+    case Number::kFloat16:
+      value = Float16::widen(static_cast<const std::uint16_t*>(data)[at]);
+      break;
+    case Number::kFloat64:
+      value = static_cast<float>(static_cast<const double*>(data)[at]);
+      break;
+    default:
+      value = static_cast<const float*>(data)[at];
+  }
+  return value == value ? value : std::numeric_limits<float>::quiet_NaN();
+}
+
+/// Turns by the caller's table, laid out as a rotation writes: the adjoint swaps and negates the members' sines.
+void turns_of_table(const Job& job, const Place& at, Turns& turns) {
+  const Rotation& r = job.plan->rotation;
+  const Table& t = job.table;
+  const std::int64_t next = r.pairing == Pairing::kInterleaved ? 2 : 1;
+  const std::int64_t apart = r.pairing == Pairing::kInterleaved ? 1 : r.distance;
+  const std::int64_t cosine = at.batch * t.cosine_strides.batch + at.token * t.cosine_strides.token;
+  const std::int64_t sine = at.batch * t.sine_strides.batch + at.token * t.sine_strides.token;
+  for (int i = 0; i < r.num_pairs; ++i) {
+    const std::int64_t first = i * next, second = first + apart;
+    turns.cosine[i] = table_entry(t, t.cosine, cosine + first * t.cosine_strides.head);
+    turns.second_cosine[i] = table_entry(t, t.cosine, cosine + second * t.cosine_strides.head);
+    const float s1 = table_entry(t, t.sine, sine + first * t.sine_strides.head);
+    const float s2 = table_entry(t, t.sine, sine + second * t.sine_strides.head);
+    turns.sine[i] = job.inverse ? -s2 : s1;
+    turns.second_sine[i] = job.inverse ? -s1 : s2;
+  }
+}
+
+void turns_of(const Job& job, Work& work) {
+  const Rotation& r = job.plan->rotation;
+  const float c_scale = work.scaling, s_scale = job.inverse ? -work.scaling : work.scaling;
+  Turns& turns = work.turns;
+  for (int i = 0; i < r.num_pairs; ++i) {
+    float s, c;
+    sin_cos(work.phase[i], s, c);
+    turns.sine[i] = s * s_scale;
+    turns.cosine[i] = c * c_scale;
+  }
+  std::fill_n(turns.sine + r.num_pairs, kPad, 0.0F);
+  std::fill_n(turns.cosine + r.num_pairs, kPad, 0.0F);
+  if (r.table_dtype == Number::kNone) return;
+  const bool bf16 = r.table_dtype == Number::kBFloat16;
+  for (int i = 0; i < r.num_pairs; ++i) {
+    for (float* value : {&turns.sine[i], &turns.cosine[i]}) {
+      *value = bf16 ? BFloat16::widen(BFloat16::narrow(*value)) : Float16::widen(Float16::narrow(*value));
+    }
+  }
+}
