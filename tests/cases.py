@@ -229,7 +229,7 @@ def where_and_how_long(case: Case):
         if case.positions in ("seq", "one"):
             rows = np.repeat(rows[:, :1], batch, axis=1)
         if case.positions == "float":
-            rows = rows + np.round(rng.random(rows.shape) * 64) / 64
+            rows = (rows + np.round(rng.random(rows.shape) * 64) / 64).astype(np.float32).astype(np.float64)
         group = np.zeros((batch, tokens), dtype=np.int64) + np.arange(batch)[:, None]
     longest = int(np.ceil(rows[:, group >= 0].max())) + 1 if (group >= 0).any() and rows.size else 1
     if isinstance(case.seq_len, tuple):
@@ -250,7 +250,7 @@ def positions_of(case: Case, rows: np.ndarray) -> torch.Tensor | None:
         made = made[0]
         if case.positions == "seq":
             return made[0]
-        return made[:1] if case.positions == "one" else (made[0] if case.layout == "thd" else made)
+        return made[0] if case.layout == "thd" else made[:1] if case.positions == "one" else made
     return made[:, 0] if case.layout == "thd" else made
 
 

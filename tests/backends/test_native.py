@@ -3,6 +3,8 @@
 import pytest
 import torch
 from calls import arguments, rotate
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import rope_kernels as rk
 from cases import CASES, CONFIGS, Case, check, config_of, make, tokens_first
@@ -117,6 +119,40 @@ def test_table(isa, pairing, inverse):
                 wanted = ops.rotate_table(*args)
             for a, b in zip(got, wanted, strict=True):
                 torch.testing.assert_close(a, b, equal_nan=True)
+
+
+shapes = st.builds(
+    Case,
+    name=st.just("shape"),
+    config=st.builds(
+        dict,
+        head_dim=st.integers(1, 80).map(lambda n: 4 * n),
+        partial_rotary_factor=st.sampled_from([1.0, 0.5, 0.25]),
+        pairing=st.sampled_from(["half", "interleaved", "interleaved_to_half"]),
+        rope_theta=st.sampled_from([100.0, 1e4, 5e5]),
+    ),
+    dtype=st.sampled_from([torch.float32, torch.float16, torch.bfloat16]),
+    layout=st.sampled_from(["bshd", "bhsd", "thd"]),
+    batch=st.integers(1, 3),
+    tokens=st.integers(0, 5),
+    q_heads=st.integers(1, 5),
+    k_heads=st.integers(0, 3),
+    positions=st.sampled_from(["batch", "seq", "one", "none", "float", "int32"]),
+    start=st.integers(0, 2**20),
+    inverse=st.booleans(),
+    view=st.sampled_from(["dense", "fused", "odd", "transposed"]),
+)
+
+
+@given(shapes, st.sampled_from(ISAS))
+@settings(max_examples=150)
+def test_any_shape(case, isa):
+    native.force_isa(isa)
+    made = make(case)
+    q, k = rotate(case, made)
+    check(case, made.q, q, made.expected[0])
+    if k is not None:
+        check(case, made.k, k, made.expected[1])
 
 
 def test_the_backend_signature_is_shared_with_the_reference():
