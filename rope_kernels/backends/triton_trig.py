@@ -1,0 +1,182 @@
+# mypy: ignore-errors
+"""From positions to cosines and sines on the device: powers of theta, phases in turns, two short polynomials.
+
+Shapes: a tile is [heads, tokens, units]; here everything is [1, 1, units], [1, tokens, 1] or [1, tokens, units], so
+that nothing is ever converted between thread layouts. ``ANGLE`` is a :class:`~.triton_plan.Angle`.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def growth(length, ntk):
+    """ratio of dynamic NTK's frequencies at ``length`` to the original ones, per step of the ladder: float64."""
+    start, slope, power = ntk
+    alpha = tl.maximum(length - start, 0).to(tl.float64) * slope + 1.0
+    return tl.exp2(tl.log2(alpha) * power)
+
+
+@triton.jit
+def ladder(index, base, powers, step, COUNT: tl.constexpr, GROWS: tl.constexpr):
+    """``base * (ratio * step) ** index`` for int32 ``index`` below COUNT; ``powers[b]`` is ``ratio ** (2 ** b)``.
+
+    Bits 0 to 2 of an index that counts up live in a thread's registers, where their selects fold to constants; the
+    higher ones differ between lanes only, and their product is computed once per thread.
+    """
+    lane = tl.full(index.shape, 1.0, tl.float64) * base
+    register = tl.full(index.shape, 1.0, tl.float64)
+    for b in tl.static_range(0, 9):
+        if (1 << b) < COUNT:
+            power = powers[b]
+            if GROWS:
+                power = power * step
+                step = step * step
+            factor = tl.where((index & (1 << b)) != 0, power, 1.0)
+            if b < 3:
+                register = register * factor
+            else:
+                lane = lane * factor
+    return lane * register
+
+
+@triton.jit
+def ramped(index, f, ramp, BY: tl.constexpr):
+    """The clamped ramp, by "index", "frequency" or "both". Choices, since minimum and maximum care for NaN."""
+    start, per_index, per_frequency, lowest, highest = ramp
+    share = tl.full(index.shape, 0.0, tl.float64) + start
+    if BY != "frequency":  # in two parts, of which one is the same in all registers and one a constant
+        share = share + (index & -8).to(tl.float64) * per_index
+        share = share + (index & 7).to(tl.float64) * per_index
+    if BY != "index":
+        share = share + f * per_frequency
+    share = tl.where(share > lowest, share, lowest)
+    return tl.where(share < highest, share, highest)
+
+
+@triton.jit
+def frequency(pair, index, is_long, step, base, powers, ramp, table_ptr, ANGLE: tl.constexpr):
+    """Frequencies per position of ``pair``: uint64 fixed-point turns for phase "fixed", else float64 turns or radians.
+
+    ``table_ptr``: int64 (1 or 2 rows, TABLE_SIZE), the bits of finished frequencies, or of float64 multipliers where
+    a ladder is computed too.
+    """
+    if ANGLE.TABLE_ROWS:
+        entry = tl.load(table_ptr + pair)
+        if ANGLE.TABLE_ROWS == 2:
+            entry = tl.where(is_long, tl.load(table_ptr + ANGLE.TABLE_SIZE + pair), entry)
+    if ANGLE.LADDER:
+        f = ladder(index, base, powers, step, ANGLE.LADDER, ANGLE.GROWS)
+        if ANGLE.RAMP != "":
+            f = f * ramped(index, f, ramp, ANGLE.RAMP)
+        if ANGLE.TABLE_ROWS:
+            f = f * entry.to(tl.float64, bitcast=True)
+        if ANGLE.WRAPPED:  # a turn or more per position, or backwards; rounding may give a whole turn
+            f = f - tl.floor(f * 5.421010862427522e-20) * 18446744073709551616.0
+            f = tl.minimum(f, 18446744073709549568.0)
+        if ANGLE.ROTATED is not None:
+            f = tl.where(index < ANGLE.ROTATED, f, 0.0)
+        result = f.to(tl.uint64) if ANGLE.PHASE == "fixed" else f
+    elif ANGLE.PHASE == "fixed":
+        result = entry.to(tl.uint64, bitcast=True)
+    else:
+        result = entry.to(tl.float64, bitcast=True)
+    return result
+
+
+@triton.jit
+def phase(position, f, ANGLE: tl.constexpr):
+    """uint32 phase, in 2**-32 turns, of ``position`` times ``f``, what :func:`frequency` gave."""
+    if ANGLE.PHASE == "fixed":  # modulo one turn exactly, negative positions by two's complement
+        turned = (position.to(tl.int64).to(tl.uint64) * f) >> 32
+    else:
+        if ANGLE.PHASE == "float32":
+            turns = (position.to(tl.float32) * f.to(tl.float32)).to(tl.float64) * 0.15915494309189535
+        else:
+            turns = position.to(tl.float64) * f
+        turned = ((turns - tl.floor(turns)) * 4294967296.0).to(tl.uint64)
+    return turned.to(tl.uint32)
+
+
+@triton.jit
+def half_turns_off(turned):
+    """(radians in [-pi/2, pi/2], sign bit) of a uint32 phase, less a half turn if that is nearer."""
+    x = (turned << 1).to(tl.int32, bitcast=True).to(tl.float32) * 7.314590396335798e-10  # pi / 2**32
+    return x, (turned + 0x40000000) & 0x80000000
+
+
+@triton.jit
+def sine(turned):
+    """fp32 sine of a uint32 phase; like the cosine to 1e-7, and both together in 18 instructions."""
+    x, sign = half_turns_off(turned)
+    x2 = x * x
+    s = 2.600054585855105e-06 * x2 - 0.00019806614727713168
+    s = x + x * x2 * (-0.16666656732559204 + x2 * (0.008333017118275166 + x2 * s))
+    return (s.to(tl.uint32, bitcast=True) ^ sign).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def cosine(turned):
+    """fp32 cosine of a uint32 phase."""
+    x, sign = half_turns_off(turned)
+    x2 = x * x
+    c = 2.4761886379565112e-05 - 2.6077103143506974e-07 * x2
+    c = 1.0 + x2 * (-0.5 + x2 * (0.04166664183139801 + x2 * (-0.00138884037733078 + x2 * c)))
+    return (c.to(tl.uint32, bitcast=True) ^ sign).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def unseen_zero():
+    """A zero that LLVM sees and Triton does not.
+
+    Triton moves a computation to the layout of its user only where it would not have to keep much of it for others,
+    and else converts the result through shared memory. So sine and cosine share nothing for Triton, from indices on;
+    LLVM then finds that they do.
+    """
+    return ((tl.program_id(0) | 1) == 0).to(tl.int32)
+
+
+@triton.jit
+def rounded(x, DTYPE: tl.constexpr):
+    """fp32 ``x`` as a table of DTYPE would have held it."""
+    if DTYPE == "bfloat16":
+        x = x.to(tl.bfloat16).to(tl.float32)
+    if DTYPE == "float16":
+        x = x.to(tl.float16).to(tl.float32)
+    return x
+
+
+@triton.jit
+def angle(pair, rows, is_long, step, from_long, from_step, base, powers, ramp, map_ptr, table_ptr, ANGLE: tl.constexpr):
+    """uint32 phase of the pairs ``pair`` at the positions ``rows``, one [1, tokens, 1] per axis.
+
+    ``map_ptr``: int32 per pair, position row * 65536 + place in the ladder.
+    """
+    index = pair
+    position = rows[0]
+    if ANGLE.MAPPED:
+        place = tl.load(map_ptr + pair)
+        if ANGLE.MAPPED_INDEX:
+            index = place & 0xFFFF
+        AXES: tl.constexpr = ANGLE.AXES
+        for axis in tl.static_range(1, AXES):
+            position = tl.where((place >> 16) == axis, rows[axis], position)
+    f = frequency(pair, index, is_long, step, base, powers, ramp, table_ptr, ANGLE)
+    turned = phase(position, f, ANGLE)
+    if ANGLE.FROM_LENGTHS:
+        f = frequency(pair, index, from_long, from_step, base, powers, ramp, table_ptr, ANGLE)
+        turned = turned - phase(position, f, ANGLE)
+    return turned
+
+
+@triton.jit
+def cos_sin(pair, rows, is_long, step, from_long, from_step, scaling, base, powers, ramp, map_ptr, table_ptr,
+            ANGLE: tl.constexpr):  # fmt: skip
+    """fp32 (cos, sin) of :func:`angle`; scaled, rounded."""
+    s = sine(angle(pair, rows, is_long, step, from_long, from_step, base, powers, ramp, map_ptr, table_ptr, ANGLE))
+    pair += unseen_zero()
+    c = cosine(angle(pair, rows, is_long, step, from_long, from_step, base, powers, ramp, map_ptr, table_ptr, ANGLE))
+    if ANGLE.SCALINGS:
+        s = s * scaling
+        c = c * scaling
+    return rounded(c, ANGLE.ROUNDED), rounded(s, ANGLE.ROUNDED)
