@@ -148,8 +148,17 @@ bool aligned(const rope::Rows& r, std::uintptr_t bytes, std::int64_t elements) {
   return address % bytes == 0 && divides(r.from, elements) && divides(r.to, elements);
 }
 
+bool is_in_place(const rope::Rows& rows) { return rows.in == rows.out; }
+
 /// Chooses the memory path and runs the job on torch's threads.
 void launch(rope::Job& job, bool given) {
+  if (job.num_rows == 2 && is_in_place(job.rows[0]) != is_in_place(job.rows[1])) {
+    rope::Job second = job;
+    second.rows[0] = job.rows[1];
+    second.num_rows = job.num_rows = 1;
+    launch(second, given);
+  }
+  job.in_place = is_in_place(job.rows[0]);
   const rope::Rotation& rotation = job.plan->rotation;
   std::int64_t bytes = 0;
   job.words = true;
@@ -196,7 +205,6 @@ void run(const View& q, const View* k, const View& q_out, const View* k_out, con
   job.from_seq_len = per_group("from_seq_len", given_at.from_seq_len, groups);
   job.inverse = inverse;
   job.unscaled = unscaled;
-  job.in_place = q.data == q_out.data;
   launch(job, given);
 }
 

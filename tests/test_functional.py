@@ -195,8 +195,11 @@ def test_inference_mode():
         assert torch.equal(q, expected)
 
 
-def test_out_may_be_the_input_and_is_returned():
-    config = rk.RopeConfig(head_dim=64)
+@pytest.mark.parametrize("backend", ["native", "reference"])
+@pytest.mark.parametrize("pairing", ["half", "interleaved_to_half"])
+def test_out_may_be_the_input_and_is_returned(backend, pairing):
+    rk.use_backend(backend)
+    config = rk.RopeConfig(head_dim=64, partial_rotary_factor=0.5, pairing=pairing)
     q, k = torch.randn(1, 2, 1, 64), torch.randn(1, 2, 3, 64)
     expected = rk.apply_rope(q, k, None, config)
     out = (q, torch.full_like(k, float("nan")))
