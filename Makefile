@@ -3,31 +3,35 @@ PYTEST_ARGS ?= -n 2
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 READY := .venv/.ready
+CPP_SOURCES := $(shell find csrc tests/cpp -name "*.cpp" -o -name "*.h" -o -name "*.cu" -o -name "*.cuh")
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format clean
+.PHONY: help demo test cpp-test lint format clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(READY) ## Set up .venv, then rotate every shipped model's q and k and print the accuracy table
 	$(BIN)/rope-kernels demo
 
-test: $(READY) ## Set up .venv, then run the tests
+test: $(READY) cpp-test ## Set up .venv, then run the tests, those in C++ first
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+cpp-test: $(READY) ## Build the C++ library without torch and its Python module, and run the C++ tests
+	@$(BIN)/cmake -S . -B build/cmake -G Ninja --log-level=WARNING -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python
+	$(BIN)/ninja -C build/cmake -j $$(nproc)
+	$(BIN)/ctest --test-dir build/cmake -j $$(nproc) --output-on-failure
 
 lint: $(READY) ## Check style, formatting and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	@sources=$$(find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.inc' 2>/dev/null); \
-	if [ -n "$$sources" ]; then $(BIN)/clang-format --dry-run --Werror $$sources; fi
+	$(BIN)/clang-format --dry-run --Werror $(CPP_SOURCES)
 
 format: $(READY) ## Rewrite the sources in the project's format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	@sources=$$(find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.inc' 2>/dev/null); \
-	if [ -n "$$sources" ]; then $(BIN)/clang-format -i $$sources; fi
+	$(BIN)/clang-format -i $(CPP_SOURCES)
 
 clean: ## Remove .venv and everything that was built or cached
 	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .triton_cache

@@ -37,6 +37,7 @@ struct Work {
   const Frequencies* frequencies = nullptr;
   const Frequencies* from = nullptr;
   float scaling = 1.0F;
+  bool has_no_angle = false;  // a position that is NaN or infinite
 };
 
 /// Where a token is: its sequence, and its place in it if positions are counted.
@@ -98,6 +99,10 @@ void general_phases(const Job& job, const Place& at, Work& work) {
     const std::int64_t where = row * p.axis + at.batch * p.batch + at.token * p.token;
     const std::int64_t whole = p.kind == Number::kNone ? start : (integer ? integer_position(p, where) : 0);
     const double real = integer ? static_cast<double>(whole) : any_position(p, where);
+    if (!std::isfinite(real)) {
+      work.has_no_angle = true;
+      return;
+    }
     const auto phase = [&](const Frequencies& f) {
       constexpr double kTurn = 0.15915494309189535;
       if (r.phase == Phase::kFloat32)
@@ -165,6 +170,11 @@ void turns_of(const Job& job, Work& work) {
     sin_cos(work.phase[i], s, c);
     turns.sine[i] = s * s_scale;
     turns.cosine[i] = c * c_scale;
+  }
+  if (work.has_no_angle) {
+    std::fill_n(turns.sine, r.num_pairs, std::numeric_limits<float>::quiet_NaN());
+    std::fill_n(turns.cosine, r.num_pairs, std::numeric_limits<float>::quiet_NaN());
+    work.has_no_angle = false;
   }
   std::fill_n(turns.sine + r.num_pairs, kPad, 0.0F);
   std::fill_n(turns.cosine + r.num_pairs, kPad, 0.0F);

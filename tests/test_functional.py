@@ -221,3 +221,14 @@ def test_output_keeps_the_strides_of_a_transposed_input():
     config = rk.RopeConfig(head_dim=64)
     q = torch.randn(2, 3, 4, 64).transpose(1, 2)
     assert rk.apply_rope(q, None, None, config, layout="bhsd")[0].stride() == q.stride()
+
+
+@pytest.mark.parametrize("backend", ["native", "reference"])
+def test_a_position_that_is_no_number_gives_nan_and_spares_its_neighbours(backend):
+    rk.use_backend(backend)
+    config = rk.RopeConfig(head_dim=64)
+    q = torch.randn(1, 3, 2, 64)
+    positions = torch.tensor([0.5, float("nan"), float("inf")])
+    turned, _ = rk.apply_rope(q, None, positions, config)
+    assert turned[0, 0].isfinite().all()
+    assert turned[0, 1:].isnan().all()

@@ -1,0 +1,184 @@
+// parse_plan: what a good spec comes to, and that a bad one is refused by its field's name.
+#include <cmath>
+#include <random>
+#include <stdexcept>
+#include <string>
+
+#include "harness.h"
+#include "rotate.h"
+
+namespace {
+
+const std::string kGood = "theta=10000.0;freq_dim=8;num_frequencies=4;head_dim=8;num_pairs=4;distance=4";
+
+/// What parse_plan says of a spec; "" if it takes it, "?" if it throws anything but std::invalid_argument.
+std::string complaint(const std::string& spec) {
+  try {
+    rope::parse_plan(spec);
+    return "";
+  } catch (const std::invalid_argument& error) {
+    return error.what();
+  } catch (...) {
+    return "?";
+  }
+}
+
+void check_refused(const std::string& field, const std::string& spec) {
+  const std::string said = complaint(spec);
+  CHECK(said.starts_with("spec: " + field + " is '"), field, spec, said);
+}
+
+TEST(defaults) {
+  const rope::Plan plan = rope::parse_plan(kGood);
+  CHECK(plan.params.theta == 10000.0 && plan.params.freq_dim == 8 && plan.params.rotated == 4);
+  CHECK(plan.params.factor == 1.0 && plan.params.scaling == 1.0 && plan.params.long_scaling == 1.0);
+  CHECK(plan.rotation.pairing == rope::Pairing::kHalf && plan.rotation.phase == rope::Phase::kExact);
+  CHECK(plan.axes == 1 && plan.splits && plan.untouched.empty() && plan.multipliers.empty());
+  CHECK(plan.initial.radians.size() == 4 && plan.initial.radians[0] == 1.0);
+  CHECK(std::fabs(plan.initial.radians[1] - 0.1) < 1e-16, plan.initial.radians[1]);
+}
+
+TEST(every_field_is_read) {
+  const rope::Plan plan = rope::parse_plan(
+      "theta=1e6;freq_dim=16;num_frequencies=4;rotated=3;factor=4.0;ramp=-0.5,0.25,1.5;attention_scaling=1.25;"
+      "long_attention_scaling=0.75;multipliers=1,2,3,4|5,6,7,8;switch_length=32;dynamic_factor=2.0;dynamic_length=64;"
+      "head_dim=20;num_pairs=4;distance=4;rotary_offset=2;pairing=interleaved;axis=0,1,2,0;freq_index=3,2,1,0;"
+      "phase=float32;table_dtype=bfloat16");
+  const rope::FrequencyParams& p = plan.params;
+  CHECK(p.theta == 1e6 && p.freq_dim == 16 && p.num_frequencies == 4 && p.rotated == 3 && p.factor == 4.0);
+  CHECK(p.ramp_index == -0.5 && p.ramp_frequency == 0.25 && p.ramp_start == 1.5);
+  CHECK(p.scaling == 1.25 && p.long_scaling == 0.75 && p.switch_length == 32);
+  CHECK(p.dynamic_factor == 2.0 && p.dynamic_length == 64);
+  const rope::Rotation& r = plan.rotation;
+  CHECK(r.head_dim == 20 && r.num_pairs == 4 && r.distance == 4 && r.rotary_offset == 2 && r.blocks == 1);
+  CHECK(r.pairing == rope::Pairing::kInterleaved && r.phase == rope::Phase::kFloat32);
+  CHECK(r.table_dtype == rope::Number::kBFloat16 && r.frequency_of(0) == 3 && plan.axes == 3);
+  CHECK(plan.multipliers.size() == 2 && plan.multipliers[1][3] == 8.0);
+  CHECK(plan.initial.radians[0] == 0.0 && plan.beyond.radians[3] == 5.0 * plan.initial.radians[3]);
+}
+
+TEST(channels_that_do_not_turn) {
+  const auto spans = [](const std::string& rest) {
+    std::string text;
+    for (const rope::Span& s :
+         rope::parse_plan("theta=1e4;freq_dim=8;num_frequencies=4;num_pairs=4;" + rest).untouched) {
+      text += std::to_string(s.first) + "-" + std::to_string(s.last) + " ";
+    }
+    return text;
+  };
+  CHECK(spans("head_dim=8;distance=4").empty());
+  CHECK(spans("head_dim=12;distance=4") == "8-12 ");
+  CHECK(spans("head_dim=12;distance=4;rotary_offset=3") == "0-3 11-12 ");
+  CHECK(spans("head_dim=16;distance=8") == "4-8 12-16 ");
+  CHECK(spans("head_dim=16;distance=8;pairing=interleaved") == "8-16 ");
+  CHECK(spans("head_dim=9;distance=2;blocks=2") == "8-9 ");
+}
+
+TEST(frequencies_keep_both_orders) {
+  const rope::Plan plan = rope::parse_plan(kGood);
+  const rope::Frequencies& f = plan.initial;
+  for (std::size_t i = 0; i < 4; ++i) {
+    const std::uint64_t turns = rope::fixed_point_turns(f.radians[i]);
+    CHECK((std::uint64_t{f.high[i]} << 32 | f.low[i]) == turns, i);
+    const std::size_t slot = (i % 2) * 2 + i / 2;
+    CHECK(f.split_low[slot] == f.low[i] && f.split_high[slot] == f.high[i], i);
+  }
+}
+
+TEST(a_length_chooses_its_frequencies) {
+  const rope::Plan plan = rope::parse_plan(kGood + ";dynamic_factor=2.0;dynamic_length=16");
+  rope::FrequencyCache cache;
+  CHECK(&cache.at(plan, 16) == &plan.initial);
+  const double grown = cache.at(plan, 48).radians[1];
+  CHECK(std::fabs(grown - 0.1 * std::pow(5.0, -2.0 / 6)) < 1e-16, grown);
+  CHECK(cache.at(plan, 24).radians[1] > grown && cache.at(plan, 48).radians[1] == grown);
+}
+
+TEST(numbers_must_be_numbers) {
+  for (const char* field : {"theta", "factor", "attention_scaling", "long_attention_scaling", "dynamic_factor"}) {
+    for (const char* value : {"", "x", "1.0x", "0x10", " 1.0", "1e999"}) {
+      const std::string part = std::string(field) + "=" + value;
+      check_refused(field, std::string(field) == "theta" ? part + kGood.substr(13) : kGood + ";" + part);
+    }
+  }
+  for (const char* field : {"rotated", "switch_length", "dynamic_length", "rotary_offset", "blocks"}) {
+    for (const char* value : {"", "x", "1.5", "99999999999999999999"}) {
+      check_refused(field, kGood + ";" + field + "=" + value);
+    }
+  }
+}
+
+TEST(names_must_be_known) {
+  check_refused("pairing", kGood + ";pairing=halves");
+  check_refused("phase", kGood + ";phase=");
+  check_refused("table_dtype", kGood + ";table_dtype=float8");
+}
+
+TEST(lists_must_be_lists_of_the_right_length) {
+  check_refused("ramp", kGood + ";ramp=1.0,2.0");
+  check_refused("ramp", kGood + ";ramp=1.0,2.0,3.0,4.0");
+  check_refused("ramp", kGood + ";ramp=1.0,,3.0");
+  check_refused("axis", kGood + ";axis=0,0,1");
+  check_refused("axis", kGood + ";axis=0,0,-1,0");
+  check_refused("axis", kGood + ";axis=0,a,0,0");
+  check_refused("freq_index", kGood + ";freq_index=0,1,2");
+  check_refused("freq_index", kGood + ";freq_index=0,1,2,4");
+  check_refused("freq_index", kGood + ";freq_index=0,-1,2,3");
+  check_refused("multipliers", kGood + ";multipliers=1,1,1");
+  check_refused("multipliers", kGood + ";multipliers=1,1,1,1|1,1,1");
+  check_refused("multipliers", kGood + ";multipliers=1,1,,1");
+}
+
+TEST(geometry_must_fit_the_head) {
+  const std::string base = "theta=1e4;freq_dim=8;num_frequencies=4;";
+  check_refused("num_pairs", base + "head_dim=8;distance=4");
+  check_refused("num_pairs", base + "head_dim=8;distance=4;num_pairs=0");
+  check_refused("num_pairs", base + "head_dim=8;distance=4;num_pairs=-4");
+  check_refused("num_pairs", base + "head_dim=4096;distance=4;num_pairs=1025");
+  check_refused("num_frequencies", base + "head_dim=10;distance=5;num_pairs=5");
+  check_refused("head_dim", base + "head_dim=7;distance=4;num_pairs=4");
+  check_refused("head_dim", base + "distance=4;num_pairs=4");
+  check_refused("head_dim", base + "head_dim=8;distance=4;num_pairs=4;rotary_offset=1");
+  check_refused("head_dim", base + "head_dim=8;distance=5;num_pairs=4");
+  check_refused("rotary_offset", base + "head_dim=8;distance=4;num_pairs=4;rotary_offset=-1");
+  check_refused("distance", base + "head_dim=8;distance=3;num_pairs=4");
+  check_refused("distance", base + "head_dim=8;num_pairs=4");
+  check_refused("distance", base + "head_dim=16;distance=8;num_pairs=4;pairing=interleaved_to_half");
+  check_refused("blocks", base + "head_dim=8;distance=4;num_pairs=4;blocks=0");
+  check_refused("blocks", base + "head_dim=32;distance=2;num_pairs=4;blocks=3");
+}
+
+TEST(frequencies_must_be_finite) {
+  check_refused("inv_freq", "theta=0.0;freq_dim=8;num_frequencies=4;head_dim=8;num_pairs=4;distance=4");
+  check_refused("inv_freq", "theta=nan;freq_dim=8;num_frequencies=4;head_dim=8;num_pairs=4;distance=4");
+  check_refused("inv_freq", kGood + ";multipliers=1,inf,1,1");
+  check_refused("inv_freq", kGood + ";factor=0.0;ramp=0,0,0");
+}
+
+TEST(text_must_be_fields) {
+  check_refused("text", "");
+  check_refused("text", kGood + ";;");
+  check_refused("text", "llama3");
+}
+
+TEST(mangled_specs_do_no_harm) {
+  // Whatever comes out, it is a plan or a named complaint; the sanitizers watch for anything else.
+  std::mt19937 random(7);
+  const std::string whole =
+      kGood + ";rotated=3;ramp=0,0,1;multipliers=1,2,3,4;axis=0,1,0,1;freq_index=0,1,2,3;blocks=1";
+  for (int i = 0; i < 20'000; ++i) {
+    std::string spec = whole;
+    for (unsigned n = random() % 3 + 1; n > 0; --n) {
+      const std::size_t at = random() % spec.size();
+      if (random() % 2) {
+        spec[at] = "0123456789-.,;=|ex"[random() % 18];
+      } else {
+        spec.erase(at, random() % 4 + 1);
+      }
+    }
+    const std::string said = complaint(spec);
+    CHECK(said.empty() || said.starts_with("spec: "), spec, said);
+  }
+}
+
+}  // namespace
