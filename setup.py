@@ -23,6 +23,8 @@ CXXFLAGS = [
 ]  # fmt: skip
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mf16c", "-mprefer-vector-width=512"]
+CUDA_ARCHS = (75, 80, 86, 89, 90, 100, 120)
+NVCCFLAGS = ["-std=c++20", "-O3", "-Xcompiler", "-fPIC,-fvisibility=hidden", "-Werror=all-warnings", "-t", "2"]
 ISAS = {"avx2": AVX2, "avx512": AVX512, "avx512_bf16": [*AVX512, "-mavx512bf16"]}
 
 
@@ -32,7 +34,7 @@ class MissingToolError(Exception):
 
 def sources() -> dict[str, list[str]]:
     """C++ files and the flags of their own."""
-    found = {name: [] for name in ("bindings.cpp", "spec.cpp", "rotate_cpu.cpp", "rotate_cpu_portable.cpp")}
+    found: dict[str, list[str]] = {name: [] for name in ("spec.cpp", "rotate_cpu.cpp", "rotate_cpu_portable.cpp")}
     if platform.machine() in ("x86_64", "AMD64"):
         found |= {f"rotate_cpu_{isa}.cpp": flags for isa, flags in ISAS.items()}
     return found
@@ -59,22 +61,62 @@ def tool(*names: str) -> str:
     raise MissingToolError(f"there is no {names[-1]}")
 
 
+def nvcc() -> str | None:
+    """CUDA's compiler, or ``None``; ``ROPE_KERNELS_CUDA=0`` leaves the CUDA kernels out."""
+    if os.environ.get("ROPE_KERNELS_CUDA") == "0":
+        return None
+    home = os.environ.get("CUDA_HOME", "/usr/local/cuda")
+    return shutil.which("nvcc") or shutil.which("nvcc", path=f"{home}/bin")
+
+
+def said_by(*command: str) -> str:
+    """What a command prints."""
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def cuda_archs(cuda: str) -> list[int]:
+    """The architectures of :data:`CUDA_ARCHS` that this nvcc knows."""
+    known = said_by(cuda, "--list-gpu-arch").split()
+    return [arch for arch in CUDA_ARCHS if f"compute_{arch}" in known]
+
+
+def nvcc_command(cuda: str, compiler: str) -> str:
+    """nvcc with code for every architecture it knows, and PTX for those to come."""
+    archs = cuda_archs(cuda)
+    code = [f"-gencode arch=compute_{arch},code=sm_{arch}" for arch in archs]
+    code.append(f"-gencode arch=compute_{archs[-1]},code=compute_{archs[-1]}")
+    size = ["--compress-mode=size"] if "--compress-mode" in said_by(cuda, "--help") else []
+    return " ".join([cuda, "-ccbin", compiler, *NVCCFLAGS, *size, *code])
+
+
 def ninja_file(library: Path, build: Path) -> str:
     """The build, for ninja: every file compiled with its flags, one library linked."""
     torch = torch_folder()
-    compiler = tool(*filter(None, (os.environ.get("CXX"), "c++", "g++")))
-    defines = f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION} -isystem {torch / 'include'}"
+    compiler, cuda = tool(*filter(None, (os.environ.get("CXX"), "c++", "g++"))), nvcc()
+    with_torch = [f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION}", f"-isystem {torch / 'include'}"]
+    bound = {"bindings.cpp": with_torch, "launch_cpu.cpp": with_torch}
+    # nvcc also beside a torch without CUDA; cudart inside, so that the library loads where there is no driver.
+    link = f"{compiler} -shared"
+    if cuda:
+        bound = {
+            name: [*flags, "-DROPE_WITH_CUDA"] for name, flags in (bound | {"launch_cuda.cpp": with_torch}).items()
+        }
+        link = f"{cuda} -shared -cudart static -ccbin {compiler}"
     lines = [
         "ninja_required_version = 1.5",
         f"rule compile\n  command = {compiler} {' '.join(CXXFLAGS)} $flags -MMD -MF $out.d -c $in -o $out",
         "  depfile = $out.d\n  deps = gcc",
-        f"rule link\n  command = {compiler} -shared $in -o $out -L{torch / 'lib'} -ltorch_cpu",
+        f"rule link\n  command = {link} $in -o $out -L{torch / 'lib'} -ltorch_cpu",
     ]
     objects = []
-    for name, flags in sources().items():
+    for name, flags in (sources() | bound).items():
         objects.append(str(build / f"{name}.o"))
-        own = f"{' '.join(flags)} {defines if name == 'bindings.cpp' else ''}"
-        lines.append(f"build {objects[-1]}: compile {ROOT / 'csrc' / name}\n  flags = {own}")
+        lines.append(f"build {objects[-1]}: compile {ROOT / 'csrc' / name}\n  flags = {' '.join(flags)}")
+    if cuda:
+        objects.append(str(build / "rotate_cuda.cu.o"))
+        lines.append(f"rule cuda\n  command = {nvcc_command(cuda, compiler)} -MMD -MF $out.d -c $in -o $out")
+        lines.append("  depfile = $out.d\n  deps = gcc")
+        lines.append(f"build {objects[-1]}: cuda {ROOT / 'csrc' / 'rotate_cuda.cu'}")
     lines.append(f"build {library}: link {' '.join(objects)}")
     return "\n".join(lines) + "\n"
 
@@ -103,18 +145,28 @@ class NinjaBuild(build_ext):
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(library, target)
             self.built = True
-            self._say(f"native extension built: CPU ({', '.join(['portable', *self._isas()])})")
+            self._say(f"native extension built: {self._contents()}")
 
     def _build(self) -> Path:
         build = ROOT / "build" / "native"
         build.mkdir(parents=True, exist_ok=True)
         library = build / "_native.so"
         (build / "build.ninja").write_text(ninja_file(library, build))
-        subprocess.run([tool("ninja"), "-C", str(build)], check=True)
+        try:
+            subprocess.run([tool("ninja"), "-C", str(build)], check=True)
+        except subprocess.CalledProcessError as error:
+            if nvcc() is None or os.environ.get("ROPE_KERNELS_BUILD") == "1":
+                raise
+            self._say(f"the build with CUDA failed ({error}); trying without")
+            os.environ["ROPE_KERNELS_CUDA"] = "0"
+            return self._build()
         return library
 
-    def _isas(self) -> list[str]:
-        return [isa for isa in ISAS if f"rotate_cpu_{isa}.cpp" in sources()]
+    def _contents(self) -> str:
+        cuda = nvcc()
+        archs = ", ".join(map(str, cuda_archs(cuda))) if cuda else ""
+        isas = ", ".join(["portable", *(isa for isa in ISAS if f"rotate_cpu_{isa}.cpp" in sources())])
+        return f"CPU ({isas}), " + (f"CUDA (sm {archs}, and PTX)" if archs else "without CUDA (no nvcc was used)")
 
     def _say(self, text: str) -> None:
         print(f"rope_kernels: {text}", file=sys.stderr)

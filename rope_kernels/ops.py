@@ -164,6 +164,7 @@ for _name, _implementation, _fake in (
         LIBRARY.define(f"{_operator}{_SCHEMAS[_name]}", tags=_TAGS)
         LIBRARY.impl(_operator, _implementation, "CompositeExplicitAutograd")
         torch.library.register_fake(f"rope_kernels::{_operator}", _fake, lib=LIBRARY)
+LIBRARY.define(f"native_rotate_out{_SCHEMAS['rotate_out']}")
 native.load()
 
 rotate = torch.ops.rope_kernels.rotate.default

@@ -1,7 +1,8 @@
-"""The C++ extension: kernels for CPU tensors, called by torch's dispatcher without a detour through Python.
+"""The C++/CUDA extension.
 
-The library registers itself for ``rope_kernels::*`` on the CPU when it is loaded. What is here loads it, says why it is
-not there, and tells it when a thread asked for another backend.
+When it is loaded the library registers itself for ``rope_kernels::*`` on the CPU, where torch's dispatcher calls it
+without a detour through Python; CUDA tensors reach it by the dispatch rule. What is here loads it, says why it is not
+there, and tells it when a thread asked for another backend.
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ from torch import Tensor
 
 from ..rotation import Rotation
 from ..spec import Spec
+from . import reference
 from .inputs import Inputs
 
-__all__ = ["choose", "force_isa", "isa", "isas", "load", "rotate", "rotate_table", "thread", "unavailable"]
+__all__ = ["choose", "force_isa", "has_cuda", "isa", "isas", "load", "rotate", "rotate_table", "thread", "unavailable"]
 
 _PATH = Path(__file__).parent.parent / "_native.so"
 _library: ctypes.CDLL | None = None
@@ -54,9 +56,11 @@ def load() -> None:
 
 def unavailable(device: torch.device | None = None) -> str | None:
     """``None``, or why the extension cannot run on ``device``."""
-    if _missing is None and device is not None and device.type != "cpu":
-        return f"the extension has kernels for the CPU, not for {device}"
-    return _missing
+    if _library is None or device is None or device.type == "cpu":
+        return _missing
+    if device.type != "cuda" or not _library.rope_kernels_has_cuda():
+        return f"the extension was built without kernels for {device.type}"
+    return None
 
 
 def choose(backend: str | None) -> None:
@@ -66,6 +70,11 @@ def choose(backend: str | None) -> None:
     backend = backend or os.environ.get("ROPE_KERNELS_BACKEND") or "native"
     thread.is_default = backend == "native"
     _library.rope_kernels_forward(int(not thread.is_default))
+
+
+def has_cuda() -> bool:
+    """Whether the library was built with kernels for CUDA."""
+    return _library is not None and bool(_library.rope_kernels_has_cuda())
 
 
 def isas() -> list[str]:
@@ -93,7 +102,7 @@ def rotate(q: Tensor, k: Tensor | None, q_out: Tensor, k_out: Tensor | None, inp
     i, positions = inputs, inputs.positions
     if positions is not None and positions.shape[0] == 1:
         positions = positions[0]
-    torch.ops.rope_kernels.rotate_out(
+    torch.ops.rope_kernels.native_rotate_out(
         q, k, positions, i.offset, i.seq_len, i.from_seq_len, i.cu_seqlens, spec.encode(), "bshd", i.inverse,
         i.unscaled, q_out, k_out,
     )  # fmt: skip
@@ -103,8 +112,5 @@ def rotate_table(
     q: Tensor, k: Tensor | None, q_out: Tensor, k_out: Tensor | None,
     cos: Tensor, sin: Tensor, rotation: Rotation, inverse: bool,
 ) -> None:  # fmt: skip
-    """The table operator, in the signature that backends share."""
-    fixed = (2 * rotation.num_pairs, rotation.pairing, "bshd", inverse)
-    for x, out in ((q, q_out), (k, k_out)):
-        if x is not None and out is not None:
-            out.copy_(torch.ops.rope_kernels.rotate_table(x, None, cos, sin, *fixed)[0])
+    """By a caller's table, in plain torch: on the CPU the operator has kernels of its own and does not come here."""
+    reference.rotate_table(q, k, q_out, k_out, cos, sin, rotation, inverse)

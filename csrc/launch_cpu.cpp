@@ -1,0 +1,38 @@
+// A job on torch's threads.
+#include "launch.h"
+
+namespace rope::bindings {
+namespace {
+
+constexpr std::int64_t kStreamingBytes = 8 << 20;  // larger than what the caches could keep for the next reader
+constexpr std::int64_t kBytesPerThread = 128 << 10;
+
+bool divides(const Strides& s, std::int64_t by) { return (s.batch | s.token | s.head) % by == 0; }
+
+bool aligned(const Rows& r, std::uintptr_t bytes, std::int64_t elements) {
+  const auto address = reinterpret_cast<std::uintptr_t>(r.in) | reinterpret_cast<std::uintptr_t>(r.out);
+  return address % bytes == 0 && divides(r.from, elements) && divides(r.to, elements);
+}
+
+}  // namespace
+
+void launch_cpu(Job& job, bool given) {
+  const Rotation& rotation = job.plan->rotation;
+  const std::int64_t size = job.dtype == DType::kFloat32 ? 4 : 2, tokens = job.batch * job.tokens;
+  std::int64_t bytes = 0;
+  job.words = true;
+  bool streamable = given && !job.in_place && job.dtype != DType::kFloat16 && job.plan->untouched.empty() &&
+                    rotation.num_pairs % 32 == 0 && rotation.pairing != Pairing::kInterleavedToHalf;
+  for (int i = 0; i < job.num_rows; ++i) {
+    bytes += job.rows[i].heads * rotation.head_dim * size;
+    job.words = job.words && aligned(job.rows[i], 4, 2);
+    streamable = streamable && aligned(job.rows[i], 64, 64 / size);
+  }
+  job.streaming = streamable && tokens * bytes > kStreamingBytes;
+  if (tokens == 0 || bytes == 0) return;
+  const std::int64_t grain = 1 + kBytesPerThread / bytes;
+  if (tokens <= grain) return rotate_cpu(job, 0, tokens);
+  torch::stable::parallel_for(0, tokens, grain, [&](std::int64_t a, std::int64_t b) { rotate_cpu(job, a, b); });
+}
+
+}  // namespace rope::bindings
