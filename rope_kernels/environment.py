@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ._version import __version__
-from .backends import available_backends
+from .backends import available_backends, native
 
 __all__ = ["describe", "version_of"]
 
@@ -35,8 +35,16 @@ def describe() -> dict[str, Any]:
         "processor": _processor(),
         "threads": torch.get_num_threads(),
         "cuda_device": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "native_kernels": _native_kernels(),
         "backends": available_backends(),
     }
+
+
+def _native_kernels() -> str | None:
+    if not native.isas():
+        return None
+    isas = ", ".join(name if name != native.isa() else f"{name} (in use)" for name in native.isas())
+    return f"CPU: {isas}; CUDA: {'built' if native.has_cuda() else 'not built'}"
 
 
 def _processor() -> str:
