@@ -114,7 +114,7 @@ def rotate_kernel(
     q_ptr, k_ptr, q_out_ptr, k_out_ptr,
     # positions; int64 offset, seq_len and from_seq_len per group; bounds of packed sequences
     positions_ptr, offset_ptr, seq_len_ptr, from_seq_len_ptr, cu_seqlens_ptr,
-    # constants of a spec that do not fit into arguments: see angle and frequency
+    # constants of a spec that do not fit into arguments: see cos_sin and frequency
     map_ptr, table_ptr,
     # sizes: tokens of the call and of a batch entry (and its reciprocal), packed sequences
     num_tokens: tl.int32, tokens_per_batch: tl.int32, batches_per_token: tl.float64, num_sequences: tl.int32,

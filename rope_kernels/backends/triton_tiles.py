@@ -29,19 +29,20 @@ def places(rows, channels, ITEM: tl.constexpr, COUNT: tl.constexpr):
     """Pointers to items of type ITEM at ``channels`` of ``rows``, where each COUNT items are contiguous and aligned.
 
     Triton is told so, and takes neither more, as it would infer for some of a tile's accesses and then convert
-    layouts, nor less, as it must with strides that are unknown to it.
+    layouts, nor less, as it must with strides that are unknown to it. It is told twice the contiguity, so that rows
+    rather than heads go over neighbouring threads also where COUNT is 1; alignment bounds the accesses.
     """
     pointers = (rows + channels).to(tl.pointer_type(ITEM), bitcast=True)
     BYTES: tl.constexpr = COUNT * ITEM.primitive_bitwidth // 8
-    return tl.multiple_of(tl.max_contiguous(pointers, [1, 1, COUNT]), [1, 1, BYTES])
+    return tl.multiple_of(tl.max_contiguous(pointers, [1, 1, 2 * COUNT]), [1, 1, BYTES])
 
 
 @triton.jit
 def moved(pointers, items, COUNT: tl.constexpr):
-    """The same places of other rows."""
+    """The same places of other rows. (A hint stays only with what its own function computes, so it is repeated.)"""
     pointers = pointers + items
     BYTES: tl.constexpr = COUNT * pointers.dtype.element_ty.primitive_bitwidth // 8
-    return tl.multiple_of(tl.max_contiguous(pointers, [1, 1, COUNT]), [1, 1, BYTES])
+    return tl.multiple_of(tl.max_contiguous(pointers, [1, 1, 2 * COUNT]), [1, 1, BYTES])
 
 
 @triton.jit

