@@ -88,9 +88,9 @@ const char* launch(const Job& job, const Shape& shape, void* stream) {
   void* arguments[] = {&params};
   const cudaError_t error =
       cudaLaunchKernel(&rotate_kernel<T, GENERAL, P>, grid, threads, arguments, 0, static_cast<cudaStream_t>(stream));
-  if (error != cudaSuccess) return cudaGetErrorString(error);
-  const cudaError_t pending = cudaGetLastError();
-  return pending == cudaSuccess ? nullptr : cudaGetErrorString(pending);
+  const cudaError_t pending = cudaGetLastError();  // also so that a failed launch is not reported by the next one
+  if (error == cudaSuccess && pending == cudaSuccess) return nullptr;
+  return cudaGetErrorString(error != cudaSuccess ? error : pending);
 }
 
 /// The usual geometries: halves in or neighbours, the same way out, integer positions on one axis. Distances between
@@ -147,5 +147,5 @@ extern "C" const char* rope_launch_cuda(const rope::Job* job, void* stream) {
     case rope::DType::kBFloat16:
       return launch_dtype<BFloat16>(*job, shape, stream);
   }
-  return "rope_kernels: unknown dtype";
+  return "unknown dtype";
 }

@@ -22,7 +22,7 @@ struct Divisor {
 struct Chunks {
   std::int64_t apart;     // from the first chunk to the second
   std::int32_t first;     // of pair 0
-  std::int32_t per_pair;  // from one pair of a lane to the next lane's, per pair
+  std::int32_t per_pair;  // what each pair before the lane's first one adds
   std::int32_t block;     // what a block adds, besides its pairs
 };
 
@@ -97,7 +97,6 @@ constexpr int kIndexBits = 10;
 template <int ENTRIES, int PAIRS>
 struct Params {
   static constexpr int kEntries = ENTRIES;
-  static constexpr int kPairs = PAIRS;
 
   Settings at;
   std::uint64_t entries[ENTRIES];  // see Entries

@@ -41,20 +41,20 @@ bool is_empty(const Job& job) { return job.batch * job.tokens == 0 || heads_of(j
 /// Why a job cannot be launched, or nullptr.
 const char* refuse(const Job& job) {
   const Plan& plan = *job.plan;
-  if (job.batch * job.tokens >= kMaxTokens) return "rope_kernels: 2^31 tokens or more in one call";
+  if (job.batch * job.tokens >= kMaxTokens) return "2^31 tokens or more in one call";
   if (plan.params.dynamic_factor > 0.0 && plan.params.ramp_frequency != 0.0 && plan.params.factor != 1.0) {
-    return "rope_kernels: a ramp by frequency with frequencies that grow by length";
+    return "a ramp by frequency with frequencies that grow by length";
   }
   for (const std::int32_t axis : plan.rotation.axis) {
-    if (axis >= 1 << (16 - kIndexBits)) return "rope_kernels: more rows of positions than the CUDA kernel has bits for";
+    if (axis >= 1 << (16 - kIndexBits)) return "more rows of positions than the CUDA kernel has bits for";
   }
   for (std::int32_t pair = 0; pair < plan.rotation.num_pairs; ++pair) {
-    if (plan.rotation.frequency_of(pair) >= 1 << kIndexBits) return "rope_kernels: a frequency index above 1023";
+    if (plan.rotation.frequency_of(pair) >= 1 << kIndexBits) return "a frequency index above 1023";
   }
   return nullptr;
 }
 
-/// The widest chunks that everything is aligned to which they begin and end at.
+/// Bytes of the widest chunks to which all places where they begin or end are aligned; 0: go by elements.
 std::int64_t chunk_of(const Job& job, const Shape& shape) {
   const Rotation& r = job.plan->rotation;
   const std::int64_t width = r.num_pairs / r.blocks;
