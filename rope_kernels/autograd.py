@@ -22,6 +22,7 @@ __all__ = ["is_transformed", "needs_gradient", "rotate"]
 _below_autograd = torch._C._AutoDispatchBelowAutograd
 _transforms_active = torch._C._are_functorch_transforms_active
 _NUM_INDEX_TENSORS = 5
+_rotate = ops.rotate._op  # the overload's own call is one more Python frame
 
 
 def needs_gradient(*tensors: Tensor | None) -> bool:
@@ -38,16 +39,16 @@ def is_transformed() -> bool:
     return _transforms_active() or forward_ad._current_level >= 0
 
 
-def rotate(*args: Any) -> tuple[Tensor, Tensor]:
+def rotate(q: Tensor, k: Tensor | None, *rest: Any) -> tuple[Tensor, Tensor]:
     """``rope_kernels::rotate``, differentiable in q and k by whatever is active."""
     if torch.compiler.is_compiling():
-        return _composed(*args) if is_transformed() else ops.rotate(*args)
-    if is_transformed():
-        return _Transformable.apply(*args)
-    if needs_gradient(args[0], args[1]):
-        return _Eager.apply(*args)
+        return _composed(q, k, *rest) if is_transformed() else ops.rotate(q, k, *rest)
+    if _transforms_active() or forward_ad._current_level >= 0:
+        return _Transformable.apply(q, k, *rest)
+    if torch.is_grad_enabled() and (q.requires_grad or (k is not None and k.requires_grad)):
+        return _record(q, k, rest)
     with _below_autograd():
-        return ops.rotate(*args)
+        return _rotate(q, k, *rest)
 
 
 def _spec_of(text: str) -> Spec:
@@ -78,19 +79,19 @@ def _composed(q: Tensor, k: Tensor | None, *rest: Any) -> tuple[Tensor, Tensor]:
 
 
 def _save(ctx: Any, args: tuple[Any, ...]) -> None:
-    ctx.save_for_backward(*args[2 : 2 + _NUM_INDEX_TENSORS])
-    ctx.fixed = args[2 + _NUM_INDEX_TENSORS :]
-    ctx.has_k = args[1] is not None
+    _, k, *rest = args
+    ctx.save_for_backward(*rest[:_NUM_INDEX_TENSORS])
+    ctx.fixed = rest[_NUM_INDEX_TENSORS:]
+    ctx.has_k = k is not None
     ctx.backend = current_override()
 
 
 def _adjoint(ctx: Any, grad_q: Tensor | None, grad_k: Tensor | None) -> tuple[Tensor | None, ...]:
-    """Gradients of all arguments. A missing one stays missing: it costs no launch."""
+    """Gradients of q and k. A missing one stays missing: it costs no launch."""
     grad_k = grad_k if ctx.has_k else None
     given = [g for g in (grad_q, grad_k) if g is not None]
     made = iter(_inverse(ctx, *given)) if given else iter(())
-    nothing = (None,) * (_NUM_INDEX_TENSORS + len(ctx.fixed))
-    return tuple(None if g is None else next(made) for g in (grad_q, grad_k)) + nothing
+    return tuple(None if g is None else next(made) for g in (grad_q, grad_k))
 
 
 def _inverse(ctx: Any, first: Tensor, second: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -104,18 +105,25 @@ def _inverse(ctx: Any, first: Tensor, second: Tensor | None = None) -> tuple[Ten
 
 
 class _Eager(torch.autograd.Function):
-    """Reverse mode alone: a third of the cost of the transformable form."""
+    """Reverse mode alone: a third of the cost of the transformable form. What is no q or k comes as one tuple."""
 
     @staticmethod
-    def forward(ctx: Any, *args: Any) -> tuple[Tensor, Tensor]:
-        _save(ctx, args)
+    def forward(ctx: Any, q: Tensor, k: Tensor | None, rest: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(*rest[:_NUM_INDEX_TENSORS])
+        ctx.fixed = rest[_NUM_INDEX_TENSORS:]
+        ctx.has_k = k is not None
+        ctx.backend = current_override()
         ctx.set_materialize_grads(False)
         with _below_autograd():
-            return ops.rotate(*args)
+            return _rotate(q, k, *rest)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
-        return _adjoint(ctx, *grads)
+        return *_adjoint(ctx, *grads), None
+
+
+# Function.apply looks for transforms, of which there are none here, for as long as a decode step takes.
+_record = super(torch.autograd.Function, _Eager).apply
 
 
 class _Transformable(torch.autograd.Function):
@@ -132,7 +140,7 @@ class _Transformable(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
-        return _adjoint(ctx, *grads)
+        return _for_all(ctx, *grads)
 
     @staticmethod
     def jvp(ctx: Any, tangent_q: Any, tangent_k: Any, *rest: Any) -> tuple[Tensor, Tensor]:
@@ -152,7 +160,8 @@ def _vmap_as_heads(size: int, in_dims: tuple[Any, ...], args: tuple[Any, ...]) -
     def fold(x: Tensor | None, dim: int | None) -> Tensor | None:
         return x if x is None or dim is None else x.movedim(dim, heads).flatten(heads, heads + 1)
 
-    outputs = rotate(*map(fold, args[:2], in_dims[:2]), *args[2:])
+    folded: list[Any] = [fold(x, dim) for x, dim in zip(args[:2], in_dims[:2], strict=True)]
+    outputs = rotate(*folded, *args[2:])
     unfolded = [
         y if dim is None else y.unflatten(heads, (size, -1)) for y, dim in zip(outputs, in_dims[:2], strict=True)
     ]
@@ -165,8 +174,13 @@ def _vmap_in_turn(size: int, in_dims: tuple[Any, ...], args: tuple[Any, ...]) ->
     return tuple(torch.stack(side) for side in zip(*outputs, strict=True)), (0, 0)
 
 
+def _for_all(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
+    """:func:`_adjoint`, and nothing for the other arguments."""
+    return _adjoint(ctx, *grads) + (None,) * (_NUM_INDEX_TENSORS + len(ctx.fixed))
+
+
 def _setup_operator(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     _save(ctx, inputs)
 
 
-torch.library.register_autograd("rope_kernels::rotate", _adjoint, setup_context=_setup_operator, lib=ops.LIBRARY)
+torch.library.register_autograd("rope_kernels::rotate", _for_all, setup_context=_setup_operator, lib=ops.LIBRARY)

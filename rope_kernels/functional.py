@@ -13,7 +13,9 @@ from .backends.reference import pairs
 from .config import RopeConfig
 from .errors import RopeShapeError
 
-__all__ = ["apply_rope", "apply_rope_", "cos_sin"]
+__all__ = ["apply_rope", "apply_rope_", "cos_sin", "prepare"]
+
+_rotate_ = ops.rotate_._op
 
 
 def apply_rope(
@@ -171,7 +173,7 @@ def _in_place(q: Tensor, k: Tensor | None, *args: Any) -> None:
         ops.rotate_(q, k, *args)
     else:
         with torch._C._AutoDispatchBelowAutograd():
-            ops.rotate_(q, k, *args)
+            _rotate_(q, k, *args)
         torch._C._increment_version([q] if k is None else [q, k])
 
 
