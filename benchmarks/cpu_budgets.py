@@ -37,7 +37,6 @@ class Row:
     ours: Call
     peer: Call
     threads: tuple[int, int] = (1, 1)
-    isa: str = ""
 
 
 def tensors(tokens: int, batch: int = 1, dtype: torch.dtype = torch.bfloat16) -> tuple[torch.Tensor, torch.Tensor]:
@@ -121,18 +120,7 @@ def thread_rows() -> Iterator[Row]:
 
 def measured(row: Row, seconds: float) -> dict[str, object]:
     """A row's figures."""
-
-    def with_threads(call: Call, count: int) -> Call:
-        def run() -> object:
-            torch.set_num_threads(count)
-            return call()
-
-        return call if row.threads == (1, 1) else run
-
-    torch.set_num_threads(1)
-    native.force_isa(row.isa)
-    pair = alternate(with_threads(row.ours, row.threads[0]), with_threads(row.peer, row.threads[1]), seconds)
-    native.force_isa("")
+    pair = alternate(row.ours, row.peer, seconds, row.threads)
     low, high = pair.spread
     return {"name": row.name, "speed": pair.speed, "low": low, "high": high, "needed": row.needed,
             "met": pair.speed >= row.needed}  # fmt: skip

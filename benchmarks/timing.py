@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
+
 __all__ = ["Pair", "alternate"]
 
 
@@ -36,16 +38,29 @@ def _per_call(call: Callable[[], object], repeats: int) -> float:
     return (time.perf_counter() - start) / repeats
 
 
-def alternate(ours: Callable[[], object], peer: Callable[[], object], seconds: float = 2.0) -> Pair:
-    """Time ``ours`` and ``peer`` in turn for about ``seconds``; short calls are repeated within a round."""
+def alternate(
+    ours: Callable[[], object], peer: Callable[[], object], seconds: float = 2.0, threads: tuple[int, int] = (1, 1)
+) -> Pair:
+    """Time ``ours`` and ``peer`` in turn for about ``seconds``; short calls are repeated within a round.
+
+    ``threads``: of each side. Where they differ, a call that is not timed lets torch build its threads anew.
+    """
+
+    def set_threads(count: int, call: Callable[[], object]) -> None:
+        if count != torch.get_num_threads():
+            torch.set_num_threads(count)
+            call()
+
     repeats = []
-    for call in (ours, peer):
+    for call, count in zip((ours, peer), threads, strict=True):
+        torch.set_num_threads(count)
         call()
         once = min(_per_call(call, 1) for _ in range(3))
         repeats.append(max(1, int(2e-3 / once)))
     times: tuple[list[float], list[float]] = ([], [])
     end = time.perf_counter() + seconds
     while time.perf_counter() < end or len(times[0]) < 7:
-        for call, count, into in zip((ours, peer), repeats, times, strict=True):
+        for call, count, into, side in zip((ours, peer), repeats, times, threads, strict=True):
+            set_threads(side, call)
             into.append(_per_call(call, count))
     return Pair(*times)
