@@ -131,7 +131,11 @@ std::tuple<Tensor, Tensor> rotate_table(const Tensor& q, const MaybeTensor& k, c
 void rotate_in_place(const Tensor& q, const MaybeTensor& k, const MaybeTensor& positions, const MaybeTensor& offset,
                      const MaybeTensor& seq_len, const MaybeTensor& from_seq_len, const MaybeTensor& cu_seqlens,
                      const std::string& spec, const std::string& layout, bool inverse, bool unscaled) {
-  rotate_into(q, k, positions, offset, seq_len, from_seq_len, cu_seqlens, spec, layout, inverse, unscaled, q, k);
+  const RunTime at{positions, offset, seq_len, from_seq_len, cu_seqlens};
+  const View qv("q", q);
+  if (!k) return run(job_of(qv, nullptr, qv, nullptr, at, spec, layout, inverse, unscaled), qv, true);
+  const View kv("k", *k, &qv);
+  run(job_of(qv, &kv, qv, &kv, at, spec, layout, inverse, unscaled), qv, true);
 }
 
 bool forwards_by_default() {
