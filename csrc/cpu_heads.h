@@ -210,15 +210,29 @@ void rotate_token(const Job& job, const Flags& flags, const Rows& rows, std::int
   }
 }
 
-/// Copies channels of all heads of a token, where the output is another buffer.
+/// Copies channels of all heads of a token to another buffer: whole dense heads at once.
 void copy_channels(const Job& job, const Rows& rows, std::int64_t batch, std::int64_t token, const Span& span) {
-  const std::size_t size = job.dtype == DType::kFloat32 ? 4 : 2;
-  const auto bytes = static_cast<std::size_t>(span.last - span.first) * size;
-  const std::int64_t from = batch * rows.from.batch + token * rows.from.token + span.first;
-  const std::int64_t to = batch * rows.to.batch + token * rows.to.token + span.first;
-  for (std::int64_t h = 0; h < rows.heads; ++h) {
-    std::memcpy(static_cast<char*>(rows.out) + (to + h * rows.to.head) * static_cast<std::int64_t>(size),
-                static_cast<const char*>(rows.in) + (from + h * rows.from.head) * static_cast<std::int64_t>(size),
-                bytes);
+  const std::int64_t size = job.dtype == DType::kFloat32 ? 4 : 2;
+  const char* from =
+      static_cast<const char*>(rows.in) + (batch * rows.from.batch + token * rows.from.token + span.first) * size;
+  char* to = static_cast<char*>(rows.out) + (batch * rows.to.batch + token * rows.to.token + span.first) * size;
+  const std::int64_t width = span.last - span.first;
+  if (rows.from.head == width && rows.to.head == width) {
+    std::memcpy(to, from, static_cast<std::size_t>(rows.heads * width * size));
+    return;
   }
+  for (std::int64_t h = 0; h < rows.heads; ++h) {
+    std::memcpy(to + h * rows.to.head * size, from + h * rows.from.head * size, static_cast<std::size_t>(width * size));
+  }
+}
+
+/// Copies what does not turn. Of dense heads that is all of them: one copy beats many, and what turns is written over
+/// it.
+void copy_untouched(const Job& job, const Rows& rows, std::int64_t batch, std::int64_t token) {
+  const std::int32_t head_dim = job.plan->rotation.head_dim;
+  if (rows.from.head == head_dim && rows.to.head == head_dim && !job.plan->untouched.empty()) {
+    copy_channels(job, rows, batch, token, {0, head_dim});
+    return;
+  }
+  for (const Span& span : job.plan->untouched) copy_channels(job, rows, batch, token, span);
 }

@@ -45,12 +45,10 @@ void rotate_range(const Job& job, std::int64_t first, std::int64_t last, Frequen
       turns_of(job, work);
     }
     for (int i = 0; i < job.num_rows; ++i) {
-      if (!outside) rotate_token<D, STREAM, TABLE>(job, flags, job.rows[i], at.batch, at.token, work.turns);
-      if (job.in_place) continue;
-      if (outside) copy_channels(job, job.rows[i], at.batch, at.token, {0, r.head_dim});
-      if (!outside) {
-        for (const Span& span : job.plan->untouched) copy_channels(job, job.rows[i], at.batch, at.token, span);
-      }
+      if (outside && !job.in_place) copy_channels(job, job.rows[i], at.batch, at.token, {0, r.head_dim});
+      if (outside) continue;
+      if (!job.in_place) copy_untouched(job, job.rows[i], at.batch, at.token);
+      rotate_token<D, STREAM, TABLE>(job, flags, job.rows[i], at.batch, at.token, work.turns);
     }
   }
 #if defined(__x86_64__)
