@@ -70,12 +70,9 @@ void rotate_into(const Tensor& q, const MaybeTensor& k, const MaybeTensor& posit
   STD_TORCH_CHECK(k.has_value() == k_out.has_value(), "out: k_out must be given exactly where k is");
   const RunTime at{positions, offset, seq_len, from_seq_len, cu_seqlens};
   const View qv("q", q), qo("q_out", q_out, &qv);
-  if (k) {
-    const View kv("k", *k, &qv), ko("k_out", *k_out, &qv);
-    run(job_of(qv, &kv, qo, &ko, at, spec, layout, inverse, unscaled), qv, true);
-  } else {
-    run(job_of(qv, nullptr, qo, nullptr, at, spec, layout, inverse, unscaled), qv, true);
-  }
+  if (!k) return run(job_of(qv, nullptr, qo, nullptr, at, spec, layout, inverse, unscaled), qv, true);
+  const View kv("k", *k, &qv), ko("k_out", *k_out, &qv);
+  run(job_of(qv, &kv, qo, &ko, at, spec, layout, inverse, unscaled), qv, true);
 }
 
 /// What the table operator needs of a plan: a geometry, no frequencies.

@@ -25,13 +25,9 @@ _NUM_INDEX_TENSORS = 5
 _rotate = ops.rotate._op  # the overload's own call is one more Python frame
 
 
-def needs_gradient(*tensors: Tensor | None) -> bool:
+def needs_gradient(first: Tensor, second: Tensor | None) -> bool:
     """Whether reverse mode would record a call on these tensors."""
-    if torch.is_grad_enabled():
-        for t in tensors:
-            if t is not None and t.requires_grad:
-                return True
-    return False
+    return torch.is_grad_enabled() and (first.requires_grad or (second is not None and second.requires_grad))
 
 
 def is_transformed() -> bool:
@@ -43,9 +39,9 @@ def rotate(q: Tensor, k: Tensor | None, *rest: Any) -> tuple[Tensor, Tensor]:
     """``rope_kernels::rotate``, differentiable in q and k by whatever is active."""
     if torch.compiler.is_compiling():
         return _composed(q, k, *rest) if is_transformed() else ops.rotate(q, k, *rest)
-    if _transforms_active() or forward_ad._current_level >= 0:
+    if is_transformed():
         return _Transformable.apply(q, k, *rest)
-    if torch.is_grad_enabled() and (q.requires_grad or (k is not None and k.requires_grad)):
+    if needs_gradient(q, k):
         return _record(q, k, rest)
     with _below_autograd():
         return _rotate(q, k, *rest)
@@ -65,8 +61,7 @@ def _composed(q: Tensor, k: Tensor | None, *rest: Any) -> tuple[Tensor, Tensor]:
     """
     *run_time, spec, layout, inverse, unscaled = rest
     rotation, wide = _spec_of(spec).rotation, ops.tokens_first(q, layout)
-    unit = torch.zeros((*wide.shape[:2], 1, wide.shape[-1]), device=q.device)
-    reference.pairs(unit, rotation, written=False)[0].fill_(1.0)
+    unit = reference.unit_pairs(wide.shape[0], wide.shape[1], rotation, q.device)
     turned, _ = ops.rotate(ops.from_tokens_first(unit, layout), None, *run_time, spec, layout, False, unscaled)
     cos, sin = (t.flatten(3) for t in reference.pairs(ops.tokens_first(turned, layout), rotation, written=True))
     sin = -sin if inverse else sin
@@ -78,8 +73,7 @@ def _composed(q: Tensor, k: Tensor | None, *rest: Any) -> tuple[Tensor, Tensor]:
     return turn(q), q.new_empty(0) if k is None else turn(k)
 
 
-def _save(ctx: Any, args: tuple[Any, ...]) -> None:
-    _, k, *rest = args
+def _save(ctx: Any, k: Tensor | None, rest: tuple[Any, ...]) -> None:
     ctx.save_for_backward(*rest[:_NUM_INDEX_TENSORS])
     ctx.fixed = rest[_NUM_INDEX_TENSORS:]
     ctx.has_k = k is not None
@@ -109,10 +103,7 @@ class _Eager(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor | None, rest: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
-        ctx.save_for_backward(*rest[:_NUM_INDEX_TENSORS])
-        ctx.fixed = rest[_NUM_INDEX_TENSORS:]
-        ctx.has_k = k is not None
-        ctx.backend = current_override()
+        _save(ctx, k, rest)
         ctx.set_materialize_grads(False)
         with _below_autograd():
             return _rotate(q, k, *rest)
@@ -135,7 +126,7 @@ class _Transformable(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        _save(ctx, inputs)
+        _save(ctx, inputs[1], inputs[2:])
         ctx.save_for_forward(*inputs[2 : 2 + _NUM_INDEX_TENSORS])
 
     @staticmethod
@@ -180,7 +171,7 @@ def _for_all(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
 
 
 def _setup_operator(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    _save(ctx, inputs)
+    _save(ctx, inputs[1], inputs[2:])
 
 
 torch.library.register_autograd("rope_kernels::rotate", _for_all, setup_context=_setup_operator, lib=ops.LIBRARY)

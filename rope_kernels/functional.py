@@ -9,13 +9,11 @@ from torch import Tensor
 
 from . import autograd, checks, ops
 from .backends import native
-from .backends.reference import pairs
+from .backends.reference import pairs, unit_pairs
 from .config import RopeConfig
 from .errors import RopeShapeError
 
 __all__ = ["apply_rope", "apply_rope_", "cos_sin", "prepare"]
-
-_rotate_ = ops.rotate_._op
 
 
 def apply_rope(
@@ -73,9 +71,9 @@ def apply_rope(
         q_out, k_out = autograd.rotate(q, k, *args)
         return q_out, None if k is None else k_out
     checks.check_outputs(q, k, out)
-    if autograd.needs_gradient(q, k, *out) or autograd.is_transformed():
+    if autograd.needs_gradient(q, k) or autograd.needs_gradient(*out) or autograd.is_transformed():
         raise RuntimeError("apply_rope: out= was given and a derivative is needed; leave out= away")
-    _write(q, k, args, out)
+    _mutate(ops.rotate_out, out, q, k, *args, *out)
     return out
 
 
@@ -134,9 +132,8 @@ def cos_sin(
         RopeShapeError: positions do not fit the config.
     """
     shape = tuple(positions.shape[-2:]) if positions.dim() > 1 else (1, *positions.shape)
-    unit = torch.zeros((*shape, 1, cfg.head_dim), device=positions.device)
     rotation = cfg.rotation()
-    pairs(unit, rotation, written=False)[0].fill_(1.0)
+    unit = unit_pairs(shape[0], shape[1], rotation, positions.device)
     turned, _ = apply_rope(unit, None, positions, cfg, seq_len=seq_len)
     first, second = (part.flatten(3).squeeze(2) for part in pairs(turned, rotation, written=True))
     tables = []
@@ -169,12 +166,7 @@ def _in_place(q: Tensor, k: Tensor | None, *args: Any) -> None:
     checks.check_in_place(q, k)
     if autograd.needs_gradient(q, k) or autograd.is_transformed():
         raise RuntimeError("apply_rope_: q or k needs a derivative, which in-place rotation would lose; use apply_rope")
-    if torch.compiler.is_compiling():
-        ops.rotate_(q, k, *args)
-    else:
-        with torch._C._AutoDispatchBelowAutograd():
-            _rotate_(q, k, *args)
-        torch._C._increment_version([q] if k is None else [q, k])
+    _mutate(ops.rotate_, (q, k), q, k, *args)
 
 
 def prepare(
@@ -234,10 +226,11 @@ def _longest(
     return lengths.amax().reshape(1)
 
 
-def _write(q: Tensor, k: Tensor | None, args: tuple[Any, ...], out: tuple[Tensor, Tensor | None]) -> None:
+def _mutate(operator: Any, written: tuple[Tensor, Tensor | None], *args: Any) -> None:
+    """Call an operator that writes; below autograd, what was written gets a new version."""
     if torch.compiler.is_compiling():
-        ops.rotate_out(q, k, *args, *out)
+        operator(*args)
         return
     with torch._C._AutoDispatchBelowAutograd():
-        ops.rotate_out(q, k, *args, *out)
-    torch._C._increment_version([t for t in out if t is not None])
+        operator._op(*args)
+    torch._C._increment_version([t for t in written if t is not None])

@@ -7,7 +7,7 @@ A string is a constant to ``torch.compile`` and ``torch.export``, holds doubles 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 from .frequency import FrequencyParams
@@ -25,6 +25,10 @@ class Spec:
 
     def encode(self) -> str:
         """``field=value`` of everything that differs from its default, separated by ``;``."""
+        return self._encoded
+
+    @cached_property
+    def _encoded(self) -> str:
         parts = []
         for part in (self.frequency, self.rotation):
             for field in fields(part):

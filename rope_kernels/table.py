@@ -81,7 +81,7 @@ def _rotate_table(*args: Any) -> tuple[Tensor, Tensor]:
         return ops.rotate_table(*args)
     if autograd.is_transformed():
         return _composed(*args)
-    if autograd.needs_gradient(*args[:4]):
+    if autograd.needs_gradient(*args[:2]) or autograd.needs_gradient(*args[2:4]):
         return _Table.apply(*args)
     with torch._C._AutoDispatchBelowAutograd():
         return ops.rotate_table(*args)

@@ -7,7 +7,6 @@ Every backend is a module with ``rotate``, ``rotate_table`` and ``unavailable`` 
 from __future__ import annotations
 
 import importlib
-import os
 import threading
 from types import ModuleType, TracebackType
 
@@ -19,7 +18,7 @@ __all__ = ["PREFERENCE", "available_backends", "backend_for", "current_override"
 
 PREFERENCE = ("triton", "native", "reference")
 _MODULES = {"triton": ".triton_launch", "native": ".native", "reference": ".reference"}
-_FROM_ENVIRONMENT = os.environ.get("ROPE_KERNELS_BACKEND") or None
+_FROM_ENVIRONMENT = native.FROM_ENVIRONMENT
 _local = threading.local()
 
 

@@ -20,7 +20,22 @@ from ..spec import Spec
 from . import reference
 from .inputs import Inputs
 
-__all__ = ["choose", "force_isa", "has_cuda", "isa", "isas", "load", "rotate", "rotate_table", "thread", "unavailable"]
+__all__ = [
+    "FROM_ENVIRONMENT",
+    "choose",
+    "force_isa",
+    "has_cuda",
+    "isa",
+    "isas",
+    "load",
+    "rotate",
+    "rotate_table",
+    "thread",
+    "unavailable",
+]
+
+FROM_ENVIRONMENT = os.environ.get("ROPE_KERNELS_BACKEND") or None
+"""The backend asked for when the package is imported; the library reads the same for threads that never chose."""
 
 _PATH = Path(__file__).parent.parent / "_native.so"
 _library: ctypes.CDLL | None = None
@@ -51,7 +66,7 @@ def load() -> None:
     for name in ("rope_kernels_isa", "rope_kernels_isas"):
         getattr(library, name).restype = ctypes.c_char_p
     _library, _missing = library, None
-    _Thread.is_default = os.environ.get("ROPE_KERNELS_BACKEND", "") in ("", "native")
+    _Thread.is_default = FROM_ENVIRONMENT in (None, "native")
 
 
 def unavailable(device: torch.device | None = None) -> str | None:
@@ -67,8 +82,7 @@ def choose(backend: str | None) -> None:
     """Tell the library what this thread asked for; ``None`` is the dispatch rule."""
     if _library is None:
         return
-    backend = backend or os.environ.get("ROPE_KERNELS_BACKEND") or "native"
-    thread.is_default = backend == "native"
+    thread.is_default = (backend or FROM_ENVIRONMENT or "native") == "native"
     _library.rope_kernels_forward(int(not thread.is_default))
 
 

@@ -22,6 +22,7 @@ __all__ = [
     "turn",
     "turned_by_table",
     "unavailable",
+    "unit_pairs",
 ]
 
 TWO_PI = 2.0 * math.pi
@@ -129,14 +130,14 @@ def _inv_freq(params: FrequencyParams, rotation: Rotation, seq_len: Tensor | Non
     """float64 (groups or 1, pairs) inverse frequencies at the given lengths."""
 
     def row(length: int | None) -> Tensor:
-        return torch.tensor(params.inv_freqs(_index(rotation), length), dtype=torch.float64, device=device)
+        return torch.tensor(params.inv_freqs(rotation.index, length), dtype=torch.float64, device=device)
 
     base = _by_length(params, seq_len, row)
     if seq_len is None or not params.dynamic_factor:
         return base
     factor, start = params.dynamic_factor, float(params.dynamic_length)
     alpha = factor * seq_len.to(torch.float64)[:, None].clamp_min(start) / start - (factor - 1.0)
-    exponent = torch.tensor(_index(rotation), dtype=torch.float64, device=device) * (-2.0 / (params.freq_dim - 2))
+    exponent = torch.tensor(rotation.index, dtype=torch.float64, device=device) * (-2.0 / (params.freq_dim - 2))
     return base * torch.exp2(exponent * torch.log2(alpha))
 
 
@@ -146,14 +147,10 @@ def _omega(params: FrequencyParams, rotation: Rotation, seq_len: Tensor | None, 
         return _fixed_point(_inv_freq(params, rotation, seq_len, device))
 
     def row(length: int | None) -> Tensor:
-        turns = map(fixed_point_turns, params.inv_freqs(_index(rotation), length))
+        turns = map(fixed_point_turns, params.inv_freqs(rotation.index, length))
         return torch.tensor(list(turns), dtype=torch.int64, device=device)
 
     return _by_length(params, seq_len, row)
-
-
-def _index(rotation: Rotation) -> tuple[int, ...]:
-    return rotation.index[: rotation.num_pairs]
 
 
 def _scaling(params: FrequencyParams, seq_len: Tensor | None, device: torch.device) -> Tensor:
@@ -214,6 +211,13 @@ def pairs(x: Tensor, rotation: Rotation, written: bool) -> tuple[Tensor, Tensor]
         return x[..., first : first + n], x[..., first + rotation.distance : first + rotation.distance + n]
     inner = x[..., first : first + 2 * n].unflatten(-1, (rotation.blocks, 2, n // rotation.blocks))
     return inner[..., 0, :], inner[..., 1, :]
+
+
+def unit_pairs(batch: int, tokens: int, rotation: Rotation, device: torch.device) -> Tensor:
+    """float32 (batch, tokens, 1, head_dim) of pairs (1, 0): a rotation makes cosines and sines of them."""
+    unit = torch.zeros((batch, tokens, 1, rotation.head_dim), device=device)
+    pairs(unit, rotation, written=False)[0].fill_(1.0)
+    return unit
 
 
 def _is_interleaved(rotation: Rotation, written: bool) -> bool:

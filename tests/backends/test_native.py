@@ -31,15 +31,20 @@ def test_the_portable_kernel_is_always_built():
         native.force_isa("mmx")
 
 
-@pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_case(case, isa):
+def rotate_and_check(case, isa):
     native.force_isa(isa)
     made = make(case)
     q, k = rotate(case, made)
     check(case, made.q, q, made.expected[0])
     if k is not None:
         check(case, made.k, k, made.expected[1])
+    return made, q, k
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_case(case, isa):
+    made, q, k = rotate_and_check(case, isa)
     args = arguments(case, made)
     out = [None if x is None else torch.full_like(x, float("nan")) for x in (made.q, made.k)]
     ops.rotate_out(made.q, made.k, *args, *out)
@@ -147,12 +152,7 @@ shapes = st.builds(
 @given(shapes, st.sampled_from(ISAS))
 @settings(max_examples=150)
 def test_any_shape(case, isa):
-    native.force_isa(isa)
-    made = make(case)
-    q, k = rotate(case, made)
-    check(case, made.q, q, made.expected[0])
-    if k is not None:
-        check(case, made.k, k, made.expected[1])
+    rotate_and_check(case, isa)
 
 
 def test_the_backend_signature_is_shared_with_the_reference():
