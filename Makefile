@@ -6,7 +6,7 @@ READY := .venv/.ready
 CPP_SOURCES := $(shell find csrc tests/cpp -name "*.cpp" -o -name "*.h" -o -name "*.cu" -o -name "*.cuh")
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test cpp-test lint format clean
+.PHONY: help demo test test-all cpp-test lint format clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -16,6 +16,9 @@ demo: $(READY) ## Set up .venv, then rotate every shipped model's q and k and pr
 
 test: $(READY) cpp-test ## Set up .venv, then run the tests, those in C++ first
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-all: PYTEST_ARGS += -m ""
+test-all: test ## The same with every case that the default run leaves out
 
 cpp-test: $(READY) ## Build the C++ library without torch and its Python module, and run the C++ tests
 	@$(BIN)/cmake -S . -B build/cmake -G Ninja --log-level=WARNING -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python
