@@ -32,54 +32,62 @@ bool is_dense(const View& v, std::initializer_list<int> innermost_first) {
   return expected > 0;
 }
 
+/// A new tensor and its view.
+struct Made {
+  Tensor tensor;
+  View view;
+};
+
 /// torch.empty_like, for the usual strides without a call through the dispatcher.
-Tensor new_like(const Tensor& x, const View& v) {
+Made new_like(const Tensor& x, const View& v) {
   const bool dense = v.dim == 4 ? is_dense(v, {3, 2, 1, 0}) || is_dense(v, {3, 1, 2, 0}) : is_dense(v, {2, 1, 0});
-  if (!dense) return torch::stable::empty_like(x);
+  if (!dense) {
+    Tensor made = torch::stable::empty_like(x);
+    return {made, View("out", made)};
+  }
   AtenTensorHandle made;
   STABLE_TORCH_ERROR_CODE_CHECK(
       aoti_torch_empty_strided(v.dim, v.size, v.stride, v.dtype, v.device_type, v.device_index, &made));
-  return Tensor(made);
+  Tensor tensor(made);
+  return {tensor, v.of_like(tensor)};
 }
 
 std::tuple<Tensor, Tensor> rotate(const Tensor& q, const MaybeTensor& k, const MaybeTensor& positions,
                                   const MaybeTensor& offset, const MaybeTensor& seq_len,
                                   const MaybeTensor& from_seq_len, const MaybeTensor& cu_seqlens,
-                                  const std::string& spec, const std::string& layout, bool inverse, bool unscaled) {
+                                  const std::string& text) {
   const RunTime at{positions, offset, seq_len, from_seq_len, cu_seqlens};
   const View qv("q", q);
   STD_TORCH_CHECK(qv.dim == 3 || qv.dim == 4, "q: rank");
-  Tensor q_out = new_like(q, qv);
-  const View qo("q", q_out);
+  const Made q_out = new_like(q, qv);
   if (!k) {
-    run(job_of(qv, nullptr, qo, nullptr, at, spec, layout, inverse, unscaled), qv, false);
-    return {q_out, torch::stable::new_empty(q, {0})};
+    run(job_of(qv, nullptr, q_out.view, nullptr, at, text), qv, false);
+    return {q_out.tensor, torch::stable::new_empty(q, {0})};
   }
   const View kv("k", *k, &qv);
   STD_TORCH_CHECK(kv.dim == qv.dim, "k: rank");
-  Tensor k_out = new_like(*k, kv);
-  const View ko("k", k_out);
-  run(job_of(qv, &kv, qo, &ko, at, spec, layout, inverse, unscaled), qv, false);
-  return {q_out, k_out};
+  const Made k_out = new_like(*k, kv);
+  run(job_of(qv, &kv, q_out.view, &k_out.view, at, text), qv, false);
+  return {q_out.tensor, k_out.tensor};
 }
 
 void rotate_into(const Tensor& q, const MaybeTensor& k, const MaybeTensor& positions, const MaybeTensor& offset,
                  const MaybeTensor& seq_len, const MaybeTensor& from_seq_len, const MaybeTensor& cu_seqlens,
-                 const std::string& spec, const std::string& layout, bool inverse, bool unscaled, const Tensor& q_out,
-                 const MaybeTensor& k_out) {
+                 const std::string& text, const Tensor& q_out, const MaybeTensor& k_out) {
   STD_TORCH_CHECK(k.has_value() == k_out.has_value(), "out: k_out must be given exactly where k is");
   const RunTime at{positions, offset, seq_len, from_seq_len, cu_seqlens};
   const View qv("q", q), qo("q_out", q_out, &qv);
-  if (!k) return run(job_of(qv, nullptr, qo, nullptr, at, spec, layout, inverse, unscaled), qv, true);
+  if (!k) return run(job_of(qv, nullptr, qo, nullptr, at, text), qv, true);
   const View kv("k", *k, &qv), ko("k_out", *k_out, &qv);
-  run(job_of(qv, &kv, qo, &ko, at, spec, layout, inverse, unscaled), qv, true);
+  run(job_of(qv, &kv, qo, &ko, at, text), qv, true);
 }
 
 /// What the table operator needs of a plan: a geometry, no frequencies.
 const Plan& table_plan(std::int64_t head_dim, std::int64_t rotary_dim, const std::string& pairing) {
   const std::string pairs = std::to_string(rotary_dim / 2);
-  return plan_of("head_dim=" + std::to_string(head_dim) + ";num_pairs=" + pairs + ";distance=" + pairs +
-                 ";num_frequencies=" + pairs + ";pairing=" + pairing);
+  return call_of("head_dim=" + std::to_string(head_dim) + ";num_pairs=" + pairs + ";distance=" + pairs +
+                 ";num_frequencies=" + pairs + ";pairing=" + pairing)
+      .plan;
 }
 
 Table table_of(const Tensor& cos, const Tensor& sin, const View& q, const Job& job, std::int64_t rotary_dim) {
@@ -112,27 +120,29 @@ std::tuple<Tensor, Tensor> rotate_table(const Tensor& q, const MaybeTensor& k, c
   job.tokens = qv.size[l.token];
   job.inverse = inverse;
   job.table = table_of(cos, sin, qv, job, rotary_dim);
-  Tensor q_out = new_like(q, qv), k_out = q_out;
-  job.rows[0] = rows_of("q", qv, View("q_out", q_out), qv, l);
+  const Made q_out = new_like(q, qv);
+  job.rows[0] = rows_of("q", qv, q_out.view, qv, l);
   job.num_rows = 1;
-  if (k) {
-    const View kv("k", *k, &qv);
-    STD_TORCH_CHECK(kv.dim == qv.dim, "k: rank");
-    k_out = new_like(*k, kv);
-    job.rows[job.num_rows++] = rows_of("k", kv, View("k_out", k_out), qv, l);
+  if (!k) {
+    run(job, qv, false);
+    return {q_out.tensor, torch::stable::new_empty(q, {0})};
   }
+  const View kv("k", *k, &qv);
+  STD_TORCH_CHECK(kv.dim == qv.dim, "k: rank");
+  const Made k_out = new_like(*k, kv);
+  job.rows[job.num_rows++] = rows_of("k", kv, k_out.view, qv, l);
   run(job, qv, false);
-  return {q_out, k ? k_out : torch::stable::new_empty(q, {0})};
+  return {q_out.tensor, k_out.tensor};
 }
 
 void rotate_in_place(const Tensor& q, const MaybeTensor& k, const MaybeTensor& positions, const MaybeTensor& offset,
                      const MaybeTensor& seq_len, const MaybeTensor& from_seq_len, const MaybeTensor& cu_seqlens,
-                     const std::string& spec, const std::string& layout, bool inverse, bool unscaled) {
+                     const std::string& text) {
   const RunTime at{positions, offset, seq_len, from_seq_len, cu_seqlens};
   const View qv("q", q);
-  if (!k) return run(job_of(qv, nullptr, qv, nullptr, at, spec, layout, inverse, unscaled), qv, true);
+  if (!k) return run(job_of(qv, nullptr, qv, nullptr, at, text), qv, true);
   const View kv("k", *k, &qv);
-  run(job_of(qv, &kv, qv, &kv, at, spec, layout, inverse, unscaled), qv, true);
+  run(job_of(qv, &kv, qv, &kv, at, text), qv, true);
 }
 
 bool forwards_by_default() {

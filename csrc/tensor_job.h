@@ -44,22 +44,14 @@ struct View {
     size = sizes;
     stride = strides;
   }
-};
 
-/// Plans by spec. A call repeats the last spec of its thread nearly always; a plan is never dropped.
-inline const rope::Plan& plan_of(const std::string& spec) {
-  thread_local std::string last;
-  thread_local const rope::Plan* plan = nullptr;
-  if (plan != nullptr && spec == last) return *plan;
-  static std::mutex mutex;
-  static auto* plans = new std::unordered_map<std::string, std::unique_ptr<rope::Plan>>();
-  const std::lock_guard lock(mutex);
-  auto& made = (*plans)[spec];
-  if (!made) made = std::make_unique<rope::Plan>(rope::parse_plan(spec));
-  last = spec;
-  plan = made.get();
-  return *plan;
-}
+  /// A tensor that was made like the viewed one, with its strides.
+  [[nodiscard]] View of_like(const Tensor& made) const {
+    View view = *this;
+    aoti_torch_get_data_ptr(made.get(), &view.data);
+    return view;
+  }
+};
 
 struct Layout {
   int batch, token, head;  // -1: there is none
@@ -70,6 +62,43 @@ inline Layout layout_of(const std::string& name) {
   if (name == "bhsd") return {0, 2, 1};
   STD_TORCH_CHECK(name == "thd", "layout: got '", name, "', allowed are bshd, bhsd, thd");
   return {-1, 0, 1};
+}
+
+/// The operator's text, parsed: a spec, and how it is called. See rope_kernels/spec.py.
+struct Call {
+  rope::Plan plan;
+  Layout layout;
+  bool inverse = false;
+  bool unscaled = false;
+
+  explicit Call(const std::string& text) {
+    const std::size_t at = text.find('@');
+    plan = rope::parse_plan(text.substr(0, at));
+    std::string words = at == std::string::npos ? "bshd" : text.substr(at + 1);
+    const auto drop = [&words](const std::string& word) {
+      const bool ends = words.ends_with(word);
+      if (ends) words.resize(words.size() - word.size());
+      return ends;
+    };
+    unscaled = drop(",unscaled");
+    inverse = drop(",inverse");
+    layout = layout_of(words);
+  }
+};
+
+/// Calls by their text. One repeats the last text of its thread nearly always; none is ever dropped.
+inline const Call& call_of(const std::string& text) {
+  thread_local std::string last;
+  thread_local const Call* call = nullptr;
+  if (call != nullptr && text == last) return *call;
+  static std::mutex mutex;
+  static auto* calls = new std::unordered_map<std::string, std::unique_ptr<Call>>();
+  const std::lock_guard lock(mutex);
+  auto& made = (*calls)[text];
+  if (!made) made = std::make_unique<Call>(text);
+  last = text;
+  call = made.get();
+  return *call;
 }
 
 inline std::int64_t at(const std::int64_t* of, int dim, std::int64_t missing) { return dim < 0 ? missing : of[dim]; }
@@ -145,10 +174,11 @@ struct RunTime {
 
 /// The job of a call. Everything about the tensors is checked here, so nothing is written if it throws.
 inline rope::Job job_of(const View& q, const View* k, const View& q_out, const View* k_out, const RunTime& given_at,
-                        const std::string& spec, const std::string& layout, bool inverse, bool unscaled) {
-  const Layout l = layout_of(layout);
+                        const std::string& text) {
+  const Call& call = call_of(text);
+  const Layout& l = call.layout;
   rope::Job job;
-  job.plan = &plan_of(spec);
+  job.plan = &call.plan;
   const rope::Rotation& rotation = job.plan->rotation;
   STD_TORCH_CHECK(q.dim == (l.batch < 0 ? 3 : 4) && q.size[q.dim - 1] == rotation.head_dim, "q: rank or head_dim");
   job.dtype = dtype_of(q.dtype);
@@ -164,8 +194,8 @@ inline rope::Job job_of(const View& q, const View* k, const View& q_out, const V
   job.offset = per_group("offset", given_at.offset, q, groups);
   job.seq_len = per_group("seq_len", given_at.seq_len, q, groups);
   job.from_seq_len = per_group("from_seq_len", given_at.from_seq_len, q, groups);
-  job.inverse = inverse;
-  job.unscaled = unscaled;
+  job.inverse = call.inverse;
+  job.unscaled = call.unscaled;
   return job;
 }
 

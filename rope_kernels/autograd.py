@@ -15,13 +15,13 @@ from torch import Tensor
 
 from . import ops
 from .backends import current_override, reference, use_backend
-from .spec import Spec, parse_spec
+from .spec import Call, Spec, adjoint, parse_call, parse_spec, with_call
 
-__all__ = ["is_transformed", "needs_gradient", "rotate"]
+__all__ = ["is_transformed", "needs_gradient", "rotate", "rotate_eagerly"]
 
 _below_autograd = torch._C._AutoDispatchBelowAutograd
 _transforms_active = torch._C._are_functorch_transforms_active
-_NUM_INDEX_TENSORS = 5
+_NUM_OTHER_ARGUMENTS = 6  # beside q and k: five index tensors and the text
 _rotate = ops.rotate._op  # the overload's own call is one more Python frame
 
 
@@ -39,6 +39,11 @@ def rotate(q: Tensor, k: Tensor | None, *rest: Any) -> tuple[Tensor, Tensor]:
     """``rope_kernels::rotate``, differentiable in q and k by whatever is active."""
     if torch.compiler.is_compiling():
         return _composed(q, k, *rest) if is_transformed() else ops.rotate(q, k, *rest)
+    return rotate_eagerly(q, k, *rest)
+
+
+def rotate_eagerly(q: Tensor, k: Tensor | None, *rest: Any) -> tuple[Tensor, Tensor]:
+    """The same where nothing is being traced."""
     if is_transformed():
         return _Transformable.apply(q, k, *rest)
     if needs_gradient(q, k):
@@ -47,35 +52,37 @@ def rotate(q: Tensor, k: Tensor | None, *rest: Any) -> tuple[Tensor, Tensor]:
         return _rotate(q, k, *rest)
 
 
-def _spec_of(text: str) -> Spec:
-    return parse_spec(text)
+def _parsed(text: str) -> tuple[Spec, Call]:
+    return parse_spec(text), parse_call(text)
 
 
 # What torch.compiler.assume_constant_result sets; calling that imports all of Dynamo with the package.
-_spec_of._dynamo_marked_constant = True  # type: ignore[attr-defined]
+_parsed._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _composed(q: Tensor, k: Tensor | None, *rest: Any) -> tuple[Tensor, Tensor]:
     """In a traced ``torch.func`` transform the operator would lose a tangent: it turns a unit pair into cosines and
     sines, and torch's own operations, which know every transform, do the rest.
     """
-    *run_time, spec, layout, inverse, unscaled = rest
-    rotation, wide = _spec_of(spec).rotation, ops.tokens_first(q, layout)
+    *run_time, text = rest
+    spec, call = _parsed(text)
+    rotation, layout, wide = spec.rotation, call.layout, ops.tokens_first(q, call.layout)
     unit = reference.unit_pairs(wide.shape[0], wide.shape[1], rotation, q.device)
-    turned, _ = ops.rotate(ops.from_tokens_first(unit, layout), None, *run_time, spec, layout, False, unscaled)
+    forward = with_call(text.partition("@")[0], layout, False, call.unscaled)
+    turned, _ = ops.rotate(ops.from_tokens_first(unit, layout), None, *run_time, forward)
     cos, sin = (t.flatten(3) for t in reference.pairs(ops.tokens_first(turned, layout), rotation, written=True))
-    sin = -sin if inverse else sin
+    sin = -sin if call.inverse else sin
 
     def turn(x: Tensor) -> Tensor:
-        y = reference.turn(ops.tokens_first(x, layout), (cos, cos), (sin, sin), rotation, inverse)
+        y = reference.turn(ops.tokens_first(x, layout), (cos, cos), (sin, sin), rotation, call.inverse)
         return ops.from_tokens_first(y, layout)
 
     return turn(q), q.new_empty(0) if k is None else turn(k)
 
 
 def _save(ctx: Any, k: Tensor | None, rest: tuple[Any, ...]) -> None:
-    ctx.save_for_backward(*rest[:_NUM_INDEX_TENSORS])
-    ctx.fixed = rest[_NUM_INDEX_TENSORS:]
+    ctx.save_for_backward(*rest[:-1])
+    ctx.spec = rest[-1]
     ctx.has_k = k is not None
     ctx.backend = current_override()
 
@@ -89,9 +96,8 @@ def _adjoint(ctx: Any, grad_q: Tensor | None, grad_k: Tensor | None) -> tuple[Te
 
 
 def _inverse(ctx: Any, first: Tensor, second: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    spec, layout, inverse, unscaled = ctx.fixed
     grads = [g if g is None or g.stride(-1) == 1 else g.contiguous() for g in (first, second)]
-    args = (*grads, *ctx.saved_tensors, spec, layout, not inverse, unscaled)
+    args = (*grads, *ctx.saved_tensors, adjoint(ctx.spec))
     if ctx.backend is None or torch.compiler.is_compiling():
         return rotate(*args)
     with use_backend(ctx.backend):
@@ -127,7 +133,7 @@ class _Transformable(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         _save(ctx, inputs[1], inputs[2:])
-        ctx.save_for_forward(*inputs[2 : 2 + _NUM_INDEX_TENSORS])
+        ctx.save_for_forward(*inputs[2:-1])
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
@@ -135,7 +141,7 @@ class _Transformable(torch.autograd.Function):
 
     @staticmethod
     def jvp(ctx: Any, tangent_q: Any, tangent_k: Any, *rest: Any) -> tuple[Tensor, Tensor]:
-        return rotate(tangent_q, tangent_k, *ctx.saved_tensors, *ctx.fixed)
+        return rotate(tangent_q, tangent_k, *ctx.saved_tensors, ctx.spec)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[tuple[Tensor, Tensor], tuple[Any, Any]]:
@@ -146,7 +152,7 @@ class _Transformable(torch.autograd.Function):
 
 def _vmap_as_heads(size: int, in_dims: tuple[Any, ...], args: tuple[Any, ...]) -> Any:
     """With shared positions a mapped dimension is only more heads."""
-    heads = {"bshd": 2, "bhsd": 1, "thd": 1}[args[-3]]
+    heads = {"bshd": 2, "bhsd": 1, "thd": 1}[parse_call(args[-1]).layout]
 
     def fold(x: Tensor | None, dim: int | None) -> Tensor | None:
         return x if x is None or dim is None else x.movedim(dim, heads).flatten(heads, heads + 1)
@@ -167,7 +173,7 @@ def _vmap_in_turn(size: int, in_dims: tuple[Any, ...], args: tuple[Any, ...]) ->
 
 def _for_all(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
     """:func:`_adjoint`, and nothing for the other arguments."""
-    return _adjoint(ctx, *grads) + (None,) * (_NUM_INDEX_TENSORS + len(ctx.fixed))
+    return _adjoint(ctx, *grads) + (None,) * _NUM_OTHER_ARGUMENTS
 
 
 def _setup_operator(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:

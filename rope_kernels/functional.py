@@ -12,6 +12,7 @@ from .backends import native
 from .backends.reference import pairs, unit_pairs
 from .config import RopeConfig
 from .errors import RopeShapeError
+from .spec import with_call
 
 __all__ = ["apply_rope", "apply_rope_", "cos_sin", "prepare"]
 
@@ -61,7 +62,8 @@ def apply_rope(
     spec = _spec_of_usual_call(q, k, positions, cfg, interleaved, plain)
     if spec is not None:
         try:
-            q_out, k_out = autograd.rotate(q, k, positions, None, None, None, None, spec, layout, inverse, False)
+            text = with_call(spec, layout, inverse)
+            q_out, k_out = autograd.rotate_eagerly(q, k, positions, None, None, None, None, text)
         except Exception:
             prepare(q, k, positions, cfg, interleaved, layout)
             raise
@@ -73,7 +75,10 @@ def apply_rope(
     checks.check_outputs(q, k, out)
     if autograd.needs_gradient(q, k) or autograd.needs_gradient(*out) or autograd.is_transformed():
         raise RuntimeError("apply_rope: out= was given and a derivative is needed; leave out= away")
-    _mutate(ops.rotate_out, out, q, k, *args, *out)
+    if torch.compiler.is_compiling():
+        ops.rotate_out(q, k, *args, *out)
+    else:
+        _write(ops.rotate_out, [t for t in out if t is not None], q, k, *args, *out)
     return out
 
 
@@ -103,13 +108,17 @@ def apply_rope_(
     spec = _spec_of_usual_call(q, k, positions, cfg, interleaved, plain)
     if spec is not None:
         try:
-            _in_place(q, k, positions, None, None, None, None, spec, layout, inverse, False)
+            _in_place_eagerly(q, k, positions, None, None, None, None, with_call(spec, layout, inverse))
         except Exception:
             prepare(q, k, positions, cfg, interleaved, layout)
             raise
         return q, k
     args = prepare(q, k, positions, cfg, interleaved, layout, seq_len, offset, cu_seqlens, inverse)
-    _in_place(q, k, *args)
+    if torch.compiler.is_compiling():
+        _refuse_derivative(q, k)
+        ops.rotate_(q, k, *args)
+    else:
+        _in_place_eagerly(q, k, *args)
     return q, k
 
 
@@ -162,11 +171,22 @@ def _spec_of_usual_call(
     return None
 
 
-def _in_place(q: Tensor, k: Tensor | None, *args: Any) -> None:
+def _in_place_eagerly(q: Tensor, k: Tensor | None, *args: Any) -> None:
     checks.check_in_place(q, k)
+    _refuse_derivative(q, k)
+    _write(ops.rotate_, [q] if k is None else [q, k], q, k, *args)
+
+
+def _write(operator: Any, written: list[Tensor], *args: Any) -> None:
+    """Call an operator that writes, below autograd; what was written gets a new version."""
+    with torch._C._AutoDispatchBelowAutograd():
+        operator._op(*args)
+    torch._C._increment_version(written)
+
+
+def _refuse_derivative(q: Tensor, k: Tensor | None) -> None:
     if autograd.needs_gradient(q, k) or autograd.is_transformed():
         raise RuntimeError("apply_rope_: q or k needs a derivative, which in-place rotation would lose; use apply_rope")
-    _mutate(ops.rotate_, (q, k), q, k, *args)
 
 
 def prepare(
@@ -191,7 +211,7 @@ def prepare(
         seq_len = None
     elif seq_len is None:
         seq_len = _longest(positions, offset, cu_seqlens, q, q.shape[token_axis])
-    return positions, offset, seq_len, None, cu_seqlens, cfg.spec(interleaved), layout, inverse, False
+    return positions, offset, seq_len, None, cu_seqlens, with_call(cfg.spec(interleaved), layout, inverse)
 
 
 def _check_explicit(
@@ -224,13 +244,3 @@ def _longest(
     if offset is not None:
         lengths = torch.where(lengths > 0, lengths + offset, 0)
     return lengths.amax().reshape(1)
-
-
-def _mutate(operator: Any, written: tuple[Tensor, Tensor | None], *args: Any) -> None:
-    """Call an operator that writes; below autograd, what was written gets a new version."""
-    if torch.compiler.is_compiling():
-        operator(*args)
-        return
-    with torch._C._AutoDispatchBelowAutograd():
-        operator._op(*args)
-    torch._C._increment_version([t for t in written if t is not None])

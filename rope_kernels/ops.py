@@ -13,7 +13,7 @@ from torch import Tensor
 from .backends import backend_for, native
 from .backends.inputs import Inputs
 from .rotation import Rotation
-from .spec import parse_spec
+from .spec import parse_call, parse_spec
 
 __all__ = [
     "LIBRARY",
@@ -29,13 +29,12 @@ __all__ = [
 
 LIBRARY = torch.library.Library("rope_kernels", "DEF")
 _RUN_TIME = "Tensor? positions, Tensor? offset, Tensor? seq_len, Tensor? from_seq_len, Tensor? cu_seqlens"
-_FIXED = "str spec, str layout, bool inverse, bool unscaled"
 _TAGS = (torch.Tag.pt2_compliant_tag,)
 
 _SCHEMAS = {
-    "rotate": f"(Tensor q, Tensor? k, {_RUN_TIME}, {_FIXED}) -> (Tensor, Tensor)",
-    "rotate_": f"(Tensor(a!) q, Tensor(b!)? k, {_RUN_TIME}, {_FIXED}) -> ()",
-    "rotate_out": f"(Tensor q, Tensor? k, {_RUN_TIME}, {_FIXED}, Tensor(a!) q_out, Tensor(b!)? k_out) -> ()",
+    "rotate": f"(Tensor q, Tensor? k, {_RUN_TIME}, str spec) -> (Tensor, Tensor)",
+    "rotate_": f"(Tensor(a!) q, Tensor(b!)? k, {_RUN_TIME}, str spec) -> ()",
+    "rotate_out": f"(Tensor q, Tensor? k, {_RUN_TIME}, str spec, Tensor(a!) q_out, Tensor(b!)? k_out) -> ()",
     "rotate_table": "(Tensor q, Tensor? k, Tensor cos, Tensor sin, int rotary_dim, str pairing, str layout, "
     "bool inverse) -> (Tensor, Tensor)",
 }
@@ -78,11 +77,13 @@ def _new_outputs(q: Tensor, k: Tensor | None) -> tuple[Tensor, Tensor]:
 
 def _into(
     q: Tensor, k: Tensor | None, q_out: Tensor, k_out: Tensor | None,
-    run_time: Sequence[Tensor | None], spec: str, layout: str, inverse: bool, unscaled: bool,
+    run_time: Sequence[Tensor | None], spec: str,
 ) -> None:  # fmt: skip
     if q.numel() == 0 and (k is None or k.numel() == 0):
         return
-    inputs = inputs_of(run_time, layout, inverse, unscaled)
+    call = parse_call(spec)
+    layout = call.layout
+    inputs = inputs_of(run_time, layout, call.inverse, call.unscaled)
     wide_q = tokens_first(q, layout)
     wide_k = None if k is None else tokens_first(k, layout)
     wide_q_out = wide_q if q_out is q else tokens_first(q_out, layout)
@@ -94,11 +95,11 @@ def _rotate(
     q: Tensor, k: Tensor | None,
     positions: Tensor | None, offset: Tensor | None, seq_len: Tensor | None,
     from_seq_len: Tensor | None, cu_seqlens: Tensor | None,
-    spec: str, layout: str, inverse: bool, unscaled: bool,
+    spec: str,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     q_out, k_out = _new_outputs(q, k)
     run_time = (positions, offset, seq_len, from_seq_len, cu_seqlens)
-    _into(q, k, q_out, None if k is None else k_out, run_time, spec, layout, inverse, unscaled)
+    _into(q, k, q_out, None if k is None else k_out, run_time, spec)
     return q_out, k_out
 
 
@@ -106,20 +107,20 @@ def _rotate_(
     q: Tensor, k: Tensor | None,
     positions: Tensor | None, offset: Tensor | None, seq_len: Tensor | None,
     from_seq_len: Tensor | None, cu_seqlens: Tensor | None,
-    spec: str, layout: str, inverse: bool, unscaled: bool,
+    spec: str,
 ) -> None:  # fmt: skip
-    _into(q, k, q, k, (positions, offset, seq_len, from_seq_len, cu_seqlens), spec, layout, inverse, unscaled)
+    _into(q, k, q, k, (positions, offset, seq_len, from_seq_len, cu_seqlens), spec)
 
 
 def _rotate_out(
     q: Tensor, k: Tensor | None,
     positions: Tensor | None, offset: Tensor | None, seq_len: Tensor | None,
     from_seq_len: Tensor | None, cu_seqlens: Tensor | None,
-    spec: str, layout: str, inverse: bool, unscaled: bool,
+    spec: str,
     q_out: Tensor, k_out: Tensor | None,
 ) -> None:  # fmt: skip
     run_time = (positions, offset, seq_len, from_seq_len, cu_seqlens)
-    _into(q, k, q_out, k_out, run_time, spec, layout, inverse, unscaled)
+    _into(q, k, q_out, k_out, run_time, spec)
 
 
 def table_rotation(head_dim: int, rotary_dim: int, pairing: str) -> Rotation:

@@ -6,17 +6,24 @@ import torch
 
 from cases import Case, Made, config_of
 from rope_kernels import autograd, functional
+from rope_kernels.spec import parse_call, with_call
+
+
+def operands(case: Case, made: Made) -> tuple:
+    """What follows q and k in the operator's schema."""
+    config = config_of(case)
+    *run_time, text = functional.prepare(made.q, made.k, made.positions, config, inverse=case.inverse, **made.options)
+    if case.from_seq_len is not None:
+        run_time[3] = torch.tensor([case.from_seq_len])
+    call = parse_call(text)
+    return *run_time, with_call(text.partition("@")[0], call.layout, call.inverse, case.unscaled)
 
 
 def arguments(case: Case, made: Made) -> tuple:
-    """What follows q and k in the operator's schema."""
-    args = list(
-        functional.prepare(made.q, made.k, made.positions, config_of(case), inverse=case.inverse, **made.options)
-    )
-    if case.from_seq_len is not None:
-        args[3] = torch.tensor([case.from_seq_len])
-    args[8] = case.unscaled
-    return tuple(args)
+    """The same for a backend: the index tensors, then the config's spec, layout, inverse and unscaled by themselves."""
+    *run_time, text = operands(case, made)
+    call = parse_call(text)
+    return *run_time, text.partition("@")[0], call.layout, call.inverse, call.unscaled
 
 
 def is_public(case: Case) -> bool:
@@ -29,5 +36,5 @@ def rotate(case: Case, made: Made) -> tuple[torch.Tensor, torch.Tensor | None]:
     if is_public(case):
         config = config_of(case)
         return functional.apply_rope(made.q, made.k, made.positions, config, inverse=case.inverse, **made.options)
-    q, k = autograd.rotate(made.q, made.k, *arguments(case, made))
+    q, k = autograd.rotate(made.q, made.k, *operands(case, made))
     return q, None if made.k is None else k

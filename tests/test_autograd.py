@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.autograd.forward_ad as forward_ad
-from calls import arguments, is_public
+from calls import is_public, operands
 from torch.library import opcheck
 
 import cases
@@ -184,7 +184,7 @@ def test_tangent_of_one_input_only():
 @pytest.mark.parametrize("case", FEW, ids=str)
 def test_opcheck(case):
     made = make(case)
-    args = arguments(case, made)
+    args = operands(case, made)
     q, k = (None if x is None else x.detach().requires_grad_() for x in (made.q, made.k))
     opcheck(ops.rotate, (q, k, *args))
     opcheck(ops.rotate_, (made.q, made.k, *args))

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from calls import arguments, is_public, rotate
+from calls import is_public, operands, rotate
 
 import cases
 import oracle
@@ -33,7 +33,7 @@ def test_in_place_and_into_buffers_are_the_same_bits(case, backend):
     rk.use_backend(backend)
     made = make(case)
     q, k = rotate(case, made)
-    args = arguments(case, made)
+    args = operands(case, made)
     nans = [None if x is None else torch.full_like(x, float("nan")) for x in (made.q, made.k)]
     ops.rotate_out(made.q, made.k, *args, *nans)
     assert torch.equal(nans[0], q)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from rope_kernels.config import RopeConfig
 from rope_kernels.frequency import FrequencyParams
 from rope_kernels.rotation import AXIS_MAPS, PAIRINGS, PHASES, Rotation
-from rope_kernels.spec import Spec, parse_spec
+from rope_kernels.spec import Call, Spec, adjoint, parse_call, parse_spec, with_call
 
 NUMBERS = st.floats(allow_nan=False, allow_infinity=False)
 ROWS = st.lists(NUMBERS, min_size=1, max_size=4).map(tuple)
@@ -70,3 +71,25 @@ def test_a_config_gives_its_spec_for_every_pairing(name: str) -> None:
         assert spec.rotation.pairing == pairing
         assert (spec.rotation.phase, spec.rotation.table_dtype) == ("float32", "bfloat16")
     assert config.spec() is config.spec()
+
+
+CALLS = [
+    Call(layout, inverse, unscaled)
+    for layout in ("bshd", "bhsd", "thd")
+    for inverse in (False, True)
+    for unscaled in (False, True)
+]
+
+
+@pytest.mark.parametrize("call", CALLS, ids=str)
+def test_a_text_says_how_it_is_called(call):
+    spec = RopeConfig(head_dim=64).spec()
+    text = with_call(spec, call.layout, call.inverse, call.unscaled)
+    assert parse_call(text) == call
+    assert parse_spec(text) is parse_spec(spec)
+    assert parse_call(adjoint(text)) == dataclasses.replace(call, inverse=not call.inverse)
+    assert adjoint(adjoint(text)) == text
+
+
+def test_the_usual_call_adds_nothing_to_the_text():
+    assert with_call("head_dim=64") == "head_dim=64"

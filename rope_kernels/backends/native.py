@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..rotation import Rotation
-from ..spec import Spec
+from ..spec import Spec, with_call
 from . import reference
 from .inputs import Inputs
 
@@ -117,8 +117,8 @@ def rotate(q: Tensor, k: Tensor | None, q_out: Tensor, k_out: Tensor | None, inp
     if positions is not None and positions.shape[0] == 1:
         positions = positions[0]
     torch.ops.rope_kernels.native_rotate_out(
-        q, k, positions, i.offset, i.seq_len, i.from_seq_len, i.cu_seqlens, spec.encode(), "bshd", i.inverse,
-        i.unscaled, q_out, k_out,
+        q, k, positions, i.offset, i.seq_len, i.from_seq_len, i.cu_seqlens,
+        with_call(spec.encode(), "bshd", i.inverse, i.unscaled), q_out, k_out,
     )  # fmt: skip
 
 

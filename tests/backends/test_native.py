@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from calls import arguments, rotate
+from calls import operands, rotate
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -45,7 +45,7 @@ def rotate_and_check(case, isa):
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_case(case, isa):
     made, q, k = rotate_and_check(case, isa)
-    args = arguments(case, made)
+    args = operands(case, made)
     out = [None if x is None else torch.full_like(x, float("nan")) for x in (made.q, made.k)]
     ops.rotate_out(made.q, made.k, *args, *out)
     ops.rotate_(made.q, made.k, *args)
@@ -185,4 +185,4 @@ def test_a_broken_spec_names_its_field():
     q = torch.randn(1, 2, 1, 128)
     for spec, field in (("theta=abc;head_dim=128;num_pairs=64", "theta"), ("nonsense", "text")):
         with pytest.raises(ValueError, match=f"spec: {field} is"):
-            ops.rotate(q, None, None, None, None, None, None, spec, "bshd", False, False)
+            ops.rotate(q, None, None, None, None, None, None, spec)
