@@ -6,7 +6,7 @@ Every row is checked for its result before it is timed. Peers that are not insta
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -14,29 +14,24 @@ import torch
 import typer
 from rich.console import Console
 from rich.table import Table
-from timing import alternate
 
+import peers
 import rope_kernels as rk
+from peers import CONFIG, HEAD_DIM, K_HEADS, Q_HEADS, Call
 from rope_kernels.backends import native
-
-Q_HEADS, K_HEADS, HEAD_DIM = 32, 8, 128
-LLAMA = dict(
-    rope_type="llama3", rope_theta=5e5, factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
-    original_max_position_embeddings=8192, max_position_embeddings=131072,
-)  # fmt: skip
-CONFIG = rk.RopeConfig(head_dim=HEAD_DIM, **LLAMA)
-Call = Callable[[], object]
+from timing import alternate
 
 
 @dataclass
 class Row:
-    """One budget: our call, the peer's, and how many times its speed is asked for."""
+    """One budget: our call, the peer's, and how many times its speed is asked for; our instruction set, if forced."""
 
     name: str
     needed: float
     ours: Call
     peer: Call
     threads: tuple[int, int] = (1, 1)
+    isa: str = ""
 
 
 def tensors(tokens: int, batch: int = 1, dtype: torch.dtype = torch.bfloat16) -> tuple[torch.Tensor, torch.Tensor]:
@@ -44,29 +39,6 @@ def tensors(tokens: int, batch: int = 1, dtype: torch.dtype = torch.bfloat16) ->
     generator = torch.Generator().manual_seed(0)
     q, k = (torch.randn(batch, tokens, h, HEAD_DIM, generator=generator).to(dtype) for h in (Q_HEADS, K_HEADS))
     return q, k
-
-
-def transformers_call(q: torch.Tensor, k: torch.Tensor, positions: torch.Tensor) -> Call:
-    """transformers eager: cos and sin, then apply."""
-    from transformers import LlamaConfig
-    from transformers.models.llama import modeling_llama
-
-    config = LlamaConfig(
-        hidden_size=4096, num_attention_heads=32, num_key_value_heads=8, max_position_embeddings=131072,
-        rope_parameters={n: v for n, v in LLAMA.items() if n != "max_position_embeddings"},
-    )  # fmt: skip
-    embedding = modeling_llama.LlamaRotaryEmbedding(config)
-    rows = positions if positions.dim() == 2 else positions[None]
-    q, k = q.transpose(1, 2), k.transpose(1, 2)
-
-    def call() -> tuple[torch.Tensor, torch.Tensor]:
-        cos, sin = embedding(q, rows)
-        return modeling_llama.apply_rotary_pos_emb(q, k, cos, sin)
-
-    wanted = call()
-    got = rk.apply_rope(q, k, positions, CONFIG, layout="bhsd")
-    assert all((a.float() - b.float()).abs().max() < 0.1 for a, b in zip(got, wanted, strict=True))
-    return call
 
 
 def floor_rows() -> Iterator[Row]:
@@ -93,7 +65,7 @@ def transformers_rows() -> Iterator[Row]:
     for tokens, batch, in_place, functional in ((4096, 1, 20, 6), (512, 1, 10, None), (1, 32, 12, None), (1, 1, 10, 7)):
         q, k = tensors(tokens, batch)
         positions = torch.arange(tokens) if tokens > 1 else torch.randint(0, 100000, (batch, 1))
-        peer = transformers_call(q, k, positions)
+        peer = peers.transformers(q, k, positions)
         shape = f"{tokens} tokens" if tokens > 1 else f"decode batch {batch}"
         args = (q, k, positions, CONFIG)
         yield Row(f"in place, {shape}, against transformers", in_place, lambda a=args: rk.apply_rope_(*a), peer)
@@ -102,9 +74,31 @@ def transformers_rows() -> Iterator[Row]:
             yield Row(name, functional, lambda a=args: rk.apply_rope(*a), peer)
     q, k = (x.requires_grad_() for x in tensors(1))
     positions = torch.tensor([[1000]])
-    peer = transformers_call(q, k, positions)
+    peer = peers.transformers(q, k, positions)
     yield Row("with a gradient needed, decode batch 1, against transformers", 5,
               lambda: rk.apply_rope(q, k, positions, CONFIG), peer)  # fmt: skip
+
+
+def vllm_rows() -> Iterator[Row]:
+    """Against vLLM's CPU operator, in place as ours; it has no instruction sets to force."""
+    for tokens, batch, needed in ((4096, 1, {"": 1.8, "avx2": 1.5, "portable": 1.0}), (32768, 1, {"": 1.8}),
+                                  (1, 32, {"": 2.0})):  # fmt: skip
+        q, k = tensors(tokens, batch)
+        positions = torch.arange(tokens) if tokens > 1 else torch.randint(0, 100000, (batch, 1))
+        peer = peers.vllm(q, k, positions)
+        shape = f"{tokens} tokens" if tokens > 1 else f"decode batch {batch}"
+        for isa in [name for name in needed if name == "" or name in native.isas()]:
+            yield Row(f"in place, {shape}, against vLLM" + (f", {isa} forced" if isa else ""), needed[isa],
+                      lambda a=(q, k, positions, CONFIG): rk.apply_rope_(*a), peer, isa=isa)  # fmt: skip
+
+
+def onnxruntime_rows() -> Iterator[Row]:
+    """Against onnxruntime, float32, into given buffers."""
+    q, k = tensors(4096, dtype=torch.float32)
+    out, positions = (torch.zeros_like(q), torch.zeros_like(k)), torch.arange(4096)
+    peer = peers.onnxruntime(q, k, positions, out)
+    yield Row("out=, 4096, float32, against onnxruntime", 1.3,
+              lambda: rk.apply_rope(q, k, positions, CONFIG, out=out), peer)  # fmt: skip
 
 
 def thread_rows() -> Iterator[Row]:
@@ -120,17 +114,24 @@ def thread_rows() -> Iterator[Row]:
 
 def measured(row: Row, seconds: float) -> dict[str, object]:
     """A row's figures."""
-    pair = alternate(row.ours, row.peer, seconds, row.threads)
+    if row.isa:
+        native.force_isa(row.isa)
+    try:
+        pair = alternate(row.ours, row.peer, seconds, row.threads)
+    finally:
+        native.force_isa("")
     low, high = pair.spread
     return {"name": row.name, "speed": pair.speed, "low": low, "high": high, "needed": row.needed,
             "met": pair.speed >= row.needed}  # fmt: skip
 
 
-def all_rows() -> Iterator[Row]:
-    """Every budget."""
-    yield from floor_rows()
-    yield from transformers_rows()
-    yield from thread_rows()
+def all_rows(missing: list[str]) -> Iterator[Row]:
+    """Every budget; of a peer that is not installed, what would install it goes to ``missing``."""
+    for rows in (floor_rows, transformers_rows, vllm_rows, onnxruntime_rows, thread_rows):
+        try:
+            yield from rows()
+        except peers.MissingPeerError as error:
+            missing.append(str(error))
 
 
 def main(
@@ -139,9 +140,12 @@ def main(
     seconds: Annotated[float, typer.Option(help="per row")] = 2.0,
 ) -> None:
     """Measure the CPU path against its budgets: how many times the peer's speed, median of alternating runs."""
-    results = [measured(row, seconds) for row in all_rows() if only in row.name]
+    missing: list[str] = []
+    results = [measured(row, seconds) for row in all_rows(missing) if only in row.name]
     if as_json:
-        print(json.dumps({"isa": native.isa(), "torch": torch.__version__, "rows": results}, indent=1))
+        print(
+            json.dumps({"isa": native.isa(), "torch": torch.__version__, "rows": results, "missing": missing}, indent=1)
+        )
         return
     table = Table("budget", "speed", "middle half", "needed", "met", title=f"CPU, bfloat16, {native.isa()}")
     for r in results:
@@ -153,6 +157,8 @@ def main(
         )
         table.add_row(str(r["name"]), *row)
     Console().print(table)
+    for peer in missing:
+        Console().print(f"not installed: {peer}", markup=False)
 
 
 if __name__ == "__main__":
