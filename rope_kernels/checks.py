@@ -9,7 +9,7 @@ from .config import RopeConfig
 from .errors import RopeShapeError
 from .overlap import shares_memory, writes_twice
 
-__all__ = ["LAYOUTS", "check_config", "check_outputs", "check_positions", "check_qk", "index_vector"]
+__all__ = ["LAYOUTS", "check_config", "check_heads", "check_outputs", "check_positions", "check_qk", "index_vector"]
 
 LAYOUTS = {"bshd": (0, 1, 2), "bhsd": (0, 2, 1), "thd": (None, 0, 1)}
 """Where each layout has its batch, tokens and heads."""
@@ -39,10 +39,10 @@ def check_config(cfg: RopeConfig, layout: str) -> tuple[int | None, int, int]:
 def check_qk(q: Tensor, k: Tensor | None, head_dim: int, layout: str) -> None:
     """Raise :class:`RopeShapeError` unless q and k fit ``head_dim``, ``layout`` and each other."""
     batch, tokens, _ = LAYOUTS[layout]
-    _check_one("q", q, head_dim, layout)
+    check_heads("q", q, head_dim, layout)
     if k is None:
         return
-    _check_one("k", k, head_dim, layout)
+    check_heads("k", k, head_dim, layout)
     if k.dtype != q.dtype:
         raise RopeShapeError(f"k: dtype {k.dtype}, must be q's {q.dtype}")
     if k.device != q.device:
@@ -53,7 +53,8 @@ def check_qk(q: Tensor, k: Tensor | None, head_dim: int, layout: str) -> None:
         )
 
 
-def _check_one(name: str, x: Tensor, head_dim: int, layout: str) -> None:
+def check_heads(name: str, x: Tensor, head_dim: int, layout: str) -> None:
+    """Raise :class:`RopeShapeError` unless ``x`` is a tensor of heads in ``layout``."""
     rank = 3 if layout == "thd" else 4
     if x.dim() != rank:
         raise RopeShapeError(f"{name}: shape {tuple(x.shape)} has {x.dim()} dimensions, layout {layout} has {rank}")

@@ -14,7 +14,7 @@ from .config import RopeConfig
 from .errors import RopeShapeError
 from .spec import with_call
 
-__all__ = ["apply_rope", "apply_rope_", "cos_sin", "prepare"]
+__all__ = ["apply_rope", "apply_rope_", "cos_sin", "prepare", "rotate_in_place"]
 
 
 def apply_rope(
@@ -114,11 +114,7 @@ def apply_rope_(
             raise
         return q, k
     args = prepare(q, k, positions, cfg, interleaved, layout, seq_len, offset, cu_seqlens, inverse)
-    if torch.compiler.is_compiling():
-        _refuse_derivative(q, k)
-        ops.rotate_(q, k, *args)
-    else:
-        _in_place_eagerly(q, k, *args)
+    rotate_in_place(q, k, *args)
     return q, k
 
 
@@ -171,6 +167,15 @@ def _spec_of_usual_call(
     return None
 
 
+def rotate_in_place(q: Tensor, k: Tensor | None, *args: Any) -> None:
+    """``rope_kernels::rotate_`` of what :func:`prepare` made."""
+    if torch.compiler.is_compiling():
+        _refuse_derivative(q, k)
+        ops.rotate_(q, k, *args)
+    else:
+        _in_place_eagerly(q, k, *args)
+
+
 def _in_place_eagerly(q: Tensor, k: Tensor | None, *args: Any) -> None:
     checks.check_in_place(q, k)
     _refuse_derivative(q, k)
@@ -186,13 +191,14 @@ def _write(operator: Any, written: list[Tensor], *args: Any) -> None:
 
 def _refuse_derivative(q: Tensor, k: Tensor | None) -> None:
     if autograd.needs_gradient(q, k) or autograd.is_transformed():
-        raise RuntimeError("apply_rope_: q or k needs a derivative, which in-place rotation would lose; use apply_rope")
+        raise RuntimeError("in place: a derivative is needed, which this rotation would lose; use apply_rope")
 
 
 def prepare(
     q: Tensor, k: Tensor | None, positions: Tensor | None, cfg: RopeConfig, interleaved: bool | None = None,
     layout: str = "bshd", seq_len: int | Tensor | None = None, offset: int | Tensor | None = None,
-    cu_seqlens: Tensor | None = None, inverse: bool = False,
+    cu_seqlens: Tensor | None = None, inverse: bool = False, from_seq_len: int | Tensor | None = None,
+    unscaled: bool = False,
 ) -> tuple[Any, ...]:  # fmt: skip
     """Check everything; what follows q and k in the schema of ``rope_kernels::rotate``."""
     batch_axis, token_axis, _ = checks.check_config(cfg, layout)
@@ -206,12 +212,16 @@ def prepare(
     if offset is not None:
         offset = checks.index_vector("offset", offset, q, counts)
     if seq_len is not None:
-        seq_len = checks.index_vector("seq_len", seq_len, q, counts)
+        name = "seq_len" if from_seq_len is None else "to_seq_len"
+        seq_len = checks.index_vector(name, seq_len, q, counts)
+    if from_seq_len is not None:
+        from_seq_len = checks.index_vector("from_seq_len", from_seq_len, q, counts)
     if not cfg.depends_on_length:
-        seq_len = None
+        seq_len = from_seq_len = None
     elif seq_len is None:
         seq_len = _longest(positions, offset, cu_seqlens, q, q.shape[token_axis])
-    return positions, offset, seq_len, None, cu_seqlens, with_call(cfg.spec(interleaved), layout, inverse)
+    text = with_call(cfg.spec(interleaved), layout, inverse, unscaled)
+    return positions, offset, seq_len, from_seq_len, cu_seqlens, text
 
 
 def _check_explicit(

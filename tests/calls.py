@@ -6,17 +6,15 @@ import torch
 
 from cases import Case, Made, config_of
 from rope_kernels import autograd, functional
-from rope_kernels.spec import parse_call, with_call
+from rope_kernels.spec import parse_call
 
 
 def operands(case: Case, made: Made) -> tuple:
     """What follows q and k in the operator's schema."""
-    config = config_of(case)
-    *run_time, text = functional.prepare(made.q, made.k, made.positions, config, inverse=case.inverse, **made.options)
-    if case.from_seq_len is not None:
-        run_time[3] = torch.tensor([case.from_seq_len])
-    call = parse_call(text)
-    return *run_time, with_call(text.partition("@")[0], call.layout, call.inverse, case.unscaled)
+    return functional.prepare(
+        made.q, made.k, made.positions, config_of(case), inverse=case.inverse, from_seq_len=case.from_seq_len,
+        unscaled=case.unscaled, **made.options,
+    )  # fmt: skip
 
 
 def arguments(case: Case, made: Made) -> tuple:
