@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .config import RopeConfig
 from .errors import RopeConfigError, RopeShapeError
+from .lengths import length_of
 
 __all__ = ["DynamicState"]
 
@@ -72,7 +73,7 @@ class DynamicState:
         original, length = self._original[name], self._on(name, positions.device)
         if positions.numel() == 0:
             return length.clone()
-        seq_len = positions.amax().ceil().to(torch.int64) + 1
+        seq_len = length_of(positions)
         if not original:
             return seq_len
         is_short = (seq_len < original) & (length > original)

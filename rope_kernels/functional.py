@@ -12,9 +12,11 @@ from .backends import native
 from .backends.reference import pairs, unit_pairs
 from .config import RopeConfig
 from .errors import RopeShapeError
+from .lengths import longest
+from .sharding import is_distributed, mark_written, rotate_shards
 from .spec import with_call
 
-__all__ = ["apply_rope", "apply_rope_", "cos_sin", "prepare", "rotate_in_place"]
+__all__ = ["apply_rope", "apply_rope_", "cos_sin", "prepare", "refuse_derivative", "rotate_in_place"]
 
 
 def apply_rope(
@@ -68,13 +70,16 @@ def apply_rope(
             prepare(q, k, positions, cfg, interleaved, layout)
             raise
         return q_out, None if k is None else k_out
+    if is_distributed(q):
+        _refuse_derivative_of_given(q, k, out)
+        options = dict(interleaved=interleaved, inverse=inverse)
+        return rotate_shards(apply_rope, q, k, positions, cfg, layout, seq_len, offset, cu_seqlens, options, out)
     args = prepare(q, k, positions, cfg, interleaved, layout, seq_len, offset, cu_seqlens, inverse)
     if out is None:
         q_out, k_out = autograd.rotate(q, k, *args)
         return q_out, None if k is None else k_out
     checks.check_outputs(q, k, out)
-    if autograd.needs_gradient(q, k) or autograd.needs_gradient(*out) or autograd.is_transformed():
-        raise RuntimeError("apply_rope: out= was given and a derivative is needed; leave out= away")
+    _refuse_derivative_of_given(q, k, out)
     if torch.compiler.is_compiling():
         ops.rotate_out(q, k, *args, *out)
     else:
@@ -112,6 +117,12 @@ def apply_rope_(
         except Exception:
             prepare(q, k, positions, cfg, interleaved, layout)
             raise
+        return q, k
+    if is_distributed(q):
+        refuse_derivative(q, k)
+        options = dict(interleaved=interleaved, inverse=inverse)
+        rotate_shards(apply_rope_, q, k, positions, cfg, layout, seq_len, offset, cu_seqlens, options)
+        mark_written(q, k)
         return q, k
     args = prepare(q, k, positions, cfg, interleaved, layout, seq_len, offset, cu_seqlens, inverse)
     rotate_in_place(q, k, *args)
@@ -170,7 +181,7 @@ def _spec_of_usual_call(
 def rotate_in_place(q: Tensor, k: Tensor | None, *args: Any) -> None:
     """``rope_kernels::rotate_`` of what :func:`prepare` made."""
     if torch.compiler.is_compiling():
-        _refuse_derivative(q, k)
+        refuse_derivative(q, k)
         ops.rotate_(q, k, *args)
     else:
         _in_place_eagerly(q, k, *args)
@@ -178,7 +189,7 @@ def rotate_in_place(q: Tensor, k: Tensor | None, *args: Any) -> None:
 
 def _in_place_eagerly(q: Tensor, k: Tensor | None, *args: Any) -> None:
     checks.check_in_place(q, k)
-    _refuse_derivative(q, k)
+    refuse_derivative(q, k)
     _write(ops.rotate_, [q] if k is None else [q, k], q, k, *args)
 
 
@@ -189,9 +200,17 @@ def _write(operator: Any, written: list[Tensor], *args: Any) -> None:
     torch._C._increment_version(written)
 
 
-def _refuse_derivative(q: Tensor, k: Tensor | None) -> None:
+def refuse_derivative(q: Tensor, k: Tensor | None) -> None:
+    """Raise RuntimeError where a rotation in place would lose a gradient or a tangent."""
     if autograd.needs_gradient(q, k) or autograd.is_transformed():
         raise RuntimeError("in place: a derivative is needed, which this rotation would lose; use apply_rope")
+
+
+def _refuse_derivative_of_given(q: Tensor, k: Tensor | None, out: tuple[Tensor, Tensor | None] | None) -> None:
+    if out is None:
+        return
+    if autograd.needs_gradient(q, k) or autograd.needs_gradient(*out) or autograd.is_transformed():
+        raise RuntimeError("apply_rope: out= was given and a derivative is needed; leave out= away")
 
 
 def prepare(
@@ -219,7 +238,7 @@ def prepare(
     if not cfg.depends_on_length:
         seq_len = from_seq_len = None
     elif seq_len is None:
-        seq_len = _longest(positions, offset, cu_seqlens, q, q.shape[token_axis])
+        seq_len = longest(positions, offset, cu_seqlens, q, q.shape[token_axis])
     text = with_call(cfg.spec(interleaved), layout, inverse, unscaled)
     return positions, offset, seq_len, from_seq_len, cu_seqlens, text
 
@@ -237,20 +256,3 @@ def _check_explicit(
             "or assigns a per-sequence seq_len"
         )
     checks.check_positions(positions, q, layout, cfg.num_axes)
-
-
-def _longest(
-    positions: Tensor | None, offset: Tensor | None, cu_seqlens: Tensor | None, q: Tensor, tokens: int
-) -> Tensor:
-    """max(position) + 1 over the call as an int64 (1,) on the device; 0 where there are no tokens."""
-    if positions is not None:
-        if positions.numel() == 0:
-            return torch.zeros(1, dtype=torch.int64, device=q.device)
-        return positions.amax().ceil().to(torch.int64).reshape(1) + 1
-    if cu_seqlens is None:
-        length = torch.full((1,), tokens, dtype=torch.int64, device=q.device)
-        return length if offset is None else (length + offset).amax().reshape(1)
-    lengths = cu_seqlens.diff().to(torch.int64)
-    if offset is not None:
-        lengths = torch.where(lengths > 0, lengths + offset, 0)
-    return lengths.amax().reshape(1)

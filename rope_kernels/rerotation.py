@@ -8,7 +8,8 @@ from torch import Tensor
 from . import checks
 from .config import RopeConfig
 from .errors import RopeShapeError
-from .functional import prepare, rotate_in_place
+from .functional import prepare, refuse_derivative, rotate_in_place
+from .sharding import Shards, is_distributed, mark_written
 
 __all__ = ["rerotate_", "shift_"]
 
@@ -55,6 +56,16 @@ def rerotate_(
         RuntimeError: k needs a gradient.
     """
     _check_keys(k, cfg, layout)
+    if is_distributed(k):
+        refuse_derivative(k, None)
+        shards = Shards.of(k, layout, "k")
+        rerotate_(
+            shards.local(k), shards.positions(positions, cu_seqlens), cfg, interleaved=interleaved, layout=layout,
+            from_seq_len=shards.per_sequence("from_seq_len", from_seq_len), cu_seqlens=cu_seqlens,
+            to_seq_len=shards.per_sequence("to_seq_len", to_seq_len), offset=shards.per_sequence("offset", offset),
+        )  # fmt: skip
+        mark_written(k)
+        return k
     args = prepare(
         k, None, positions, cfg, _written(cfg, interleaved), layout, to_seq_len, offset, cu_seqlens,
         from_seq_len=from_seq_len, unscaled=True,
@@ -102,6 +113,14 @@ def shift_(
         delta = torch.full((), delta, dtype=torch.int64, device=k.device)
     if delta.dim() == 0 or (delta.dim() == 2 and delta.shape[1] == 1 and layout != "thd"):
         delta = delta.expand(*delta.shape[:1], k.shape[token_axis])
+    if is_distributed(k):
+        refuse_derivative(k, None)
+        shards = Shards.of(k, layout, "k")
+        rows, length = shards.positions(delta, name="delta"), shards.per_sequence("seq_len", seq_len)
+        assert rows is not None
+        shift_(shards.local(k), rows, cfg, seq_len=length, interleaved=interleaved, layout=layout)
+        mark_written(k)
+        return k
     args = prepare(k, None, delta, cfg, _written(cfg, interleaved), layout, seq_len, unscaled=True)
     rotate_in_place(k, None, *args)
     return k

@@ -1,0 +1,31 @@
+"""A function on several processes with gloo between them; what one of them raises is raised here."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+__all__ = ["on_processes"]
+
+
+def on_processes(count: int, function: Callable[[], None]) -> None:
+    """Run ``function``, which must be importable, on ``count`` ranks of one group."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    mp.spawn(_rank, args=(count, port, function), nprocs=count)
+
+
+def _rank(rank: int, count: int, port: int, function: Callable[[], None]) -> None:
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", rank=rank, world_size=count)
+    try:
+        function()
+    finally:
+        dist.destroy_process_group()
