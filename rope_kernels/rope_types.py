@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from .errors import RopeConfigError
 from .fields import RopeFields
@@ -18,6 +19,8 @@ __all__ = ["DEFAULTS", "ROPE_TYPES", "RopeType", "register_rope_type"]
 
 # What transformers takes for keys that are not given.
 DEFAULTS = {"beta_fast": 32.0, "beta_slow": 1.0, "truncate": True}
+
+_STEP = 2.0**-40  # width of a ramp that stands for a step, as a share of where it is
 
 _LADDER = frozenset({"rope_theta", "partial_rotary_factor"})
 _SECTIONS = frozenset({"mrope_section", "axis_map"})
@@ -104,6 +107,11 @@ def _ladder(config: RopeFields, **values: object) -> FrequencyParams:
     return FrequencyParams(config.rope_theta, d, (d + 1) // 2, **values)  # type: ignore[arg-type]
 
 
+def _given(config: RopeFields, key: str) -> Any:
+    """The value of a required key, which a :class:`RopeConfig` has checked."""
+    return getattr(config, key)
+
+
 def _need(field: str, value: int | None, why: str) -> int:
     if value is None:
         raise RopeConfigError(field, f"missing; {why}")
@@ -160,7 +168,7 @@ def _mscale(scale: float, mscale: float = 1.0) -> float:
 )
 def _yarn(config: RopeFields) -> FrequencyParams:
     """YaRN: https://arxiv.org/abs/2309.00071; attention factor as in DeepSeek."""
-    original = config.original_max_position_embeddings or 1
+    original = _given(config, "original_max_position_embeddings")
     factor = config.factor
     if factor is None:
         factor = _need("max_position_embeddings", config.max_position_embeddings, "yarn without factor needs it")
@@ -191,9 +199,10 @@ def _yarn_range(config: RopeFields, original: int) -> tuple[float, float]:
 @_builtin("llama3", required="factor low_freq_factor high_freq_factor original_max_position_embeddings")
 def _llama3(config: RopeFields) -> FrequencyParams:
     """Llama 3.1: transformers' ``_compute_llama3_parameters``."""
-    low, high = config.low_freq_factor or 0.0, config.high_freq_factor or 0.0
-    original = config.original_max_position_embeddings or 0
-    ramp = (0.0, original / (2 * math.pi * (high - low)), -low / (high - low))
+    low, high = _given(config, "low_freq_factor"), _given(config, "high_freq_factor")
+    # A ramp that does not rise is a step at `low` to transformers, which only logs it; RopeConfig refuses it.
+    width = high - low if high > low else low * _STEP
+    ramp = (0.0, _given(config, "original_max_position_embeddings") / (2 * math.pi * width), -low / width)
     return _ladder(config, factor=config.factor, ramp=ramp)
 
 
@@ -204,12 +213,12 @@ def _llama3(config: RopeFields) -> FrequencyParams:
 )
 def _longrope(config: RopeFields) -> FrequencyParams:
     """LongRoPE: https://arxiv.org/abs/2402.13753; PhiMoE's ``short_mscale`` and ``long_mscale`` set the scaling."""
-    original = config.original_max_position_embeddings or 1
+    original = _given(config, "original_max_position_embeddings")
     short, long = config.short_mscale, config.long_mscale
     if short is None or long is None:
         scaling = _longrope_scaling(config, original)
         short, long = (scaling if x is None else x for x in (short, long))
-    rows = tuple(tuple(1.0 / x for x in row or ()) for row in (config.short_factor, config.long_factor))
+    rows = tuple(tuple(1.0 / x for x in _given(config, key)) for key in ("short_factor", "long_factor"))
     return _ladder(
         config,
         attention_scaling=short,

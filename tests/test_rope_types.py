@@ -15,6 +15,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from rope_kernels.config import RopeConfig
 from rope_kernels.errors import RopeConfigError
+from rope_kernels.fields import RopeFields
 from rope_kernels.frequency import FrequencyParams
 from rope_kernels.rope_types import ROPE_TYPES, RopeType, register_rope_type
 
@@ -147,6 +148,19 @@ def test_llama3(
     config = RopeConfig(head_dim=head_dim, rope_type="llama3", **values)
     comparisons.assert_exact(config, exact.llama3(theta, int(head_dim * share), factor, low, low * times, original))
     comparisons.assert_like_transformers(config, theirs("llama3", head_dim, **values)[0])
+
+
+@FEW
+@given(st.floats(0.5, 8), st.floats(0.2, 1))
+def test_llama3_whose_ramp_does_not_rise_is_a_step(low: float, times: float) -> None:
+    """What transformers computes; a RopeConfig refuses it, the type's function does not."""
+    values = {"factor": 8.0, "low_freq_factor": low, "high_freq_factor": low * times}
+    values["original_max_position_embeddings"] = 1024
+    params = ROPE_TYPES["llama3"](RopeFields(head_dim=64, rope_type="llama3", **values))
+    plain = FrequencyParams(10000.0, 64, 32)
+    divisors = [plain.inv_freq(j) / params.inv_freq(j) for j in range(32)]
+    turns = [1024 * plain.inv_freq(j) / (2 * math.pi) for j in range(32)]
+    assert divisors == pytest.approx([1.0 if turn > low else 8.0 for turn in turns])
 
 
 @FEW

@@ -1,0 +1,39 @@
+"""A drop-in for ``transformers.modeling_rope_utils`` (5.23), usable without transformers.
+
+The same names, signatures, results, warnings and errors; the frequencies come from
+:data:`rope_kernels.ROPE_TYPES`, in double precision, rounded once to float32.
+"""
+
+from .compatibility import rope_config_validation
+from .functions import (
+    ROPE_INIT_FUNCTIONS,
+    _compute_axial_rope_parameters,
+    _compute_default_rope_parameters,
+    _compute_dynamic_ntk_parameters,
+    _compute_linear_scaling_rope_parameters,
+    _compute_llama3_parameters,
+    _compute_longrope_parameters,
+    _compute_proportional_rope_parameters,
+    _compute_yarn_parameters,
+)
+from .log import logger
+from .mixin import RopeParameters, RotaryEmbeddingConfigMixin
+from .update import dynamic_rope_update
+
+# The private functions are transformers' names too, and code outside of it imports them.
+__all__ = [
+    "ROPE_INIT_FUNCTIONS",
+    "RopeParameters",
+    "RotaryEmbeddingConfigMixin",
+    "_compute_axial_rope_parameters",
+    "_compute_default_rope_parameters",
+    "_compute_dynamic_ntk_parameters",
+    "_compute_linear_scaling_rope_parameters",
+    "_compute_llama3_parameters",
+    "_compute_longrope_parameters",
+    "_compute_proportional_rope_parameters",
+    "_compute_yarn_parameters",
+    "dynamic_rope_update",
+    "logger",
+    "rope_config_validation",
+]

@@ -1,0 +1,20 @@
+"""The logger of transformers' own module, so that its verbosity, handlers and log assertions hold."""
+
+from __future__ import annotations
+
+import functools
+import logging
+
+__all__ = ["logger", "warning_once"]
+
+logger = logging.getLogger("transformers.modeling_rope_utils")
+
+
+@functools.cache
+def _first_time(message: str) -> None:
+    logger.warning(message)
+
+
+def warning_once(message: str) -> None:
+    """Log a message the first time it comes; by transformers' own cache where transformers is loaded."""
+    getattr(logger, "warning_once", _first_time)(message)
