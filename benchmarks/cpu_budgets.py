@@ -101,6 +101,20 @@ def onnxruntime_rows() -> Iterator[Row]:
               lambda: rk.apply_rope(q, k, positions, CONFIG, out=out), peer)  # fmt: skip
 
 
+def packed_rows() -> Iterator[Row]:
+    """A packed batch against one sequence of as many tokens."""
+    generator = torch.Generator().manual_seed(0)
+    lengths = torch.randint(1, 4097, (1000,), generator=generator)
+    bounds = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
+    config = rk.RopeConfig(head_dim=64)
+    q, k = (torch.randn(int(bounds[-1]), heads, 64, dtype=torch.bfloat16) for heads in (8, 2))
+
+    def call(cu_seqlens: torch.Tensor) -> Call:
+        return lambda: rk.apply_rope_(q, k, None, config, layout="thd", cu_seqlens=cu_seqlens)
+
+    yield Row("in place, 1000 packed sequences against one", 0.9, call(bounds), call(bounds[[0, -1]]))
+
+
 def thread_rows() -> Iterator[Row]:
     """Two threads against one."""
     q, k = tensors(32768)
@@ -127,7 +141,7 @@ def measured(row: Row, seconds: float) -> dict[str, object]:
 
 def all_rows(missing: list[str]) -> Iterator[Row]:
     """Every budget; of a peer that is not installed, what would install it goes to ``missing``."""
-    for rows in (floor_rows, transformers_rows, vllm_rows, onnxruntime_rows, thread_rows):
+    for rows in (floor_rows, transformers_rows, vllm_rows, onnxruntime_rows, packed_rows, thread_rows):
         try:
             yield from rows()
         except peers.MissingPeerError as error:

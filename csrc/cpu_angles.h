@@ -45,12 +45,17 @@ struct Place {
   std::int64_t batch, token, group, counted;
 };
 
-Place place_of(const Job& job, std::int64_t flat) {
+Place place_of(const Job& job, std::int64_t flat, std::int64_t last_group) {
   Place at{flat / job.tokens, flat % job.tokens, 0, 0};
   at.group = at.batch;
   at.counted = at.token;
   if (job.packed.bounds != nullptr) {
     std::int64_t low = 0, high = job.packed.sequences;
+    // Neighbours are mostly of one sequence.
+    if (last_group >= 0 && last_group < high && job.packed.bound(last_group) <= at.token &&
+        at.token < job.packed.bound(last_group + 1)) {
+      low = high = last_group;
+    }
     while (low < high) {
       const std::int64_t middle = (low + high + 1) / 2;
       if (job.packed.bound(middle) <= at.token) {

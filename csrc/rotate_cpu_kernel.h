@@ -31,7 +31,7 @@ void rotate_range(const Job& job, std::int64_t first, std::int64_t last, Frequen
   work.now = &caches[0];
   work.before = &caches[1];
   for (std::int64_t flat = first; flat < last; ++flat) {
-    const Place at = place_of(job, flat);
+    const Place at = place_of(job, flat, work.group);
     const bool outside = job.packed.bounds != nullptr && at.group == job.packed.sequences;
     if constexpr (TABLE) {
       turns_of_table(job, at, work.turns);
