@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .config import RopeConfig
 from .errors import RopeShapeError
-from .overlap import shares_memory, writes_twice
+from .overlap import has_memory, shares_memory, writes_twice
 
 __all__ = ["LAYOUTS", "check_config", "check_heads", "check_outputs", "check_positions", "check_qk", "index_vector"]
 
@@ -132,7 +132,7 @@ def check_outputs(q: Tensor, k: Tensor | None, out: tuple[Tensor, Tensor | None]
             )
         if y.stride(-1) != 1:
             raise RopeShapeError(f"out: {name}_out has last stride {y.stride(-1)}, must be 1")
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or not has_memory(q):
         return
     check_in_place(pairs[0][2], pairs[1][2] if len(pairs) > 1 else None, ("out: q_out", "k_out"))
     for name, x, y in pairs:
@@ -152,7 +152,7 @@ def _clearly_apart(q: Tensor, k: Tensor | None) -> bool:
 
 def check_in_place(q: Tensor, k: Tensor | None, names: tuple[str, str] = ("q", "k")) -> None:
     """Raise :class:`RopeShapeError` if an element would be written twice. Not for tracing: it reads addresses."""
-    if _clearly_apart(q, k):
+    if (type(q) is not Tensor and not has_memory(q)) or _clearly_apart(q, k) or q.is_meta:
         return
     for name, x in zip(names, (q, k), strict=True):
         if x is not None and writes_twice(x):

@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
-__all__ = ["shares_memory", "writes_twice"]
+__all__ = ["has_memory", "shares_memory", "writes_twice"]
+
+
+def has_memory(x: Tensor) -> bool:
+    """Whether ``x`` is somewhere: a meta or a fake tensor has a shape only."""
+    return not (x.is_meta or isinstance(x, FakeTensor))
 
 
 def _outer(x: Tensor) -> list[tuple[int, int]]:
