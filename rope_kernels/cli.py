@@ -1,4 +1,4 @@
-"""The ``rope-kernels`` command: ``info``, ``explain`` and ``demo``."""
+"""The ``rope-kernels`` command: ``info``, ``explain``, ``demo`` and ``coverage``."""
 
 from __future__ import annotations
 
@@ -107,29 +107,51 @@ def demo(
 ) -> None:
     """Rotate q and k of every shipped model at the end of its context, and show errors and times."""
     from .demo import CONTRACT, ROUNDS, cases, measure
+    from .demo_serving import serving_rows
     from .environment import describe
-    from .report import WIDTH, demo_report
+    from .report import WIDTH, demo_report, serving_report
 
     with _errors_as_exit_codes():
         if plot is not None:
             _check_plot(plot)
         target, backend = _device_and_backend(device)
         todo = cases(only or ())
-        with _progress(len(todo) * (1 + ROUNDS), hidden=as_json) as advance:
+        with _progress("checking, then timing", len(todo) * (1 + ROUNDS), hidden=as_json) as advance:
             rows = measure(todo, target, backend, advance)
+            serving = serving_rows(todo, target)
     machine = describe()
     if as_json:
-        _print_json({"machine": machine, "contract": CONTRACT, "results": [asdict(row) for row in rows]})
+        results = {"results": [asdict(row) for row in rows], "serving": [asdict(row) for row in serving]}
+        _print_json({"machine": machine, "contract": CONTRACT, **results})
     else:
         terminal = Console()
         console = terminal if terminal.is_terminal else Console(width=WIDTH)
         console.print(demo_report(rows, machine, console.width))
+        console.print("", serving_report(serving), sep="\n")
     if plot is not None:
         with _errors_as_exit_codes():
             _draw(plot)
-    if any(row.max_error > CONTRACT for row in rows):
+    if any(row.max_error > CONTRACT for row in rows) or any(row.max_error > row.contract for row in serving):
         typer.echo(f"error: a result is outside the accuracy contract of {CONTRACT:.0e}", err=True)
         raise typer.Exit(3)
+
+
+@app.command(epilog=EXIT_CODES)
+def coverage(as_json: AsJson = False) -> None:
+    """Probe every modeling file of the installed transformers: which rotations the kernels can stand in for."""
+    from .integrations.transformers import coverage as probe
+
+    with _errors_as_exit_codes():
+        try:
+            files = probe.modeling_files()
+        except ImportError as error:
+            raise _LacksError(f"{error}; pip install transformers") from error
+        with _progress("probing", len(files), hidden=as_json) as advance:
+            counted = probe.summary(probe.coverage(advance))
+    if as_json:
+        _print_json(counted)
+    else:
+        typer.echo(probe.as_text(counted))
 
 
 def _check_plot(path: Path) -> None:
@@ -173,11 +195,11 @@ def _device_and_backend(name: str | None) -> tuple[Any, str]:
 
 
 @contextmanager
-def _progress(total: int, hidden: bool) -> Iterator[Any]:
+def _progress(what: str, total: int, hidden: bool) -> Iterator[Any]:
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True, disable=hidden or not console.is_terminal) as progress:
-        task = progress.add_task("checking, then timing", total=total)
+        task = progress.add_task(what, total=total)
         yield lambda: progress.advance(task)
 
 

@@ -44,15 +44,17 @@ def angles(inv_freq: Sequence[float], positions: Sequence[int]) -> Tensor:
     return torch.tensor(rows, dtype=torch.float64)
 
 
-def rotate(x: Tensor, positions: Tensor, cfg: RopeConfig) -> Tensor:
+def rotate(x: Tensor, positions: Tensor, cfg: RopeConfig, length: int | None = None) -> Tensor:
     """Rotate ``x`` (batch, tokens, heads, head_dim) in float64.
 
     Args:
         x: any floating dtype.
         positions: integers (batch, tokens), or (axes, batch, tokens).
-        cfg: what to rotate by, at the length max(position) + 1.
+        cfg: what to rotate by.
+        length: in tokens, what its frequencies are chosen by; max(position) + 1, if not given.
     """
-    rotation, length = cfg.rotation(), int(positions.max()) + 1
+    rotation = cfg.rotation()
+    length = int(positions.max()) + 1 if length is None else length
     rows = positions if positions.dim() == 3 else positions[None]
     frequencies = cfg.inv_freq(length)[: rotation.num_pairs].tolist()
     axes = (rotation.axis or (0,) * rotation.num_pairs) if len(rows) > 1 else (0,) * rotation.num_pairs

@@ -11,8 +11,9 @@ from rich.table import Table
 from rich.text import Text
 
 from .demo import CONTRACT, DECODE_BATCH, PREFILL_TOKENS, ROUNDS, Row
+from .demo_serving import ServingRow
 
-__all__ = ["WIDTH", "demo_report", "info_report"]
+__all__ = ["WIDTH", "demo_report", "info_report", "serving_report"]
 
 WIDTH = 108
 """Characters that the whole table takes; on less, it leaves the columns out that ``_Column.always`` does not mark."""
@@ -75,6 +76,17 @@ def _legend(rows: Sequence[Row], machine: Mapping[str, Any]) -> list[str]:
         f"torch {machine['torch']},",
         f"{machine['cuda_device'] or machine['processor']}, {machine['threads']} threads.",
     ]
+
+
+def serving_report(rows: Sequence[ServingRow]) -> Table:
+    """The demo's second table."""
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    for name in ("model", "call", "max\nerror", "otherwise", "max\nerror"):
+        table.add_column(name, justify="right" if "error" in name else "left")
+    for row in rows:
+        error = Text(f"{row.max_error:.1e}", style="green" if row.max_error <= row.contract else "bold red")
+        table.add_row(row.label, row.call, error, row.otherwise, f"{row.otherwise_error:.1e}")
+    return table
 
 
 def info_report(machine: Mapping[str, Any]) -> Table:

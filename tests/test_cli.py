@@ -125,8 +125,9 @@ def test_demo_table(run):
 
 def test_demo_json(run):
     result = json.loads(run("demo", "--only", "gpt-neox-20b", "--json").stdout)
-    assert result.keys() == {"machine", "contract", "results"}
+    assert result.keys() == {"machine", "contract", "results", "serving"}
     [row] = result["results"]
+    assert [row["call"] for row in result["serving"]] == ["shift_ by -1,024"]
     assert row.keys() == set(demo.Row.__dataclass_fields__)
     assert row["model"] == "gpt-neox-20b"
     assert result["machine"]["backends"][row["backend"]] is None

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from rope_kernels import RopeConfig, catalog, demo, exact, peers, report
 from rope_kernels.demo import CONTRACT
+from rope_kernels.demo_serving import serving_rows
 
 CPU = torch.device("cpu")
 
@@ -105,3 +106,20 @@ def test_a_narrow_terminal_gets_the_columns_that_fit():
         assert max(map(len, lines)) <= width
         assert "…" not in capture.get()
         assert any("gemma-3-27b-text sliding" in line and "1234.5" in line for line in lines)
+
+
+def test_lengths_in_a_batch_and_keys_that_move():
+    rows = serving_rows(demo.cases(["internlm2-chat-7b", "phi-3.5-mini", "llama-3.1-8b", "llama-2-7b"]), CPU)
+    calls = [(row.label, row.call.split()[0]) for row in rows]
+    assert calls == [
+        ("internlm2-chat-7b", "lengths"),
+        ("internlm2-chat-7b", "rerotate_"),
+        ("phi-3.5-mini", "lengths"),
+        ("phi-3.5-mini", "rerotate_"),
+        ("llama-3.1-8b", "shift_"),
+    ]
+    for row in rows:
+        assert row.max_error <= row.contract < 1e-5 < row.otherwise_error, row
+    console = Console(width=120, record=True)
+    console.print(report.serving_report(rows))
+    assert "keys left alone" in console.export_text()
