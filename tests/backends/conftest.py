@@ -1,0 +1,14 @@
+"""What the tests of the Triton kernels share."""
+
+import pytest
+
+from rope_kernels.backends import triton_plan
+
+
+@pytest.fixture
+def many_tokens(monkeypatch):
+    """Launch shapes for many tokens, whatever their number."""
+    monkeypatch.setattr(triton_plan, "PREFILL_TOKENS", 1)
+    triton_plan.launch_tile.cache_clear()
+    yield
+    triton_plan.launch_tile.cache_clear()

@@ -1,0 +1,145 @@
+"""The Triton kernels, through their launcher, as the PTX that Triton compiles, in the emulator, for four targets."""
+
+from itertools import product
+
+import pytest
+
+from cases import CASES
+
+pytest.importorskip("triton")
+
+import launches
+
+from emulation.ptx.code import INSTRUCTIONS
+from emulation.triton_driver import emulated
+
+TARGETS = (80, 90, 100, 120)
+WAYS = list(product(TARGETS, (False, True)))
+"""(target, in place)"""
+ON_ALL_TARGETS = [
+    launches.BY_NAME[name]
+    for name in (
+        "interleaved-bfloat16-forward", "half-float32-inverse", "interleaved_to_half-float16-inverse",
+        "packed-seq_len-longrope",
+    )
+]  # fmt: skip
+PAIRINGS = ["half", "interleaved", "interleaved_to_half"]
+TABLES = [
+    (*dtypes, *shape, pairing, inverse)
+    for dtypes, shape, pairing, inverse in product(
+        launches.TABLE_DTYPES, launches.TABLE_SHAPES, PAIRINGS, (False, True)
+    )
+]
+everywhere = pytest.mark.parametrize("way", WAYS, ids=lambda way: name_of(way))
+on_every_target = pytest.mark.parametrize("target", TARGETS, ids="sm_{}".format)
+
+
+def way_of(number):
+    """The next for each number, but not in step with the list of cases, which goes by fours."""
+    return WAYS[(number + number // len(WAYS)) % len(WAYS)]
+
+
+def opposite_of(number):
+    """Another target than that of :func:`way_of`, and in place where it is not."""
+    return WAYS[(WAYS.index(way_of(number)) + 3) % len(WAYS)]
+
+
+def name_of(way):
+    return f"sm_{way[0]}-{'in_place' if way[1] else 'apart'}"
+
+
+def covering(cases, way_of=way_of, step=1):
+    """Every case, or every ``step``-th, in one way."""
+    chosen = [(cases[i], way_of(i)) for i in range(0, len(cases), step)]
+    return [pytest.param(case, way, id=f"{case}-{name_of(way)}") for case, way in chosen]
+
+
+def run(case, way):
+    target, in_place = way
+    with emulated(target) as done:
+        launches.run(case, in_place)
+    assert len(done) == (0 if case.tokens == 0 or case.batch == 0 else 1)
+    for launch in done:
+        assert set(launch.counts.instructions) <= INSTRUCTIONS
+
+
+@pytest.mark.parametrize(("case", "way"), covering(CASES) + covering(CASES, opposite_of, step=4))
+def test_case(case, way):
+    run(case, way)
+
+
+@pytest.mark.parametrize(("case", "way"), covering(launches.MANY_TOKENS))
+def test_many_tokens(case, way, many_tokens):
+    run(case, way)
+
+
+@everywhere
+@pytest.mark.parametrize("case", ON_ALL_TARGETS, ids=str)
+def test_every_way(case, way):
+    run(case, way)
+
+
+@pytest.mark.full
+@everywhere
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_product(case, way):
+    run(case, way)
+
+
+@pytest.mark.full
+@everywhere
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_product_of_many_tokens(case, way, many_tokens):
+    run(case, way)
+
+
+@on_every_target
+@pytest.mark.parametrize("tokens", [31, 64])
+def test_full_and_partial_tiles_of_many_tokens(tokens, target, many_tokens):
+    run(launches.tiles(tokens), (target, True))
+
+
+@pytest.mark.parametrize(("dtype", "target"), list(zip(launches.POSITION_DTYPES, TARGETS, strict=True)))
+def test_dtypes_of_positions(dtype, target):
+    with emulated(target):
+        launches.run_positions_of(dtype)
+
+
+@pytest.mark.parametrize(("dtype", "target"), [("bfloat16", 80), ("float16", 100)])
+def test_table_dtype_rounds_cosines_and_sines(dtype, target):
+    with emulated(target):
+        launches.run_rounded(dtype)
+
+
+@on_every_target
+def test_one_of_two_in_place(target):
+    with emulated(target) as done:
+        launches.run_one_of_two_in_place()
+    assert len(done) == 2
+
+
+@pytest.mark.filterwarnings("ignore:invalid value")
+@pytest.mark.parametrize(("name", "target"), list(zip(launches.COPYING, TARGETS, strict=True)))
+def test_what_does_not_turn_is_copied_bit_by_bit(name, target):
+    with emulated(target):
+        launches.run_copying(name)
+
+
+@pytest.mark.parametrize("target", [90])
+def test_tensors_of_2_to_the_31_elements(target, tmp_path):
+    with emulated(target):
+        launches.run_far_apart(tmp_path)
+
+
+@pytest.mark.parametrize(("table", "target"), [(table, TARGETS[i % 4]) for i, table in enumerate(TABLES[::5])])
+def test_table(table, target):
+    with emulated(target) as done:
+        launches.run_table(*table)
+    assert len(done) == 2
+
+
+@pytest.mark.full
+@on_every_target
+@pytest.mark.parametrize("table", TABLES)
+def test_product_of_tables(table, target):
+    test_table(table, target)
