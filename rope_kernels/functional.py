@@ -13,7 +13,7 @@ from .backends.reference import pairs, unit_pairs
 from .config import RopeConfig
 from .errors import RopeShapeError
 from .lengths import longest
-from .sharding import is_distributed, mark_written, rotate_shards
+from .sharding import is_distributed, mark_written, refuse_mixed, rotate_shards
 from .spec import with_call
 
 __all__ = ["apply_rope", "apply_rope_", "cos_sin", "prepare", "refuse_derivative", "rotate_in_place"]
@@ -221,6 +221,7 @@ def prepare(
 ) -> tuple[Any, ...]:  # fmt: skip
     """Check everything; what follows q and k in the schema of ``rope_kernels::rotate``."""
     batch_axis, token_axis, _ = checks.check_config(cfg, layout)
+    refuse_mixed(k=k, positions=positions)
     checks.check_qk(q, k, cfg.head_dim, layout)
     counts = () if batch_axis is None else (q.shape[batch_axis],)
     if cu_seqlens is not None:

@@ -20,7 +20,7 @@ from .config import RopeConfig
 from .errors import RopeShapeError
 from .lengths import longest
 
-__all__ = ["Shards", "is_distributed", "mark_written", "rotate_shards"]
+__all__ = ["Shards", "is_distributed", "mark_written", "refuse_mixed", "rotate_shards"]
 
 
 def is_distributed(x: Tensor) -> bool:
@@ -148,6 +148,13 @@ def mark_written(*tensors: Tensor | None) -> None:
     """DTensors whose local parts were written get a new version, as those got."""
     if not torch.compiler.is_compiling():
         torch._C._increment_version([x for x in tensors if x is not None])
+
+
+def refuse_mixed(**tensors: Tensor | None) -> None:
+    """Raise :class:`RopeShapeError` if one of what comes with a plain q is a DTensor."""
+    for name, x in tensors.items():
+        if x is not None and is_distributed(x):
+            raise RopeShapeError(f"{name}: is a DTensor, q is a plain tensor; both must be one or the other")
 
 
 def _unsharded(name: str, x: Any) -> Any:

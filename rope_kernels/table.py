@@ -11,6 +11,7 @@ from . import autograd, checks, ops
 from .backends import current_override, reference, use_backend
 from .errors import RopeShapeError
 from .rotation import Rotation
+from .sharding import is_distributed, refuse_mixed
 
 __all__ = ["apply_rotary_pos_emb"]
 
@@ -36,6 +37,9 @@ def apply_rotary_pos_emb(
     Raises:
         RopeShapeError: a tensor does not fit.
     """
+    if is_distributed(q):
+        raise RopeShapeError("q: is a DTensor; rotate its local part, q.to_local(), or call apply_rope")
+    refuse_mixed(k=k, cos=cos, sin=sin)
     layout = _layout(q, cos, unsqueeze_dim)
     checks.check_qk(q, k, q.shape[-1], layout)
     _check_table(q, cos, sin, layout)

@@ -120,6 +120,9 @@ def what_cannot_be_done_alone():
         r"k: R on dimension 0 of the mesh, where q is S\(1\); redistribute": call(tokens, none, positions),
         r"k: S\(1\) on dimension 0 .* q is S\(2\); redistribute": call(heads, tokens, positions),
         r"k: is a plain tensor, must be a DTensor": lambda: rk.apply_rope(spread(q, mesh, none), k, positions, LLAMA),
+        r"k: is a DTensor, q is a plain tensor": lambda: rk.apply_rope(q, spread(k, mesh, none), positions, LLAMA),
+        r"positions: is a DTensor, q is": lambda: rk.apply_rope(q, k, spread(positions, mesh, none), LLAMA),
+        r"q: is a DTensor; rotate its local part": lambda: rk.apply_rotary_pos_emb(spread(q, mesh, none), None, q, q),
         r"positions: missing; q is sharded over tokens": call(tokens, tokens, None),
         r"positions: S\(0\) on dimension 0 of the mesh, where q is S\(2\); redistribute": call(
             heads, heads, spread(positions, mesh, Shard(0))
