@@ -6,10 +6,10 @@ READY := .venv/.ready
 CPP_SOURCES := $(shell find csrc tests/cpp -name "*.cpp" -o -name "*.h" -o -name "*.cu" -o -name "*.cuh")
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all cpp-test lint format clean
+.PHONY: help demo test test-all cpp-test gpu-check mutants lint format clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(READY) ## Set up .venv, then rotate every shipped model's q and k and print the accuracy table
 	$(BIN)/rope-kernels demo
@@ -24,6 +24,12 @@ cpp-test: $(READY) ## Build the C++ library without torch and its Python module,
 	@$(BIN)/cmake -S . -B build/cmake -G Ninja --log-level=WARNING -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python
 	$(BIN)/ninja -C build/cmake -j $$(nproc)
 	$(BIN)/ctest --test-dir build/cmake -j $$(nproc) --output-on-failure
+
+gpu-check: $(READY) ## On a machine with a CUDA GPU: every case on it, beside the emulator, in graphs; then its speed
+	$(BIN)/python tests/gpu/check.py $(GPU_CHECK_ARGS)
+
+mutants: $(READY) ## Plant mistakes in copies of the kernels, one at a time, and list those that the tests miss
+	$(BIN)/python tests/mutants/run.py $(MUTANTS_ARGS)
 
 lint: $(READY) ## Check style, formatting and types
 	$(BIN)/ruff check .

@@ -1,0 +1,1 @@
+"""What a machine with a CUDA device checks: ``make gpu-check``."""
