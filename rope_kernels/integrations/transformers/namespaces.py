@@ -1,0 +1,94 @@
+"""Methods of a modeling file with other functions behind its names, for some modules and not for others.
+
+A modeling file calls its apply function by a global name. Putting another function there would reach every model in
+the process; a private copy of the file's namespace reaches only the methods that are bound to it.
+"""
+
+from __future__ import annotations
+
+import sys
+import types
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import Any
+
+__all__ = ["callers", "copied", "copied_namespace", "global_names", "plain_function"]
+
+Function = Callable[..., Any]
+
+_PREFIX = "rope_kernels_namespace."
+
+
+def plain_function(function: Any) -> types.FunctionType | None:
+    """The function that decorators wrapped, or ``None`` for what is none."""
+    while hasattr(function, "__wrapped__"):
+        function = function.__wrapped__
+    return function if isinstance(function, types.FunctionType) else None
+
+
+def global_names(function: types.FunctionType) -> set[str]:
+    """The global names that a function uses, those of functions inside it included."""
+
+    def inside(code: types.CodeType) -> Iterator[str]:
+        yield from code.co_names
+        for constant in code.co_consts:
+            if isinstance(constant, types.CodeType):
+                yield from inside(constant)
+
+    return set(inside(function.__code__))
+
+
+def callers(module: types.ModuleType, names: Collection[str]) -> set[str]:
+    """The module's own functions that call one of ``names``, or each other on the way there."""
+    own = {
+        key: global_names(inner)
+        for key, value in vars(module).items()
+        if isinstance(value, types.FunctionType)
+        and value.__module__ == module.__name__
+        and (inner := plain_function(value)) is not None
+    }
+    reached: set[str] = set()
+    while more := {key for key, used in own.items() if key not in reached and used & (reached | set(names))}:
+        reached |= more
+    return reached - set(names)
+
+
+def copied_namespace(module: types.ModuleType, replaced: Mapping[str, Function]) -> dict[str, Any]:
+    """The module's globals with ``replaced`` in them, its own functions that call those bound to these globals.
+
+    The same copy is returned for the same module, brought up to date. It is a module that can be imported, since
+    Dynamo looks a function's globals up by the name of their module.
+    """
+    name = f"{_PREFIX}{module.__name__}"
+    values = vars(sys.modules.setdefault(name, types.ModuleType(name)))
+    own = vars(module)
+    values.update({key: value for key, value in own.items() if key not in ("__name__", "__spec__")})
+    values.update(replaced)
+    values.update({key: copied(own[key], values) for key in callers(module, replaced.keys())})
+    return values
+
+
+def copied(function: Any, namespace: dict[str, Any]) -> Any:
+    """The function, and what it wraps, with other globals."""
+    wrapped = getattr(function, "__wrapped__", None)
+    if wrapped is None:
+        return _copy(function, namespace, function.__closure__)
+    inner = copied(wrapped, namespace)
+    cells = tuple(types.CellType(inner) if _holds(cell, wrapped) else cell for cell in function.__closure__ or ())
+    outer = _copy(function, function.__globals__, cells or None)
+    outer.__wrapped__ = inner
+    return outer
+
+
+def _copy(function: types.FunctionType, namespace: dict[str, Any], closure: tuple[Any, ...] | None) -> Any:
+    made = types.FunctionType(function.__code__, namespace, function.__name__, function.__defaults__, closure)
+    made.__kwdefaults__ = function.__kwdefaults__
+    made.__dict__.update(function.__dict__)
+    made.__qualname__, made.__module__, made.__doc__ = function.__qualname__, function.__module__, function.__doc__
+    return made
+
+
+def _holds(cell: Any, value: Any) -> bool:
+    try:
+        return cell.cell_contents is value
+    except ValueError:
+        return False

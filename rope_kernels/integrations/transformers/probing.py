@@ -1,0 +1,177 @@
+"""What an apply function does, measured on random tensors against every convention that is known here."""
+
+from __future__ import annotations
+
+import itertools
+import weakref
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .conventions import COLUMNS, Convention, Signature, read_signature
+from .rotating import by_table
+
+__all__ = ["probe_function"]
+
+# All different, so that nothing broadcasts by accident.
+BATCH, TOKENS, HEADS, HEAD_DIM = 2, 5, 3, 24
+_WIDTHS = (HEAD_DIM, HEAD_DIM // 2, HEAD_DIM // 3)
+_TOLERANCE = 1e-5  # of sums of two fp32 products of numbers around one
+_SHAPES = {True: (BATCH, TOKENS, HEADS, HEAD_DIM), False: (BATCH, HEADS, TOKENS, HEAD_DIM)}
+
+_known: weakref.WeakKeyDictionary[Callable[..., Any], Convention | str | None] = weakref.WeakKeyDictionary()
+
+
+def probe_function(function: Callable[..., Any]) -> Convention | str | None:
+    """The convention of an apply function; or why it has none that is known; or ``None``: it takes no table.
+
+    The function gets random q, k and tables with independent entries, of several widths, layouts and ranks. A
+    convention is accepted if our table kernel, told of it, gives the same numbers in every trial that the function
+    itself can do.
+    """
+    if function not in _known:
+        signature = read_signature(function)
+        if not isinstance(signature, Signature):
+            _known[function] = signature
+        else:
+            with torch.no_grad(), torch.device("cpu"):
+                _known[function] = _measure(function, signature)
+    return _known[function]
+
+
+class _Trial:
+    """One call: tensors to rotate, a table, and what the function made of them."""
+
+    def __init__(self, tensors: list[Tensor], tables: list[Tensor], insert: int | None, tokens_first: bool) -> None:
+        self.tensors = tensors
+        self.tables = tables
+        self.insert = insert
+        self.tokens_first = tokens_first
+        self.result: list[Tensor] = []
+
+    def run(self, function: Callable[..., Any], signature: Signature) -> bool:
+        """Call the function; whether it can do this."""
+        names = (*signature.rotated, *signature.tables)
+        given = {name: t.clone() for name, t in zip(names, (*self.tensors, *self.tables), strict=True)}
+        insert = {} if self.insert is None else {"unsqueeze_dim": self.insert}
+        try:
+            result = function(**given, **insert)
+        except Exception:  # whatever a function says of arguments that it does not take
+            return False
+        is_pair = isinstance(result, (tuple, list))
+        self.result = list(result) if is_pair else [result]
+        return is_pair == (len(self.tensors) == 2) and len(self.result) == len(self.tensors) and self._same_shapes()
+
+    def _same_shapes(self) -> bool:
+        return all(isinstance(y, Tensor) and y.shape == x.shape for x, y in zip(self.tensors, self.result, strict=True))
+
+    def keeps_dtype(self, function: Callable[..., Any], signature: Signature) -> bool:
+        """Whether the same in bf16 comes back in bf16."""
+        tensors = [x.to(torch.bfloat16) for x in self.tensors]
+        tables = [t if t.is_complex() else t.to(torch.bfloat16) for t in self.tables]
+        low = _Trial(tensors, tables, self.insert, self.tokens_first)
+        return low.run(function, signature) and all(y.dtype == torch.bfloat16 for y in low.result)
+
+    def agrees(self, convention: Convention) -> bool:
+        """Whether the table kernel makes the same of it."""
+        q, k = self.tensors[0], self.tensors[1] if len(self.tensors) == 2 else None
+        mine = by_table(convention, q, k, self.tables, self.insert)
+        if mine is None:
+            return False
+        return all(
+            torch.allclose(y.float(), x, rtol=0, atol=_TOLERANCE)
+            for x, y in zip(mine, self.result, strict=False)
+            if x is not None
+        )
+
+
+def _measure(function: Callable[..., Any], signature: Signature) -> Convention | str:
+    done = [trial for trial in _trials(signature) if trial.run(function, signature)]
+    if not done:
+        return "it takes none of the tables of the known conventions"
+    for convention in _candidates(signature):
+        mine = [t for t in done if signature.insert is not None or t.tokens_first == convention.tokens_first]
+        if mine and all(trial.agrees(convention) for trial in mine):
+            if not mine[0].keeps_dtype(function, signature):
+                return "its results have another dtype than q"
+            return _with_odd_tables(function, convention)
+    return "its results are none of the known conventions'"
+
+
+def _with_odd_tables(function: Callable[..., Any], convention: Convention) -> Convention | str:
+    """What the function does with a table that is shorter than q or has its tokens elsewhere, if it takes one."""
+    signature, first = convention.signature, convention.tokens_first
+    generator = torch.Generator("cpu").manual_seed(1)
+    width = HEAD_DIM // 2 if convention.columns in ("half_width", "complex") else HEAD_DIM
+    for changed, leads in (
+        (replace(convention, prefix=True), [(TOKENS - 2,), (1, TOKENS - 2)]),
+        (replace(convention, reshapes=True), [(TOKENS, 1)]),
+    ):
+        trials = [
+            _Trial(
+                _tensors(signature, _SHAPES[first], first, generator),
+                _tables(signature, (*lead, width), generator),
+                None,
+                first,
+            )
+            for lead in leads
+            if signature.insert is None
+        ]
+        done = [trial for trial in trials if trial.run(function, signature)]
+        if done and not all(trial.agrees(changed) for trial in done):
+            return "it does more than rotate where the table is shorter than q or of another shape"
+        if done:
+            return changed
+    return convention
+
+
+def _candidates(signature: Signature) -> Iterator[Convention]:
+    columns = ("complex",) if len(signature.tables) == 1 else COLUMNS[:3]
+    orders = [(False, False)] if signature.insert is not None else [(False, False), (False, True), (True, False)]
+    for order, trailing, inverse, pairing, column in itertools.product(
+        orders, (False, True), (False, True), ("half", "interleaved", "interleaved_to_half"), columns
+    ):
+        yield Convention(signature, pairing, column, inverse, trailing, *order)
+
+
+def _trials(signature: Signature) -> Iterator[_Trial]:
+    generator = torch.Generator("cpu").manual_seed(0)
+    for width, (tokens_first, lead, rank) in itertools.product(_WIDTHS, _layouts(signature)):
+        shape = _SHAPES[tokens_first][4 - rank :]
+        insert = None if signature.insert is None else (len(lead) if tokens_first else len(lead) - 1)
+        yield _Trial(
+            _tensors(signature, shape, tokens_first, generator),
+            _tables(signature, (*lead, width), generator),
+            insert,
+            tokens_first,
+        )
+
+
+def _layouts(signature: Signature) -> list[tuple[bool, tuple[int, ...], int]]:
+    """Whether tokens come first, the table's leading dimensions, and the rank of q."""
+    layouts: list[tuple[bool, tuple[int, ...], int]] = [
+        (True, (BATCH, TOKENS), 4),
+        (False, (BATCH, TOKENS), 4),
+        (True, (1, TOKENS), 4),
+        (False, (1, TOKENS), 4),
+        (True, (TOKENS,), 3),
+        (False, (TOKENS,), 4),
+    ]
+    return layouts
+
+
+def _tensors(
+    signature: Signature, shape: tuple[int, ...], tokens_first: bool, generator: torch.Generator
+) -> list[Tensor]:
+    heads = -2 if tokens_first else -3
+    one_head = list(shape)
+    one_head[heads] = 1
+    return [torch.randn(s, generator=generator) for s in (shape, one_head)[: len(signature.rotated)]]
+
+
+def _tables(signature: Signature, shape: tuple[int, ...], generator: torch.Generator) -> list[Tensor]:
+    cos, sin = torch.randn(2, *shape, generator=generator).unbind()
+    return [cos, sin] if len(signature.tables) == 2 else [torch.complex(cos, sin)]

@@ -1,0 +1,87 @@
+"""Patched models on several processes: heads sharded (tensor parallel) and parameters sharded (FSDP2)."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from distributed_run import on_processes
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor.parallel import parallelize_module
+
+pytest.importorskip("transformers")
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "tensor_parallel.py"
+CLOSE = {"rtol": 1e-4, "atol": 1e-5}  # sums over processes are in another order
+
+
+def example() -> dict[str, Any]:
+    """The names of the example."""
+    names: dict[str, Any] = {"__name__": "example"}
+    exec(compile(EXAMPLE.read_text(), str(EXAMPLE), "exec"), names)
+    return names
+
+
+def whole(x: torch.Tensor) -> torch.Tensor:
+    return x.full_tensor() if isinstance(x, DTensor) else x
+
+
+def compare(alone: Any, spread: Any) -> None:
+    """Logits, and the gradients of every parameter."""
+    tokens = torch.randint(128, (2, 24), generator=torch.Generator().manual_seed(1))
+    outputs = [model(tokens, labels=tokens) for model in (alone, spread)]
+    torch.testing.assert_close(whole(outputs[1].logits), outputs[0].logits, **CLOSE)
+    for output in outputs:
+        output.loss.backward()
+    parameters = dict(spread.named_parameters())
+    for name, parameter in alone.named_parameters():
+        torch.testing.assert_close(whole(parameters[name].grad), parameter.grad, **CLOSE)
+
+
+def patched(names: dict[str, Any]) -> Any:
+    model = names["small_llama"]()
+    assert len(names["patch_model"](model).patched) > 0
+    return model
+
+
+def tensor_parallel() -> None:
+    names = example()
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    spread = patched(names)
+    for layer in spread.model.layers:
+        parallelize_module(layer, mesh, names["PLAN"])
+    compare(names["small_llama"](), spread)
+
+
+def parameters_sharded() -> None:
+    names = example()
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    spread = patched(names)
+    for layer in spread.model.layers:
+        fully_shard(layer, mesh=mesh)
+    fully_shard(spread, mesh=mesh)
+    compare(names["small_llama"](), spread)
+
+
+def both() -> None:
+    tensor_parallel()
+    parameters_sharded()
+
+
+@pytest.mark.parametrize(("count", "function"), [(2, both), (4, tensor_parallel)], ids=["2", "4"])
+def test_a_patched_model_trains_on_several_processes(count: int, function: Any) -> None:
+    on_processes(count, function)
+
+
+def test_the_example_runs_with_torchrun() -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(EXAMPLE)]
+    printed = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert printed.returncode == 0, printed.stderr
+    assert "messages sent for rotating DTensors sharded over tokens: 0" in printed.stdout
