@@ -6,7 +6,7 @@ READY := .venv/.ready
 CPP_SOURCES := $(shell find csrc tests/cpp -name "*.cpp" -o -name "*.h" -o -name "*.cu" -o -name "*.cuh")
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all cpp-test gpu-check mutants lint format clean
+.PHONY: help demo test test-all cpp-test gpu-check mutants docs lint format clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,6 +31,9 @@ gpu-check: $(READY) ## On a machine with a CUDA GPU: every case on it, beside th
 mutants: $(READY) ## Plant mistakes in copies of the kernels, one at a time, and list those that the tests miss
 	$(BIN)/python tests/mutants/run.py $(MUTANTS_ARGS)
 
+docs: $(READY) .venv/.docs ## Build the pages into build/site; warnings are errors
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 lint: $(READY) ## Check style, formatting and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -46,6 +49,10 @@ clean: ## Remove .venv and everything that was built or cached
 	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .triton_cache
 	rm -f rope_kernels/*.so
 	find rope_kernels tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.venv/.docs: docs/requirements.txt $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r docs/requirements.txt
+	@touch $@
 
 $(READY): $(INSTALLED) pyproject.toml $(wildcard setup.py csrc/*)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps --editable .

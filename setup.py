@@ -98,8 +98,10 @@ def ninja_file(library: Path, build: Path) -> str:
     # nvcc also beside a torch without CUDA; cudart inside, so that the library loads where there is no driver.
     link = f"{compiler} -shared"
     if cuda:
+        archs = ",".join(map(str, cuda_archs(cuda)))
         bound = {
-            name: [*flags, "-DROPE_WITH_CUDA"] for name, flags in (bound | {"launch_cuda.cpp": with_torch}).items()
+            name: [*flags, f"-DROPE_WITH_CUDA={archs}"]
+            for name, flags in (bound | {"launch_cuda.cpp": with_torch}).items()
         }
         link = f"{cuda} -shared -cudart static -ccbin {compiler}"
     lines = [

@@ -195,11 +195,16 @@ void boxed_rotate_table(StableIValue* stack, std::uint64_t arguments, std::uint6
 /// Called by Python (ctypes) in the thread that chooses a backend.
 ROPE_EXPORT void rope_kernels_forward(int on) { rope::bindings::forwards = on != 0; }
 
+/// The architectures that the CUDA kernels were compiled for, separated by commas; empty without them.
+ROPE_EXPORT const char* rope_kernels_cuda_archs() {
 #if defined(ROPE_WITH_CUDA)
-ROPE_EXPORT int rope_kernels_has_cuda() { return 1; }
+#define ROPE_TEXT_OF(...) #__VA_ARGS__
+#define ROPE_TEXT(...) ROPE_TEXT_OF(__VA_ARGS__)
+  return ROPE_TEXT(ROPE_WITH_CUDA);
 #else
-ROPE_EXPORT int rope_kernels_has_cuda() { return 0; }
+  return "";
 #endif
+}
 
 ROPE_EXPORT int rope_kernels_force_isa(const char* name) { return rope::force_isa(name) ? 1 : 0; }
 ROPE_EXPORT const char* rope_kernels_isa() {

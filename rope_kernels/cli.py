@@ -1,10 +1,10 @@
-"""The ``rope-kernels`` command: ``info``, ``explain``, ``demo`` and ``coverage``."""
+"""The ``rope-kernels`` command: ``info``, ``explain``, ``plot``, ``demo``, ``check`` and ``coverage``."""
 
 from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -20,7 +20,7 @@ __all__ = ["app", "main"]
 
 EXIT_CODES = (
     "Exit codes: 0 done; 1 something this machine lacks (a package, a device, a folder to write to); "
-    "2 a wrong argument or config; 3 a demo result outside the accuracy contract."
+    "2 a wrong argument or config; 3 a result of demo or check outside the accuracy contract."
 )
 app = typer.Typer(
     no_args_is_help=True,
@@ -30,6 +30,10 @@ app = typer.Typer(
     help="Rotary position embeddings, exact at any position, from a config that is checked.",
 )
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead.")]
+ConfigArgument = Annotated[
+    str, typer.Argument(help="A config.json, a model directory, or the name of a shipped config.", metavar="CONFIG")
+]
+LayerType = Annotated[str | None, typer.Option(help="Only these layers, such as full_attention.")]
 
 
 class _LacksError(RuntimeError):
@@ -62,22 +66,10 @@ def info(as_json: AsJson = False) -> None:
 
 
 @app.command(epilog=EXIT_CODES)
-def explain(
-    config: Annotated[str, typer.Argument(help="A config.json, a model directory, or the name of a shipped config.")],
-    layer_type: Annotated[str | None, typer.Option(help="Only these layers, such as full_attention.")] = None,
-    as_json: AsJson = False,
-) -> None:
+def explain(config: ConfigArgument, layer_type: LayerType = None, as_json: AsJson = False) -> None:
     """Show what a model's config means for its rotary embedding, and where every value came from."""
-    from .catalog import load
-    from .config import RopeConfig
-    from .errors import RopeConfigError
-
     with _errors_as_exit_codes():
-        layers = RopeConfig.per_layer(load(config))
-        if layer_type is not None:
-            if layer_type not in layers:
-                raise RopeConfigError("layer_type", f"got {layer_type!r}, allowed are {', '.join(layers)}")
-            layers = {layer_type: layers[layer_type]}
+        _, layers = _layers_of(config, layer_type)
     if as_json:
         _print_json({name: _explained(layer) for name, layer in layers.items()})
         return
@@ -88,14 +80,56 @@ def explain(
         console.print(layer.explain(), markup=False, highlight=False, end="\n\n" if len(layers) > 1 else "\n")
 
 
+def _layers_of(source: str, layer_type: str | None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The dict of a config.json, and a RopeConfig per layer type, or for the one asked for."""
+    from .catalog import load
+    from .config import RopeConfig
+    from .errors import RopeConfigError
+
+    values = load(source)
+    layers = RopeConfig.per_layer(values)
+    if layer_type is None:
+        return values, layers
+    if layer_type not in layers:
+        raise RopeConfigError("layer_type", f"got {layer_type!r}, allowed are {', '.join(layers)}")
+    return values, {layer_type: layers[layer_type]}
+
+
 def _explained(layer: Any) -> dict[str, Any]:
+    from .explain import effective_context
+
     return {
         "config": layer.to_dict(),
+        "effective_context": effective_context(layer, layer.frequency_params),
         "rotary_dim": layer.rotary_dim,
         "attention_scaling": layer.attention_scaling,
         "inv_freq": layer.inv_freq().tolist(),
         "provenance": dict(layer.provenance),
     }
+
+
+@app.command(epilog=EXIT_CODES)
+def plot(
+    config: ConfigArgument,
+    output: Annotated[Path | None, typer.Option(help="A PNG file; rope.png if not given, none with --json.")] = None,
+    layer_type: LayerType = None,
+    as_json: AsJson = False,
+) -> None:
+    """Draw a config's wavelengths against its context, and its error against the position beside transformers'."""
+    from .curves import curves, num_steps
+    from .plotting import draw_curves
+
+    path = output or (None if as_json else Path("rope.png"))
+    with _errors_as_exit_codes():
+        if path is not None:
+            _check_png(path, "--output")
+        values, layers = _layers_of(config, layer_type)
+        with _progress("rotating", len(layers) * num_steps(), hidden=as_json) as advance:
+            found = curves(layers, values, advance)
+        if path is not None:
+            _written(path, "--output", lambda: draw_curves(found, path, Path(config).name))
+    if as_json:
+        _print_json([asdict(part) for part in found])
 
 
 @app.command(epilog=EXIT_CODES)
@@ -113,7 +147,7 @@ def demo(
 
     with _errors_as_exit_codes():
         if plot is not None:
-            _check_plot(plot)
+            _check_png(plot, "--plot")
         target, backend = _device_and_backend(device)
         todo = cases(only or ())
         with _progress("checking, then timing", len(todo) * (1 + ROUNDS), hidden=as_json) as advance:
@@ -129,9 +163,32 @@ def demo(
         console.print(demo_report(rows, machine, console.width))
         console.print("", serving_report(serving), sep="\n")
     if plot is not None:
+        from .plotting import draw
+
         with _errors_as_exit_codes():
-            _draw(plot)
+            _written(plot, "--plot", lambda: draw(plot))
     if any(row.max_error > CONTRACT for row in rows) or any(row.max_error > row.contract for row in serving):
+        typer.echo(f"error: a result is outside the accuracy contract of {CONTRACT:.0e}", err=True)
+        raise typer.Exit(3)
+
+
+@app.command(epilog=EXIT_CODES)
+def check(as_json: AsJson = False) -> None:
+    """Make calls whose results are known exactly on every backend of this machine: types, pairings, layouts, dtypes."""
+    from . import check as checking
+    from .demo import CONTRACT
+    from .environment import describe
+
+    machine = describe()
+    todo, where = checking.calls(), checking.targets()
+    with _progress("checking", len(todo) * len(where), hidden=as_json) as advance:
+        results = checking.run(todo, where, advance)
+    if as_json:
+        _print_json({"machine": machine, "contract": CONTRACT, "results": checking.to_json(results)})
+    else:
+        not_run = {name: why for name, why in machine["backends"].items() if why is not None}
+        Console().print(checking.report(results, not_run))
+    if not checking.passed(results):
         typer.echo(f"error: a result is outside the accuracy contract of {CONTRACT:.0e}", err=True)
         raise typer.Exit(3)
 
@@ -154,24 +211,22 @@ def coverage(as_json: AsJson = False) -> None:
         typer.echo(probe.as_text(counted))
 
 
-def _check_plot(path: Path) -> None:
+def _check_png(path: Path, option: str) -> None:
     from .environment import version_of
 
     if version_of("matplotlib") is None:
-        raise _LacksError("--plot: matplotlib is not installed; pip install matplotlib")
+        raise _LacksError(f"{option}: matplotlib is not installed; pip install matplotlib")
     if not path.parent.is_dir():
-        raise _LacksError(f"--plot: there is no folder {path.parent}")
+        raise _LacksError(f"{option}: there is no folder {path.parent}")
     if path.suffix.lower() != ".png":
-        raise typer.BadParameter(f"got {path.name!r}, a name that ends in .png is needed", param_hint="--plot")
+        raise typer.BadParameter(f"got {path.name!r}, a name that ends in .png is needed", param_hint=option)
 
 
-def _draw(path: Path) -> None:
-    from .plotting import draw
-
+def _written(path: Path, option: str, draw: Callable[[], None]) -> None:
     try:
-        draw(path)
+        draw()
     except OSError as error:
-        raise _LacksError(f"--plot: {path} cannot be written: {error.strerror}") from error
+        raise _LacksError(f"{option}: {path} cannot be written: {error.strerror}") from error
     typer.echo(f"wrote {path}", err=True)
 
 

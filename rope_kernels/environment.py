@@ -14,6 +14,8 @@ from .backends import available_backends, native
 
 __all__ = ["describe", "version_of"]
 
+_FEATURES = ("avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16")
+
 
 def version_of(package: str) -> str | None:
     """The installed version, or ``None``."""
@@ -32,7 +34,8 @@ def describe() -> dict[str, Any]:
         "triton": version_of("triton"),
         "transformers": version_of("transformers"),
         "platform": platform.platform(),
-        "processor": _processor(),
+        "processor": _cpuinfo("model name") or platform.processor() or platform.machine(),
+        "cpu_features": _cpu_features(),
         "threads": torch.get_num_threads(),
         "cuda_device": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "native_kernels": _native_kernels(),
@@ -44,13 +47,21 @@ def _native_kernels() -> str | None:
     if not native.isas():
         return None
     isas = ", ".join(name if name != native.isa() else f"{name} (in use)" for name in native.isas())
-    return f"CPU: {isas}; CUDA: {'built' if native.has_cuda() else 'not built'}"
+    archs = ", ".join(f"sm_{arch}" for arch in native.cuda_archs())
+    return f"CPU: {isas}; CUDA: {archs or 'not built'}"
 
 
-def _processor() -> str:
+def _cpu_features() -> str | None:
+    """Those of this processor that the vectorised kernels use, or ``None`` where the system does not list them."""
+    flags = _cpuinfo("flags")
+    return None if flags is None else ", ".join(name for name in _FEATURES if name in flags.split())
+
+
+def _cpuinfo(key: str) -> str | None:
+    """The first value of a key in /proc/cpuinfo."""
     if os.path.exists("/proc/cpuinfo"):
         with open("/proc/cpuinfo", encoding="utf-8") as lines:
             for line in lines:
-                if line.startswith("model name"):
+                if line.startswith(key):
                     return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+    return None

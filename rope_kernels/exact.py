@@ -80,4 +80,6 @@ def _channels(cfg: RopeConfig, written: bool) -> tuple[list[int], list[int]]:
     start, pairs = rotation.rotary_offset, range(rotation.num_pairs)
     if rotation.pairing == "interleaved" or (rotation.pairing == "interleaved_to_half" and not written):
         return [start + 2 * i for i in pairs], [start + 2 * i + 1 for i in pairs]
-    return [start + i for i in pairs], [start + rotation.distance + i for i in pairs]
+    block = rotation.num_pairs // rotation.blocks
+    first = [start + 2 * rotation.distance * (i // block) + i % block for i in pairs]
+    return first, [channel + rotation.distance for channel in first]

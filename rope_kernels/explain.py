@@ -11,7 +11,7 @@ from .frequency import FrequencyParams
 from .rope_types import DEFAULTS, ROPE_TYPES
 from .rotation import Rotation
 
-__all__ = ["explain"]
+__all__ = ["effective_context", "explain", "states"]
 
 _ALWAYS = ("rope_type", "head_dim", "max_position_embeddings", "pairing", "phase")
 _NOT_SHOWN = ("extra", "strict", "provenance")
@@ -29,8 +29,8 @@ def explain(config: RopeFields, params: FrequencyParams, rotation: Rotation) -> 
     lines = [f"{name:<{widths[0]}}  {value:<{widths[1]}}  {origin}" for name, value, origin in rows]
     known = {f.name for f in fields(RopeFields)}
     lines += [f"note: {key} = {text}" for key, text in config.provenance.items() if key not in known]
-    lines += ["", *_geometry(rotation, config.axis_map)]
-    for seq_len, title in _states(params):
+    lines += ["", *_geometry(rotation, config.axis_map), *_effective_context(config, params)]
+    for seq_len, title in states(params):
         lines += ["", *_state(config, params, rotation, seq_len, title)]
     return "\n".join(line.rstrip() for line in lines)
 
@@ -71,7 +71,29 @@ def _geometry(rotation: Rotation, axis_map: str | None) -> list[str]:
     return lines
 
 
-def _states(params: FrequencyParams) -> list[tuple[int | None, str]]:
+def effective_context(config: RopeFields, params: FrequencyParams) -> int | None:
+    """The length, in tokens, that the config's own numbers come to: the original context times the factor.
+
+    Beyond it the stretched pairs reach angles that the original context did not have. ``None`` where no length is
+    given. What ``max_position_embeddings`` says may be more or less.
+    """
+    original = config.original_max_position_embeddings or params.dynamic_length
+    factor = params.factor if params.factor != 1 else config.factor
+    return int(original * factor) if original and factor else config.max_position_embeddings
+
+
+def _effective_context(config: RopeFields, params: FrequencyParams) -> list[str]:
+    length, promised = effective_context(config, params), config.max_position_embeddings
+    if length is None:
+        return []
+    original = config.original_max_position_embeddings or params.dynamic_length
+    origin = f", {length // original} times the original {original}" if original and length % original == 0 else ""
+    differs = f"; max_position_embeddings says {promised}" if promised not in (None, length) else ""
+    return [f"effective context: {length} tokens{origin}{differs}"]
+
+
+def states(params: FrequencyParams) -> list[tuple[int | None, str]]:
+    """The lengths at which frequencies differ, with words for them; ``None`` is the initial state."""
     if params.switch_length:
         length = params.switch_length
         return [

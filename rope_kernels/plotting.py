@@ -1,21 +1,18 @@
-"""The demo's picture: what the rope types do to wavelengths, and how errors grow with the position."""
+"""Pictures of wavelengths, and of how errors grow with the position: the demo's, and that of one config."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from . import exact
 from .catalog import shipped
 from .config import RopeConfig
-from .demo import CONTRACT, Case, cases, relative_error
-from .functional import apply_rope
-from .peers import PeerError, transformers_rotation
+from .curves import Curves, Errors, errors_by_position, wavelengths
+from .demo import CONTRACT, cases
 
-__all__ = ["draw"]
+__all__ = ["draw", "draw_curves"]
 
 # Model, layer type and colour of the curve that shows a rope type.
 _CURVES = (
@@ -29,32 +26,66 @@ _CURVES = (
 )
 _OURS, _THEIRS, _LIMIT = "#1d6fb8", "#c8442f", "#4c566a"
 _LEGEND = "dot: one turn takes the whole context\nsquare: the pairs after it do not turn"
-_WINDOW = 64
 _ERROR_MODEL = "llama-3.1-8b"
-_LAST_POSITION_LOG2 = 24
+
+
+def draw_curves(found: Sequence[Curves], path: Path, title: str) -> None:
+    """Write two panels per layer type to a PNG file: wavelengths by pair, and errors by position."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(14, 6.2 * len(found)), layout="constrained")
+    rows = figure.subplots(len(found), 2, squeeze=False)
+    for (left, right), part in zip(rows, found, strict=True):
+        label = f"{title} {part.layer_type}" if len(found) > 1 else title
+        _draw_pairs(left, part, label)
+        _draw_errors(right, part.errors, part.context, label)
+        _style(left, right)
+    figure.savefig(path, dpi=110)
 
 
 def draw(path: Path) -> None:
-    """Write the two panels to a PNG file."""
+    """Write the demo's two panels to a PNG file."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(14, 6.2), layout="constrained")
     left, right = figure.subplots(1, 2)
     _draw_wavelengths(left)
-    _draw_errors(right)
-    for axes in (left, right):
+    source = shipped(_ERROR_MODEL)
+    config = RopeConfig.from_hf(source)
+    _draw_errors(
+        right, errors_by_position(config, source, "full_attention"), config.max_position_embeddings, _ERROR_MODEL
+    )
+    _style(left, right)
+    figure.savefig(path, dpi=150)
+
+
+def _style(*panels: Any) -> None:
+    for axes in panels:
         axes.grid(True, which="major", color="#e3e6ea", linewidth=0.8)
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
         axes.title.set(fontsize=12.5, fontweight="bold")
-    figure.savefig(path, dpi=150)
+
+
+def _draw_pairs(axes: Any, part: Curves, label: str) -> None:
+    if part.unscaled:
+        axes.plot(part.unscaled, color=_LIMIT, linewidth=1, linestyle="--", label="rope_theta alone")
+    still = f"; {part.still} pairs do not turn" if part.still else ""
+    for (title, waves), colour in zip(part.wavelengths.items(), (_OURS, _THEIRS), strict=False):
+        axes.plot(waves, color=colour, linewidth=2, label=f"{part.rope_type}, {title}{still}")
+    for length, name in ((part.original, "original context"), (part.context, "context")):
+        if length is not None:
+            axes.axhline(length, color=_LIMIT, linewidth=1, linestyle=":")
+            axes.text(0, length * 1.08, f"{name} {length:,}", fontsize=8.5, color=_LIMIT)
+    axes.set(yscale="log", xlabel="pair", ylabel="wavelength in tokens", title=f"Wavelengths, {label}")
+    axes.legend(frameon=False, loc="lower right")
 
 
 def _draw_wavelengths(axes: Any) -> None:
     contexts = set()
     for model, layer_type, colour in _CURVES:
         case = next(case for case in cases([model]) if case.layer_type == layer_type)
-        waves = _wavelengths(case)
+        waves = wavelengths(case.config.inv_freq(case.context).tolist())
         share = [2 * i / case.config.head_dim for i in range(len(waves))]
         axes.plot(share, waves, color=colour, linewidth=2, label=f"{case.config.rope_type}: {model}")
         if len(waves) < case.config.rotary_dim // 2:
@@ -85,47 +116,22 @@ def _crossing(xs: list[float], waves: list[float], context: int) -> float | None
     return None
 
 
-def _wavelengths(case: Case) -> list[float]:
-    """Tokens per turn of every pair that turns."""
-    return [2 * math.pi / f for f in case.config.inv_freq(case.context).tolist() if f]
-
-
-def _draw_errors(axes: Any) -> None:
-    config = RopeConfig.from_hf(shipped(_ERROR_MODEL))
-    ends, ours, theirs = _errors(config)
-    if theirs:
-        axes.plot(ends, theirs, color=_THEIRS, linewidth=2, label="transformers: fp32 table, fp32 rotation")
-    axes.plot(ends, ours, color=_OURS, linewidth=2, label="rope_kernels: phases in turns")
+def _draw_errors(axes: Any, errors: Errors, context: int | None, label: str) -> None:
+    if errors.transformers:
+        axes.plot(
+            errors.positions, errors.transformers, color=_THEIRS, linewidth=2,
+            label="transformers: fp32 table, fp32 rotation",
+        )  # fmt: skip
+    axes.plot(errors.positions, errors.ours, color=_OURS, linewidth=2, label="rope_kernels: phases in turns")
     axes.axhline(2**-8, color=_LIMIT, linewidth=1, linestyle="--", label="rounding to bf16, $2^{-8}$")
     axes.axhline(CONTRACT, color=_OURS, linewidth=1, linestyle="--", label=f"contract, {CONTRACT:.0e}")
-    if config.max_position_embeddings:
-        axes.axvline(
-            config.max_position_embeddings, color=_LIMIT, linewidth=1, linestyle=":", label="end of the context"
-        )
+    if context:
+        axes.axvline(context, color=_LIMIT, linewidth=1, linestyle=":", label="end of the context")
     axes.set(
         yscale="log",
-        xlabel="position",
+        xlabel="position" if errors.note is None else f"position   (no curve of transformers: {errors.note:.60})",
         ylabel="max |y − exact| / max |x| of fp32 inputs",
-        title=f"Error against position, {_ERROR_MODEL}",
+        title=f"Error against position, {label}",
     )
     axes.set_xscale("log", base=2)
     axes.legend(frameon=False, loc="upper left")
-
-
-def _errors(config: RopeConfig) -> tuple[list[int], list[float], list[float]]:
-    """Positions, our errors over the tokens up to each of them, and transformers' (empty without transformers)."""
-    try:
-        peer = transformers_rotation(shipped(_ERROR_MODEL), "full_attention")
-    except PeerError:
-        peer = None
-    ends = sorted({round(2 ** (quarter / 4)) for quarter in range(4 * _LAST_POSITION_LOG2 + 1)})
-    ours, theirs = [], []
-    for end in ends:
-        positions = torch.arange(max(end - _WINDOW, 0) + 1, end + 1)[None]
-        generator = torch.Generator().manual_seed(end)
-        q = torch.randn((1, positions.shape[1], 4, config.head_dim), generator=generator)
-        want = exact.rotate(q, positions, config)
-        ours.append(relative_error(apply_rope(q, None, positions, config)[0], want, q))
-        if peer is not None:
-            theirs.append(relative_error(peer(q, q, positions)[0], want, q))
-    return ends, ours, theirs

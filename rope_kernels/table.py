@@ -56,8 +56,9 @@ def _layout(q: Tensor, cos: Tensor, unsqueeze_dim: int) -> str:
     layouts = {(4, 1): "bhsd", (4, 2): "bshd", (3, 1): "thd"}
     if cos.dim() not in (2, 3) or (q.dim(), dim) not in layouts or (q.dim() == 3 and cos.dim() == 3):
         raise RopeShapeError(
-            f"unsqueeze_dim: got {unsqueeze_dim} with cos {tuple(cos.shape)} and q {tuple(q.shape)}; allowed are "
-            "1 and 2 with a 4-dimensional q, 1 with a 3-dimensional q and a (tokens, rotary_dim) table"
+            f"unsqueeze_dim: got {unsqueeze_dim} with cos {tuple(cos.shape)} and q {tuple(q.shape)}; allowed with a "
+            "4-dimensional q are 1 and 2, or 0 and 1 if cos is (seq, rotary_dim); with a 3-dimensional q 1 and a "
+            "(tokens, rotary_dim) table"
         )
     return layouts[q.dim(), dim]
 

@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 import rope_kernels
-from rope_kernels import backends, catalog, demo, environment
+from rope_kernels import backends, catalog, check, curves, demo, environment
 from rope_kernels.cli import app
 
 LLAMA = {"model_type": "llama", "head_dim": 64, "max_position_embeddings": 2048, "rope_theta": 1e4}
@@ -61,7 +61,7 @@ def test_version(run):
     assert run("--version").stdout.strip() == rope_kernels.__version__
 
 
-@pytest.mark.parametrize("command", [(), ("info",), ("explain",), ("demo",)])
+@pytest.mark.parametrize("command", [(), ("info",), ("explain",), ("demo",), ("coverage",)])
 def test_help_documents_the_exit_codes(run, command):
     assert "Exit codes" in run(*command, "--help").stdout
 
@@ -80,7 +80,10 @@ def test_explain_every_layer_type_or_one(run):
     one = json.loads(run("explain", "gemma-4-text", "--layer-type", "full_attention", "--json").stdout)
     assert list(one) == ["full_attention"]
     full = one["full_attention"]
-    assert full.keys() == {"config", "rotary_dim", "attention_scaling", "inv_freq", "provenance"}
+    assert full.keys() == {
+        "config", "effective_context", "rotary_dim", "attention_scaling", "inv_freq", "provenance",
+    }  # fmt: skip
+    assert full["effective_context"] == 131072
     assert rope_kernels.RopeConfig.from_hf(full["config"]).inv_freq().tolist() == full["inv_freq"]
 
 
@@ -152,7 +155,7 @@ def test_demo_says_what_this_machine_lacks(run, monkeypatch, tmp_path):
 
 def test_demo_plots(run, monkeypatch, tmp_path):
     pytest.importorskip("matplotlib")
-    monkeypatch.setattr("rope_kernels.plotting._LAST_POSITION_LOG2", 4)
+    monkeypatch.setattr("rope_kernels.curves._LAST_POSITION_LOG2", 4)
     path = tmp_path / "picture.png"
     result = run("demo", "--only", "gpt-neox-20b", "--json", "--plot", path)
     assert path.read_bytes().startswith(b"\x89PNG")
@@ -167,6 +170,47 @@ def test_demo_exits_with_3_outside_the_contract(run, monkeypatch):
     result = run("demo", "--only", "gpt-neox-20b", "--json", code=3)
     assert "outside the accuracy contract" in result.stderr
     assert json.loads(result.stdout)["results"]
+
+
+def test_plot_writes_a_picture_or_its_numbers(run, monkeypatch, tmp_path):
+    pytest.importorskip("matplotlib")
+    monkeypatch.setattr("rope_kernels.curves._LAST_POSITION_LOG2", 4)
+    monkeypatch.chdir(tmp_path)
+    assert "wrote rope.png" in run("plot", "gemma-4-text").stderr
+    assert (tmp_path / "rope.png").read_bytes().startswith(b"\x89PNG")
+    [part] = json.loads(run("plot", "gemma-4-text", "--layer-type", "full_attention", "--json").stdout)
+    assert part.keys() == set(curves.Curves.__dataclass_fields__)
+    assert run("plot", "llama-2-7b", "--json", "--output", "other.png").stdout.startswith("[")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["other.png", "rope.png"]
+
+
+def test_plot_refuses_what_it_cannot_draw(run, monkeypatch, tmp_path):
+    assert "--output" in run("plot", "llama-2-7b", "--output", tmp_path / "x.svg", code=2).stderr
+    assert "there is no folder" in run("plot", "llama-2-7b", "--output", tmp_path / "no" / "x.png", code=1).stderr
+    assert "no shipped config" in run("plot", "llama-9", "--json", code=2).stderr
+    monkeypatch.setattr(environment, "version_of", lambda package: None)
+    assert "pip install matplotlib" in run("plot", "llama-2-7b", code=1).stderr
+
+
+def test_check_prints_a_row_per_backend_and_dtype(run, monkeypatch):
+    some = check.calls()[::100]
+    monkeypatch.setattr(check, "calls", lambda: some)
+    text = run("check").stdout
+    for name, why in backends.available_backends().items():
+        assert (f"not run: {name}" in text) == (why is not None)
+    result = json.loads(run("check", "--json").stdout)
+    assert result.keys() == {"machine", "contract", "results"}
+    assert {row["backend"] for row in result["results"]} >= {"reference"}
+    assert all(row["worst_error"] <= result["contract"] and not row["violations"] for row in result["results"])
+
+
+def test_check_exits_with_3_outside_the_contract(run, monkeypatch):
+    some = check.calls()[:2]
+    monkeypatch.setattr(check, "calls", lambda: some)
+    monkeypatch.setattr(check, "CONTRACT", 0.0)
+    result = run("check", code=3)
+    assert "outside the accuracy contract" in result.stderr
+    assert "deepseek-coder-6.7b, half, float32" in result.stdout
 
 
 def test_the_module_runs_without_colour_or_traceback():

@@ -94,3 +94,21 @@ def test_every_shipped_config_is_explained(name: str) -> None:
         assert max(map(len, text.splitlines())) <= 140
         for field, origin in config.provenance.items():
             assert row(text, field)[-1] == origin
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("llama-2-7b", "4096 tokens"),
+        ("qwen2.5-7b-yarn", "131072 tokens, 4 times the original 32768"),
+        ("llama-3.1-8b", "65536 tokens, 8 times the original 8192; max_position_embeddings says 131072"),
+        ("internlm2-chat-7b", "65536 tokens, 2 times the original 32768; max_position_embeddings says 32768"),
+        ("phi-3.5-mini", "131072 tokens, 32 times the original 4096"),
+    ],
+)
+def test_effective_context(name: str, line: str) -> None:
+    assert f"effective context: {line}" in RopeConfig.from_hf(shipped(name)).explain().splitlines()
+
+
+def test_no_length_no_effective_context() -> None:
+    assert "effective context" not in RopeConfig(head_dim=64).explain()

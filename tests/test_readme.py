@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import pytest
+from documents import ROOT, blocks_of
 
 import rope_kernels
 from rope_kernels import catalog, demo
 
-ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+BLOCKS = blocks_of("README.md")
 
 
-@pytest.mark.parametrize("number", range(len(BLOCKS)))
-def test_block_runs(number):
-    exec(compile(BLOCKS[number], f"README.md, block {number}", "exec"), {"__name__": "readme"})
+@pytest.mark.parametrize("block", BLOCKS, ids=repr)
+def test_block_runs(block):
+    block.run()
 
 
 def test_there_are_blocks():

@@ -23,8 +23,8 @@ from .inputs import Inputs
 __all__ = [
     "FROM_ENVIRONMENT",
     "choose",
+    "cuda_archs",
     "force_isa",
-    "has_cuda",
     "isa",
     "isas",
     "load",
@@ -63,7 +63,7 @@ def load() -> None:
     except OSError as error:
         _missing = f"the extension cannot be loaded: {error}"
         return
-    for name in ("rope_kernels_isa", "rope_kernels_isas"):
+    for name in ("rope_kernels_isa", "rope_kernels_isas", "rope_kernels_cuda_archs"):
         getattr(library, name).restype = ctypes.c_char_p
     _library, _missing = library, None
     _Thread.is_default = FROM_ENVIRONMENT in (None, "native")
@@ -73,7 +73,7 @@ def unavailable(device: torch.device | None = None) -> str | None:
     """``None``, or why the extension cannot run on ``device``."""
     if _library is None or device is None or device.type == "cpu":
         return _missing
-    if device.type != "cuda" or not _library.rope_kernels_has_cuda():
+    if device.type != "cuda" or not cuda_archs():
         return f"the extension was built without kernels for {device.type}"
     return None
 
@@ -86,9 +86,10 @@ def choose(backend: str | None) -> None:
     _library.rope_kernels_forward(int(not thread.is_default))
 
 
-def has_cuda() -> bool:
-    """Whether the library was built with kernels for CUDA."""
-    return _library is not None and bool(_library.rope_kernels_has_cuda())
+def cuda_archs() -> list[str]:
+    """Architectures that the library has CUDA kernels for, 90 for sm_90; empty if it was built without."""
+    names = b"" if _library is None else _library.rope_kernels_cuda_archs()
+    return [name for name in names.decode().split(",") if name]
 
 
 def isas() -> list[str]:
