@@ -140,6 +140,9 @@ def _cases() -> list[Case]:
     out.append(Case("packed", llama3, layout="thd", positions="none", lengths=(1, 4, 2), tokens=7))
     out.append(Case("packed-offset", default, layout="thd", positions="none", lengths=(2, 3), offset=(50, 9), tokens=6))
     out.append(Case("packed-scaled-tail", CONFIGS["table"], layout="thd", positions="none", lengths=(2,), tokens=4))
+    out.append(Case("packed-partial-tail", CONFIGS["partial"], layout="thd", positions="none", lengths=(2,), tokens=4))
+    out.append(Case("inverse-counted", default, positions="none", offset=1000, inverse=True))
+    out.append(Case("inverse-packed", llama3, layout="thd", positions="none", lengths=(2, 3), tokens=6, inverse=True))
     out.append(Case("unscaled", CONFIGS["table"], unscaled=True))
     for shape in ((1, 1), (1, 5), (8, 1), (1, 70), (3, 33)):
         out.append(Case(f"shape{shape[0]}x{shape[1]}", default, batch=shape[0], tokens=shape[1]))

@@ -1,0 +1,65 @@
+// A call of the CUDA launcher as a row of integers: what Python hands over, and a file holds.
+#pragma once
+
+#include <cstdint>
+
+#include "rotate_cuda.h"
+
+namespace standin {
+
+using Int = std::int64_t;
+
+/// The fields of rope::Job, addresses and flags as integers. calls.py lists them in this order.
+struct Call {
+  Int num_rows, dtype, batch, tokens, inverse, unscaled, in_place;
+  struct {
+    Int in, out, heads, from[3], to[3];
+  } rows[2];
+  struct {
+    Int data, kind, axis, batch, token;
+  } positions;
+  struct {
+    Int data, count, stride;
+  } offset, seq_len, from_seq_len;
+  struct {
+    Int bounds, wide, sequences, stride;
+  } packed;
+};
+constexpr Int kFields = sizeof(Call) / sizeof(Int);
+
+template <class T>
+T* pointer(Int address) {
+  return reinterpret_cast<T*>(static_cast<std::intptr_t>(address));
+}
+
+/// The job of a call, for `plan`.
+inline rope::Job job_of(const Call& call, const rope::Plan& plan) {
+  const auto strides = [](const Int(&s)[3]) { return rope::Strides{s[0], s[1], s[2]}; };
+  const auto per_group = [](const auto& g) {
+    return rope::PerGroup{pointer<const std::int64_t>(g.data), g.count, g.stride};
+  };
+  rope::Job job;
+  job.plan = &plan;
+  job.num_rows = static_cast<std::int32_t>(call.num_rows);
+  job.dtype = static_cast<rope::DType>(call.dtype);
+  job.batch = call.batch;
+  job.tokens = call.tokens;
+  job.inverse = call.inverse != 0;
+  job.unscaled = call.unscaled != 0;
+  job.in_place = call.in_place != 0;
+  for (int i = 0; i < 2; ++i) {
+    const auto& rows = call.rows[i];
+    job.rows[i] = {pointer<const void>(rows.in), pointer<void>(rows.out), rows.heads, strides(rows.from),
+                   strides(rows.to)};
+  }
+  const auto& p = call.positions;
+  job.positions = {pointer<const void>(p.data), static_cast<rope::Number>(p.kind), p.axis, p.batch, p.token};
+  job.offset = per_group(call.offset);
+  job.seq_len = per_group(call.seq_len);
+  job.from_seq_len = per_group(call.from_seq_len);
+  job.packed = {pointer<const void>(call.packed.bounds), call.packed.wide != 0, call.packed.sequences,
+                call.packed.stride};
+  return job;
+}
+
+}  // namespace standin

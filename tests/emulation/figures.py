@@ -1,0 +1,267 @@
+"""Static figures of a launch: facts of its machine code, and how often that would run, from an emulated part of it.
+
+Nothing here is a measurement: no GPU is asked, and nothing is timed.
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from triton.backends.nvidia.compiler import get_ptxas
+
+import rope_kernels
+from rope_kernels import RopeConfig
+from rope_kernels.backends import triton_kernels, triton_launch
+from rope_kernels.backends.inputs import Inputs
+from rope_kernels.spec import parse_spec
+
+from . import aot, sass
+from .blocks import pieces
+from .cuda import build
+from .cuda.calls import cuda_call
+from .cuda.emulated import SUCCESS, launcher
+from .ptx import Counts, Memory, Program, run
+
+__all__ = [
+    "Figures",
+    "Shape",
+    "cuda_figures",
+    "library_kernels",
+    "triton_code",
+    "triton_figures",
+    "triton_launches_figures",
+]
+
+LIBRARY = Path(rope_kernels.__file__).parent / "_native.so"
+LLAMA = dict(
+    rope_type="llama3", rope_theta=5e5, factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
+    original_max_position_embeddings=8192, max_position_embeddings=131072,
+)  # fmt: skip
+PHASES = {"prefill": (1, 8192), "decode": (4, 1)}
+"""(batch, tokens)"""
+_EMULATED_TOKENS = 256
+"""At most; the others would do the same."""
+_EMULATED_PROGRAMS = 4
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A call of Llama-8B's heads."""
+
+    dtype: torch.dtype = torch.bfloat16
+    head_dim: int = 128
+    phase: str = "prefill"
+    pairing: str = "half"
+    q_heads: int = 32
+    k_heads: int = 8
+
+    def __str__(self) -> str:
+        return f"{self.phase}-d{self.head_dim}-{self.pairing}-{str(self.dtype).removeprefix('torch.')}"
+
+    @property
+    def elements(self) -> int:
+        """Of q and k."""
+        batch, tokens = PHASES[self.phase]
+        return batch * tokens * (self.q_heads + self.k_heads) * self.head_dim
+
+    def tensors(self) -> tuple[Tensor, Tensor]:
+        """q and k, whose values do not matter."""
+        batch, tokens = PHASES[self.phase]
+        q, k = (torch.empty(batch, tokens, h, self.head_dim, dtype=self.dtype) for h in (self.q_heads, self.k_heads))
+        return q, k
+
+    def call(self) -> tuple[Inputs, str]:
+        """What the operator hands on, and the config's spec. One row of positions for all of a prefill."""
+        batch, tokens = PHASES[self.phase]
+        positions = torch.arange(tokens) + torch.arange(batch)[:, None] * 1000
+        config = RopeConfig(head_dim=self.head_dim, pairing=self.pairing, **LLAMA)
+        return Inputs(positions[None]), config.spec()
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What a call comes to on a target.
+
+    Attributes:
+        launches: kernels that a call launches.
+        facts: of the kernel's machine code.
+        dram_bytes_per_element: bytes of all tensors that a call reads or writes, each counted once.
+        instructions_per_element: executed thread instructions without NOPs; ``None`` where only the code is known.
+        nops_per_element: ptxas pads fp64 instructions with them for sm_120.
+        doubles_per_element: fp64 instructions, which are included above, and which not every GPU runs fast.
+        loads, stores: bytes accessed per element, by width of the access.
+    """
+
+    kernel: str
+    target: str
+    shape: Shape
+    launches: int
+    facts: sass.Facts
+    dram_bytes_per_element: float
+    instructions_per_element: float | None = None
+    nops_per_element: float | None = None
+    doubles_per_element: float | None = None
+    loads: dict[int, float] | None = None
+    stores: dict[int, float] | None = None
+
+
+@dataclass(frozen=True)
+class _Part:
+    """An emulated part of a launch: its code, what ran of it, and how many elements that was for."""
+
+    counts: Counts
+    executed: dict[str, float]
+    elements: float
+
+
+def _visible(tensors: dict[str, Tensor]) -> Memory:
+    """The first rows of each tensor."""
+    memory = Memory()
+    for name, x in tensors.items():
+        rows = x if x.dim() < 3 or x.shape[0] > 1 else x[:, :_EMULATED_TOKENS]
+        data = torch.empty(0, dtype=torch.uint8)
+        size = x.element_size()
+        data.set_(x.untyped_storage(), x.storage_offset() * size, (rows.numel() * size,), (1,))
+        memory.add(name, x.data_ptr(), data.numpy())
+    return memory
+
+
+def _emulated(
+    program: Program, name: str, grid: Sequence[int], threads: int, arguments: Sequence[Any],
+    tensors: dict[str, Tensor], code: sass.Code, item: int,
+) -> _Part:  # fmt: skip
+    kernel, memory = program.kernels[name], _visible(tensors)
+    part = (min(grid[0], _EMULATED_PROGRAMS), *grid[1:])
+    values = [*arguments, *[0] * (len(kernel.parameters) - len(arguments))]  # Triton's scratch memory, not used
+
+    def launch(kernel: Any) -> Counts:
+        return run(kernel, part, (threads,), values, memory)
+
+    found = pieces(kernel, launch)
+    counts = launch(kernel)
+    elements = sum(width * number for width, number in counts.stores.items()) / item
+    return _Part(counts, sass.executed(code, found), elements)
+
+
+def _bytes_per_element(tensors: Sequence[dict[str, Tensor]], elements: int) -> float:
+    unique = {x.data_ptr(): x for each in tensors for x in each.values()}
+    return sum(x.numel() * x.element_size() for x in unique.values()) / elements
+
+
+def _figures(
+    kernel: str, target: str, shape: Shape, facts: sass.Facts, tensors: list[dict[str, Tensor]], parts: list[_Part]
+) -> Figures:
+    """Of launches whose parts have the same share of all elements."""
+    static = Figures(kernel, target, shape, len(tensors), facts, _bytes_per_element(tensors, shape.elements))
+    if not parts:
+        return static
+    executed: Counter[str] = Counter()
+    accessed: dict[str, Counter[int]] = {"loads": Counter(), "stores": Counter()}
+    for part in parts:
+        executed.update(part.executed)
+        for which, total in accessed.items():
+            total.update({width: width * number for width, number in getattr(part.counts, which).items()})
+    elements = sum(part.elements for part in parts)
+    nops = executed.pop("NOP", 0)
+    doubles = sum(count for opcode, count in executed.items() if opcode in sass.DOUBLES)
+    return replace(
+        static,
+        instructions_per_element=sum(executed.values()) / elements,
+        nops_per_element=nops / elements,
+        doubles_per_element=doubles / elements,
+        **{which: {w: n / elements for w, n in sorted(total.items())} for which, total in accessed.items()},
+    )
+
+
+def triton_code(launch: aot.Launch, target: str) -> tuple[sass.Facts, sass.Code | None]:
+    """Facts of a compiled Triton kernel, and its code where that is NVIDIA's."""
+    assembly, shared = launch.compiled.asm, launch.compiled.metadata.shared  # which Triton asks for at the launch
+    if "amdgcn" in assembly:
+        return replace(sass.amd_facts(assembly["amdgcn"]), shared_bytes=shared), None
+    with tempfile.TemporaryDirectory() as folder:
+        binary = Path(folder) / "kernel.cubin"
+        binary.write_bytes(assembly["cubin"])
+        ((facts, code),) = sass.nvidia_kernels(binary, int(target.removeprefix("sm_"))).values()
+    return replace(facts, shared_bytes=shared), code
+
+
+def _triton_part(launch: aot.Launch, target: str, shipped: sass.Code, item: int) -> _Part:
+    name, ptx = launch.compiled.metadata.name, launch.compiled.asm["ptx"]
+    program = Program.parse(ptx)
+    ptxas = get_ptxas(int(target.removeprefix("sm_"))).path
+    code = sass.assembled(ptx, name, program.target, ptxas, ["--regAllocOptLevel=2"])
+    assert sass.same_code(code, shipped)
+    threads = 32 * launch.compiled.metadata.num_warps
+    return _emulated(program, name, launch.grid, threads, launch.scalars, launch.tensors, code, item)
+
+
+def triton_launches_figures(kernel: str, target: str, shape: Shape, launches: list[aot.Launch]) -> Figures:
+    """Of launches that were compiled for ``target``; all of one kernel."""
+    tensors = [launch.tensors for launch in launches]
+    facts, code = triton_code(launches[0], target)
+    parts = [] if code is None else [_triton_part(each, target, code, shape.dtype.itemsize) for each in launches]
+    return _figures(kernel, target, shape, facts, tensors, parts)
+
+
+@cache
+def triton_figures(shape: Shape, target: str) -> Figures:
+    """Of the Triton kernel, out of place; for AMD's targets ("gfx942") facts only."""
+    q, k = shape.tensors()
+    inputs, spec = shape.call()
+    with aot.compiling(target, triton_kernels, "rotate_kernel") as launches:
+        triton_launch.rotate(q, k, torch.empty_like(q), torch.empty_like(k), inputs, parse_spec(spec))
+    return triton_launches_figures("triton", target, shape, launches)
+
+
+def _plain(name: str) -> str:
+    """A mangled name without what nvcc makes of the file's path."""
+    return re.sub(r"_GLOBAL__N__[0-9a-f]{8}_(\d+_rotate_cuda_cu)_[0-9a-f]{8}", r"\1", name)
+
+
+@cache
+def library_kernels(target: str) -> dict[str, tuple[sass.Facts, sass.Code]]:
+    """Every CUDA kernel in the installed native extension."""
+    kernels = sass.nvidia_kernels(LIBRARY, int(target.removeprefix("sm_")))
+    return {_plain(name): each for name, each in kernels.items()}
+
+
+@cache
+def cuda_figures(shape: Shape, target: str) -> Figures:
+    """Of the CUDA kernel in the installed native extension, out of place.
+
+    Raises:
+        RuntimeError: the PTX that is emulated does not give the very code in the extension.
+    """
+    arch = int(target.removeprefix("sm_"))
+    front_end = max(t for t in build.TARGETS if t <= arch)
+    q, k = shape.tensors()
+    q_out, k_out = torch.empty_like(q), torch.empty_like(k)
+    call = cuda_call([(q, q_out), (k, k_out)], *shape.call(), "bshd")
+    cuda = launcher()
+    cuda.stand_in = lambda launch: SUCCESS
+    try:
+        error = cuda.launch(call, front_end)
+    finally:
+        cuda.stand_in = None
+    assert error is None, error
+    parts = []
+    for launch in cuda.launches:
+        code = sass.assembled(build.ptx(front_end), launch.kernel, target, build.ptxas())
+        if not sass.same_code(code, library_kernels(target)[_plain(launch.kernel)][1]):
+            raise RuntimeError(f"{LIBRARY} was built from other sources, or by another nvcc: build it anew")
+        program, threads = cuda.programs[front_end], launch.block[0]
+        item = shape.dtype.itemsize
+        parts.append(
+            _emulated(program, launch.kernel, launch.grid, threads, launch.arguments, call.tensors, code, item)
+        )
+    facts, _ = library_kernels(target)[_plain(cuda.launches[0].kernel)]
+    return _figures("cuda", target, shape, facts, [call.tensors] * len(cuda.launches), parts)

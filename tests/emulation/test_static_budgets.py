@@ -1,0 +1,118 @@
+"""What the kernels' machine code must hold to, target by target. No GPU runs here and nothing is timed.
+
+Instructions are those of the code that ships, executed as often as an emulated part of the launch comes by them; NOPs,
+with which ptxas pads fp64 instructions for sm_120, are left out. The few exact bounds are the project's budgets.
+"""
+
+from itertools import product
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from emulation.cuda import build
+from emulation.figures import Shape, cuda_figures, library_kernels, triton_figures
+from rope_kernels.backends import native
+
+NVIDIA = ("sm_80", "sm_90", "sm_100", "sm_120")
+AMD = ("gfx942", "gfx1100")
+BUDGETS = {128: {"prefill": 5, "decode": 10}, None: {"prefill": 5, "decode": 13}}
+"""Executed thread instructions per element in 16 bits, halves of a head of 128 channels and other heads."""
+REGISTERS = 64
+GENERAL_REGISTERS = 80
+"""Of the CUDA kernels for several axes, changing lengths, fractional positions, and unequal pairings."""
+
+with_nvcc = pytest.mark.skipif(build.nvcc() is None, reason="there is no nvcc, which makes PTX of the CUDA kernels")
+with_cuda = pytest.mark.skipif(not native.cuda_archs(), reason="the native extension was built without its CUDA kernels")
+KERNELS = [
+    pytest.param(triton_figures, id="triton"),
+    pytest.param(cuda_figures, marks=[with_nvcc, with_cuda], id="cuda"),
+]
+PHASES = ("prefill", "decode")
+MAIN = [Shape(phase=phase) for phase in PHASES]
+OTHERS = [
+    Shape(phase=phase, head_dim=head_dim, pairing=pairing)
+    for head_dim, pairing, phase in product((64, 96, 128, 256), ("half", "interleaved"), PHASES)
+    if (head_dim, pairing) != (128, "half")
+]
+DTYPES = [
+    Shape(dtype, 128, phase, pairing)
+    for dtype, phase, pairing in product((torch.float16, torch.float32), PHASES, ("half", "interleaved"))
+]
+
+
+def check_code(figures):
+    """No memory but the tensors', and every element of them is loaded once and stored once, 16 bytes at a time."""
+    facts, item = figures.facts, figures.shape.dtype.itemsize
+    assert figures.launches == 1
+    assert (facts.stack_bytes, facts.shared_bytes, facts.local_instructions) == (0, 0, 0)
+    assert facts.slow_instructions == ()
+    assert facts.registers <= REGISTERS
+    assert figures.stores == {16: pytest.approx(item)}
+    assert figures.loads[16] == pytest.approx(item)
+    assert sum(figures.loads.values()) < item + 1  # positions
+    assert figures.dram_bytes_per_element < 2 * item + 0.01
+
+
+def check_instructions(figures):
+    shape = figures.shape
+    budget = BUDGETS[128 if (shape.head_dim, shape.pairing) == (128, "half") else None][shape.phase]
+    assert figures.instructions_per_element <= budget
+
+
+@pytest.mark.parametrize("target", NVIDIA)
+@pytest.mark.parametrize("shape", MAIN, ids=str)
+@pytest.mark.parametrize("figures_of", KERNELS)
+def test_heads_of_128_channels(figures_of, shape, target):
+    figures = figures_of(shape, target)
+    check_instructions(figures)
+    check_code(figures)
+
+
+@pytest.mark.parametrize(("shape", "target"), [(s, NVIDIA[i // 2 % 4]) for i, s in enumerate(OTHERS)], ids=str)
+@pytest.mark.parametrize("figures_of", KERNELS)
+def test_other_heads(figures_of, shape, target):
+    test_heads_of_128_channels(figures_of, shape, target)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("target", NVIDIA)
+@pytest.mark.parametrize("shape", OTHERS, ids=str)
+@pytest.mark.parametrize("figures_of", KERNELS)
+def test_other_heads_everywhere(figures_of, shape, target):
+    test_heads_of_128_channels(figures_of, shape, target)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("target", NVIDIA)
+@pytest.mark.parametrize("shape", DTYPES, ids=str)
+@pytest.mark.parametrize("figures_of", KERNELS)
+def test_other_dtypes(figures_of, shape, target):
+    check_code(figures_of(shape, target))
+
+
+@with_cuda
+@pytest.mark.parametrize("target", NVIDIA)
+def test_every_cuda_kernel_of_the_extension(target):
+    kernels = library_kernels(target)
+    assert len(kernels) > 50
+    for name, (facts, _) in kernels.items():
+        usual = "ELb0ENS" in name and ("ELb0ELb0E" in name or "ELb1ELb1E" in name)
+        assert facts.registers <= (REGISTERS if usual else GENERAL_REGISTERS), name
+        assert (facts.stack_bytes, facts.shared_bytes, facts.local_instructions) == (0, 0, 0), name
+        assert facts.slow_instructions == (), name
+
+
+@pytest.mark.parametrize("target", AMD)
+@pytest.mark.parametrize("shape", MAIN, ids=str)
+def test_amd(shape, target):
+    """Loads are wide; stores are as wide as LLVM makes them there, which is not held to anything."""
+    figures = triton_figures(shape, target)
+    facts = figures.facts
+    assert figures.launches == 1
+    assert (facts.stack_bytes, facts.shared_bytes, facts.local_instructions) == (0, 0, 0)
+    assert facts.slow_instructions == ()
+    assert facts.registers <= 128
+    assert facts.load_widths[16] >= 4
+    assert set(facts.load_widths) <= {8, 16}

@@ -1,0 +1,1 @@
+"""Kernels that are wrong on purpose, and whether the tests notice: ``python tests/mutants/run.py``."""

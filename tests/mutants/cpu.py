@@ -1,0 +1,68 @@
+"""Mutants of the CPU kernels."""
+
+from .mutant import in_file
+
+__all__ = ["MUTANTS"]
+
+_HEADS = in_file(
+    "cpu",
+    "csrc/cpu_heads.h",
+    (
+        "const F<W> p = a * load_as<F<W>>(cosine + i) - b * load_as<F<W>>(sine + i);",
+        "const F<W> p = a * load_as<F<W>>(cosine + i) + b * load_as<F<W>>(sine + i);",
+        "sign of the sine",
+    ),
+    ("D::narrow(a * cosine[i] - b * sine[i])", "D::narrow(a * cosine[i] + b * sine[i])",
+     "sign of the sine, pairs that fill no vector"),
+    ("BFloat16::narrow(b * c + a * s)", "BFloat16::narrow(b * c - a * s)",
+     "sign of the sine, words that fill no vector"),
+    ("const bool aside = READ != WRITE && job.in_place;", "const bool aside = false;",
+     "pairs written in place over those still to be read"),
+    ("const int at = 2 * block * r.distance,", "const int at = block * r.distance,", "distance between blocks"),
+    ("(1U << count) - 1U", "(1U << (count - 1)) - 1U", "last word of a masked vector"),
+    ("store_as<STREAM>(y + 2 * WORDS + 2 * j * L, b);", "store_as<STREAM>(y + WORDS + 2 * j * L, b);",
+     "where second halves are stored"),
+    ("const std::int64_t width = span.last - span.first;", "const std::int64_t width = span.last - span.first - 1;",
+     "last channel of those that do not turn is not copied"),
+    ("load_as<F<W>>(cosine2 + i) + a *", "load_as<F<W>>(cosine + i) + a *", "a table's cosines of second members"),
+)  # fmt: skip
+
+_ANGLES = in_file(
+    "cpu",
+    "csrc/cpu_angles.h",
+    ("if (job.packed.bound(middle) <= at.token)", "if (job.packed.bound(middle) < at.token)",
+     "first token of a sequence belongs to the one before"),
+    ("if (at.group == work.group) return;", "if (work.group >= 0) return;",
+     "all sequences have the length of the first"),
+    ("+ p0 * high[i] + p1 * low[i];", "+ p0 * high[i];", "upper half of the position, and so negative ones"),
+    (" - (work.from != nullptr ? phase(*work.from) : 0U);", " + (work.from != nullptr ? phase(*work.from) : 0U);",
+     "difference of the phases at two lengths"),
+    ("s_scale = job.inverse ? -work.scaling : work.scaling;", "s_scale = work.scaling;", "inverse is forward"),
+    ("if (!std::isfinite(real)) {", "if (std::isnan(real)) {", "infinite positions have an angle"),
+    ("row * p.axis + at.batch * p.batch", "row * p.token + at.batch * p.batch", "stride of the axes"),
+    ("turns.second_sine[i] = job.inverse ? -s1 : s2;", "turns.second_sine[i] = job.inverse ? -s2 : s2;",
+     "adjoint by a table whose halves differ"),
+    ("work.scaling = job.unscaled ? 1.0F :", "work.scaling = job.inverse ? 1.0F :", "scaling left out of the inverse"),
+)  # fmt: skip
+
+_VECTORS = in_file(
+    "cpu",
+    "csrc/cpu_vectors.h",
+    ("return bits + 0x7fffU + ((bits >> 16) & 1U);", "return bits;", "bf16 truncated"),
+    ("* 5.192296858534828e+33F", "* 2.596148429267414e+33F", "fp16 halved where there is no instruction"),
+    ("(magnitude >= 0x38800000U) ? normal : denormal", "(magnitude >= 0x38800000U) ? normal : normal",
+     "denormal fp16 results"),
+    ("first = __builtin_shufflevector(a, b, 0, 2, 4, 6);", "first = __builtin_shufflevector(a, b, 0, 1, 4, 5);",
+     "first members of neighbouring fp32 pairs"),
+    ("kDenormal)) == 0, 1))", "kDenormal)) >= 0, 1))", "denormals flushed by AVX-512's rounding to bf16"),
+)  # fmt: skip
+
+_KERNEL = in_file(
+    "cpu",
+    "csrc/rotate_cpu_kernel.h",
+    ("integer && r.axis.empty() && r.phase", "integer && r.phase", "several axes taken for one"),
+    ("at.group == job.packed.sequences;", "at.group > job.packed.sequences;", "tokens past all sequences turn"),
+    ("if (!job.in_place) copy_untouched(", "if (job.in_place) copy_untouched(", "what does not turn is not copied"),
+)
+
+MUTANTS = [*_HEADS, *_ANGLES, *_VECTORS, *_KERNEL]

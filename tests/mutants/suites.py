@@ -1,0 +1,48 @@
+"""What is built and which tests run for the mutants of an area, in stages: the first that fails ends it."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+
+__all__ = ["SUITES", "Stage"]
+
+Command = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Tests, and commands that must succeed before."""
+
+    tests: tuple[str, ...]
+    builds: tuple[Command, ...] = ()
+
+
+def _cuda_build(what: str) -> Command:
+    return sys.executable, "-c", f"from emulation.cuda import build; build.{what}()"
+
+
+_BACKENDS = "tests/backends"
+_CMAKE = (
+    "cmake", "-S", ".", "-B", "build/cmake", "-G", "Ninja", "--log-level=WARNING", "-DROPE_KERNELS_TESTS=OFF",
+    "-DROPE_KERNELS_CUDA=OFF", f"-DPython_EXECUTABLE={sys.executable}",
+)  # fmt: skip
+
+SUITES: dict[str, list[Stage]] = {
+    "triton": [
+        Stage((f"{_BACKENDS}/test_launch.py", f"{_BACKENDS}/test_triton_interpreter.py")),
+        Stage((f"{_BACKENDS}/test_triton_emulated.py",)),
+    ],
+    "cuda": [
+        Stage((f"{_BACKENDS}/test_cuda_host.py",), (_cuda_build("host"),)),
+        Stage((f"{_BACKENDS}/test_cuda_emulated.py",), (_cuda_build("emulated"),)),
+    ],
+    "cpu": [
+        Stage(
+            (f"{_BACKENDS}/test_native.py", "tests/test_functional.py"),
+            ((sys.executable, "setup.py", "-q", "build_ext", "--inplace"),),
+        ),
+        Stage(("tests/test_math_module.py",), (_CMAKE, ("ninja", "-C", "build/cmake", "rope_kernels_math"))),
+    ],
+}
+"""By area of mutants."""
