@@ -24,7 +24,7 @@ GENERAL_REGISTERS = 80
 """Of the CUDA kernels for several axes, changing lengths, fractional positions, and unequal pairings."""
 
 with_nvcc = pytest.mark.skipif(build.nvcc() is None, reason="there is no nvcc, which makes PTX of the CUDA kernels")
-with_cuda = pytest.mark.skipif(not native.cuda_archs(), reason="the native extension was built without its CUDA kernels")
+with_cuda = pytest.mark.skipif(not native.cuda_archs(), reason="the native extension has no CUDA kernels")
 KERNELS = [
     pytest.param(triton_figures, id="triton"),
     pytest.param(cuda_figures, marks=[with_nvcc, with_cuda], id="cuda"),
