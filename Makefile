@@ -6,10 +6,10 @@ READY := .venv/.ready
 CPP_SOURCES := $(shell find csrc tests/cpp -name "*.cpp" -o -name "*.h" -o -name "*.cu" -o -name "*.cuh")
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all cpp-test gpu-check mutants docs lint format clean
+.PHONY: help demo test test-all cpp-test bench bench-check gpu-check mutants docs lint format clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(READY) ## Set up .venv, then rotate every shipped model's q and k and print the accuracy table
 	$(BIN)/rope-kernels demo
@@ -24,6 +24,14 @@ cpp-test: $(READY) ## Build the C++ library without torch and its Python module,
 	@$(BIN)/cmake -S . -B build/cmake -G Ninja --log-level=WARNING -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python
 	$(BIN)/ninja -C build/cmake -j $$(nproc)
 	$(BIN)/ctest --test-dir build/cmake -j $$(nproc) --output-on-failure
+
+bench: $(READY) ## Measure against peers and memory floors, and write benchmarks/RESULTS.md
+	@mkdir -p build
+	$(BIN)/python -m pytest benchmarks -rs --benchmark-quiet --benchmark-json=build/benchmark.json
+	$(BIN)/python benchmarks/report.py
+
+bench-check: $(READY) ## Compare the last `make bench` with the committed baseline
+	$(BIN)/python benchmarks/regressions.py
 
 gpu-check: $(READY) ## On a machine with a CUDA GPU: every case on it, beside the emulator, in graphs; then its speed
 	$(BIN)/python tests/gpu/check.py $(GPU_CHECK_ARGS)

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -17,135 +16,109 @@ from rich.table import Table
 
 import peers
 import rope_kernels as rk
-from peers import CONFIG, HEAD_DIM, K_HEADS, Q_HEADS, Call
+from ours import FLOORS, FORMS, Call, floor, ours
 from rope_kernels.backends import native
-from timing import alternate
+from rows import Result, Row, measured, sorted_by
+from shapes import DECODE_1, DECODE_32, LLAMA_8B, Shape, inputs
+
+__all__ = ["budget_rows"]
+
+QUESTION = "budgets"
 
 
-@dataclass
-class Row:
-    """One budget: our call, the peer's, and how many times its speed is asked for; our instruction set, if forced."""
-
-    name: str
-    needed: float
-    ours: Call
-    peer: Call
-    threads: tuple[int, int] = (1, 1)
-    isa: str = ""
+def _size(shape: Shape) -> str:
+    return str(shape) if shape.tokens == 1 else f"{shape.tokens} tokens"
 
 
-def tensors(tokens: int, batch: int = 1, dtype: torch.dtype = torch.bfloat16) -> tuple[torch.Tensor, torch.Tensor]:
-    """q and k of Llama-8B."""
-    generator = torch.Generator().manual_seed(0)
-    q, k = (torch.randn(batch, tokens, h, HEAD_DIM, generator=generator).to(dtype) for h in (Q_HEADS, K_HEADS))
-    return q, k
+def _row(form: str, shape: Shape, against: str, needed: float, dtype: str = "bf16", isa: str = "") -> Row:
+    """Our call in one form against a peer, or the floor of that form."""
+
+    def build() -> tuple[Call, Call]:
+        x = inputs(LLAMA_8B, shape, dtype)
+        calls = {"transformers": peers.transformers, "vLLM": peers.vllm, "onnxruntime": peers.onnxruntime}
+        return ours(form, LLAMA_8B, x), calls[against](LLAMA_8B, x) if against in calls else floor(form, x)
+
+    words = [f"{form}, {_size(shape)}", f", {dtype}" if dtype != "bf16" else "", f", against {against}"]
+    facts = {} if isa else sorted_by(LLAMA_8B, shape, dtype, form, against)
+    return Row(QUESTION, "".join(words) + (f", {isa} forced" if isa else ""), build, needed, isa=isa, facts=facts)
 
 
-def floor_rows() -> Iterator[Row]:
+def _floor_rows() -> Iterator[Row]:
     """Against what memory allows."""
-    for tokens in (4096, 32768):
-        q, k = tensors(tokens)
-        positions = torch.arange(tokens)
-        words = [x.clone().view(torch.int32) for x in (q, k)]
-        yield Row(f"in place, {tokens}, against bitwise_not_", 0.95,
-                  lambda q=q, k=k, p=positions: rk.apply_rope_(q, k, p, CONFIG),
-                  lambda words=words: [w.bitwise_not_() for w in words])  # fmt: skip
-    q, k = tensors(32768)
-    out = torch.zeros_like(q), torch.zeros_like(k)
-    positions = torch.arange(32768)
-    yield Row("out=, 32768, against copy_", 1 / 0.8, lambda: rk.apply_rope(q, k, positions, CONFIG, out=out),
-              lambda: (out[0].copy_(q), out[1].copy_(k)))  # fmt: skip
-    small, positions4 = tensors(4096), torch.arange(4096)
-    yield Row("allocating, 4096, against clone", 1 / 1.1, lambda: rk.apply_rope(*small, positions4, CONFIG),
-              lambda: [x.clone() for x in small])  # fmt: skip
+    for form, shape, needed in (
+        ("in place", Shape(1, 4096), 0.95), ("in place", Shape(1, 32768), 0.95),
+        ("out=", Shape(1, 32768), 1 / 0.8), ("allocating", Shape(1, 4096), 1 / 1.1),
+    ):  # fmt: skip
+        yield _row(form, shape, FLOORS[form][0], needed)
 
 
-def transformers_rows() -> Iterator[Row]:
+def _transformers_rows() -> Iterator[Row]:
     """Against transformers eager, the public call, Python included."""
-    for tokens, batch, in_place, functional in ((4096, 1, 20, 6), (512, 1, 10, None), (1, 32, 12, None), (1, 1, 10, 7)):
-        q, k = tensors(tokens, batch)
-        positions = torch.arange(tokens) if tokens > 1 else torch.randint(0, 100000, (batch, 1))
-        peer = peers.transformers(q, k, positions)
-        shape = f"{tokens} tokens" if tokens > 1 else f"decode batch {batch}"
-        args = (q, k, positions, CONFIG)
-        yield Row(f"in place, {shape}, against transformers", in_place, lambda a=args: rk.apply_rope_(*a), peer)
-        if functional:
-            name = f"allocating, {shape}, against transformers"
-            yield Row(name, functional, lambda a=args: rk.apply_rope(*a), peer)
-    q, k = (x.requires_grad_() for x in tensors(1))
-    positions = torch.tensor([[1000]])
-    peer = peers.transformers(q, k, positions)
-    yield Row("with a gradient needed, decode batch 1, against transformers", 5,
-              lambda: rk.apply_rope(q, k, positions, CONFIG), peer)  # fmt: skip
+    for form, shape, needed in (
+        ("in place", Shape(1, 4096), 20), ("allocating", Shape(1, 4096), 6), ("in place", Shape(1, 32768), 20),
+        ("allocating", Shape(1, 32768), 6), ("in place", Shape(1, 512), 10), ("in place", DECODE_32, 12),
+        ("in place", DECODE_1, 10), ("allocating", DECODE_1, 7),
+    ):  # fmt: skip
+        yield _row(form, shape, "transformers", needed)
+
+    def build() -> tuple[Call, Call]:
+        q, k, positions = inputs(LLAMA_8B, DECODE_1)
+        x = q.requires_grad_(), k.requires_grad_(), positions
+        return FORMS["allocating"](LLAMA_8B, *x), peers.transformers(LLAMA_8B, x)
+
+    yield Row(QUESTION, "with a gradient needed, decode batch 1, against transformers", build, 5)
 
 
-def vllm_rows() -> Iterator[Row]:
+def _vllm_rows() -> Iterator[Row]:
     """Against vLLM's CPU operator, in place as ours; it has no instruction sets to force."""
-    for tokens, batch, needed in ((4096, 1, {"": 1.8, "avx2": 1.5, "portable": 1.0}), (32768, 1, {"": 1.8}),
-                                  (1, 32, {"": 2.0})):  # fmt: skip
-        q, k = tensors(tokens, batch)
-        positions = torch.arange(tokens) if tokens > 1 else torch.randint(0, 100000, (batch, 1))
-        peer = peers.vllm(q, k, positions)
-        shape = f"{tokens} tokens" if tokens > 1 else f"decode batch {batch}"
-        for isa in [name for name in needed if name == "" or name in native.isas()]:
-            yield Row(f"in place, {shape}, against vLLM" + (f", {isa} forced" if isa else ""), needed[isa],
-                      lambda a=(q, k, positions, CONFIG): rk.apply_rope_(*a), peer, isa=isa)  # fmt: skip
+    for shape, needed in ((Shape(1, 4096), 1.8), (Shape(1, 32768), 1.8), (DECODE_32, 2.0)):
+        yield _row("in place", shape, "vLLM", needed)
+    for isa, needed in (("avx2", 1.5), ("portable", 1.0)):
+        if isa in native.isas():
+            yield _row("in place", Shape(1, 4096), "vLLM", needed, isa=isa)
 
 
-def onnxruntime_rows() -> Iterator[Row]:
-    """Against onnxruntime, float32, into given buffers."""
-    q, k = tensors(4096, dtype=torch.float32)
-    out, positions = (torch.zeros_like(q), torch.zeros_like(k)), torch.arange(4096)
-    peer = peers.onnxruntime(q, k, positions, out)
-    yield Row("out=, 4096, float32, against onnxruntime", 1.3,
-              lambda: rk.apply_rope(q, k, positions, CONFIG, out=out), peer)  # fmt: skip
-
-
-def packed_rows() -> Iterator[Row]:
-    """A packed batch against one sequence of as many tokens."""
+def _packed() -> tuple[Call, Call]:
+    """1000 packed sequences, and as many tokens in one."""
     generator = torch.Generator().manual_seed(0)
     lengths = torch.randint(1, 4097, (1000,), generator=generator)
     bounds = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
     config = rk.RopeConfig(head_dim=64)
     q, k = (torch.randn(int(bounds[-1]), heads, 64, dtype=torch.bfloat16) for heads in (8, 2))
+    last = slice(int(bounds[-2]), None)
+    wanted = rk.apply_rope(q[None, last], k[None, last], torch.arange(int(lengths[-1])), config)
+    got = rk.apply_rope(q, k, None, config, layout="thd", cu_seqlens=bounds)
+    assert all(torch.equal(a[last], b[0]) for a, b in zip(got, wanted, strict=True) if a is not None and b is not None)
 
     def call(cu_seqlens: torch.Tensor) -> Call:
         return lambda: rk.apply_rope_(q, k, None, config, layout="thd", cu_seqlens=cu_seqlens)
 
-    yield Row("in place, 1000 packed sequences against one", 0.9, call(bounds), call(bounds[[0, -1]]))
+    return call(bounds), call(bounds[[0, -1]])
 
 
-def thread_rows() -> Iterator[Row]:
-    """Two threads against one."""
-    q, k = tensors(32768)
-    positions = torch.arange(32768)
-
-    def call() -> object:
-        return rk.apply_rope_(q, k, positions, CONFIG)
-
-    yield Row("in place, 32768, 2 threads against 1", 1.8, call, call, threads=(2, 1))
+def _threads() -> tuple[Call, Call]:
+    call = ours("in place", LLAMA_8B, inputs(LLAMA_8B, Shape(1, 32768)))
+    return call, call
 
 
-def measured(row: Row, seconds: float) -> dict[str, object]:
-    """A row's figures."""
-    if row.isa:
-        native.force_isa(row.isa)
-    try:
-        pair = alternate(row.ours, row.peer, seconds, row.threads)
-    finally:
-        native.force_isa("")
-    low, high = pair.spread
-    return {"name": row.name, "speed": pair.speed, "low": low, "high": high, "needed": row.needed,
-            "met": pair.speed >= row.needed}  # fmt: skip
+def budget_rows() -> list[Row]:
+    """Every budget of the CPU path, none of them built."""
+    return [
+        *_floor_rows(),
+        *_transformers_rows(),
+        *_vllm_rows(),
+        _row("out=", Shape(1, 4096), "onnxruntime", 1.3, dtype="fp32"),
+        Row(QUESTION, "in place, 1000 packed sequences, against one", _packed, 0.9),
+        Row(QUESTION, "in place, 32768 tokens, 2 threads, against 1", _threads, 1.8, threads=(2, 1)),
+    ]
 
 
-def all_rows(missing: list[str]) -> Iterator[Row]:
-    """Every budget; of a peer that is not installed, what would install it goes to ``missing``."""
-    for rows in (floor_rows, transformers_rows, vllm_rows, onnxruntime_rows, packed_rows, thread_rows):
-        try:
-            yield from rows()
-        except peers.MissingPeerError as error:
-            missing.append(str(error))
+def _printed(results: list[Result]) -> Table:
+    table = Table("budget", "speed", "middle half", "needed", "met", title=f"CPU, bfloat16, {native.isa()}")
+    for r in results:
+        speeds = f"{r.speed:.2f}x", f"{r.low:.2f}-{r.high:.2f}", f"{r.needed:.2f}x"
+        table.add_row(r.name, *speeds, "yes" if r.met else "no")
+    return table
 
 
 def main(
@@ -154,24 +127,21 @@ def main(
     seconds: Annotated[float, typer.Option(help="per row")] = 2.0,
 ) -> None:
     """Measure the CPU path against its budgets: how many times the peer's speed, median of alternating runs."""
-    missing: list[str] = []
-    results = [measured(row, seconds) for row in all_rows(missing) if only in row.name]
+    results: list[Result] = []
+    missing: set[str] = set()
+    for row in budget_rows():
+        if only in row.name:
+            try:
+                results.append(measured(row, seconds))
+            except peers.MissingPeerError as error:
+                missing.add(str(error))
     if as_json:
-        print(
-            json.dumps({"isa": native.isa(), "torch": torch.__version__, "rows": results, "missing": missing}, indent=1)
-        )
+        rows: list[dict[str, Any]] = [r.to_dict() | {"met": r.met} for r in results]
+        about = {"isa": native.isa(), "torch": torch.__version__, "rows": rows, "missing": sorted(missing)}
+        print(json.dumps(about, indent=1))
         return
-    table = Table("budget", "speed", "middle half", "needed", "met", title=f"CPU, bfloat16, {native.isa()}")
-    for r in results:
-        row = (
-            f"{r['speed']:.2f}x",
-            f"{r['low']:.2f}-{r['high']:.2f}",
-            f"{r['needed']:.2f}x",
-            "yes" if r["met"] else "no",
-        )
-        table.add_row(str(r["name"]), *row)
-    Console().print(table)
-    for peer in missing:
+    Console().print(_printed(results))
+    for peer in sorted(missing):
         Console().print(f"not installed: {peer}", markup=False)
 
 

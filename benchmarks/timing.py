@@ -1,4 +1,4 @@
-"""Ratios that can be trusted: two calls alternate in one process, and the median of each is compared."""
+"""Ratios that can be trusted: two calls alternate in one process, and neighbouring rounds are compared."""
 
 from __future__ import annotations
 
@@ -20,15 +20,23 @@ class Pair:
     peer: list[float]
 
     @property
+    def medians(self) -> tuple[float, float]:
+        """Seconds per call, ours and the peer's."""
+        return statistics.median(self.ours), statistics.median(self.peer)
+
+    @property
     def speed(self) -> float:
-        """How many times as fast as the peer we are."""
-        return statistics.median(self.peer) / statistics.median(self.ours)
+        """How many times as fast as the peer we are: the median of the ratios of neighbouring rounds."""
+        return statistics.median(self._ratios())
 
     @property
     def spread(self) -> tuple[float, float]:
-        """The middle half of the ratios of neighbouring rounds."""
-        ratios = sorted(b / a for a, b in zip(self.ours, self.peer, strict=True))
+        """The middle half of those ratios."""
+        ratios = self._ratios()
         return ratios[len(ratios) // 4], ratios[-1 - len(ratios) // 4]
+
+    def _ratios(self) -> list[float]:
+        return sorted(b / a for a, b in zip(self.ours, self.peer, strict=True))
 
 
 def _per_call(call: Callable[[], object], repeats: int) -> float:

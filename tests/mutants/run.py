@@ -1,4 +1,4 @@
-"""Do the tests notice? ``python tests/mutants/run.py [--json] [--only TEXT]``, about half an hour for all.
+"""Do the tests notice? ``python tests/mutants/run.py [--json] [--only TEXT]...``.
 
 Every mutant goes into a scratch copy of the repository, is built there and tested as `make test` would, until a test
 fails. The exit code is 1 if one survives or cannot be built.
@@ -133,10 +133,12 @@ def printed(results: list[Result]) -> Table:
 
 def main(
     as_json: Annotated[bool, typer.Option("--json", help="print a list of objects")] = False,
-    only: Annotated[str, typer.Option(help="mutants with this text in area, file or description")] = "",
+    only: Annotated[
+        list[str] | None, typer.Option(help="mutants with such a text in area, file or description")
+    ] = None,
 ) -> None:
     """Run the tests against every mutant."""
-    chosen = [m for m in MUTANTS if only in f"{m.area} {m.file} {m.why}"]
+    chosen = [m for m in MUTANTS if any(text in f"{m.area} {m.file} {m.why}" for text in only or [""])]
     if not chosen:
         raise typer.BadParameter(f"got {only!r}, which is in no mutant", param_hint="--only")
     console, results = Console(stderr=True), []

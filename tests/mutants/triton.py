@@ -121,7 +121,7 @@ _TRIG = in_file(
         "ramp not clamped from above",
     ),
     ("index < ANGLE.ROTATED", "index <= ANGLE.ROTATED", "one frequency too many is not zero"),
-    ("* f) >> 32", "* f) >> 40 << 8", "phase truncated to 24 bits"),
+    ("* f) >> 32", "* f) >> 44 << 12", "phase truncated to 20 bits"),
     (
         "(position.to(tl.int64).to(tl.uint64) * f)",
         "(position.to(tl.uint32).to(tl.uint64) * f)",

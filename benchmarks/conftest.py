@@ -1,0 +1,92 @@
+"""What the benchmarks share: pairs measured into pytest-benchmark's file, and what the run was."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from ours import Call
+from peers import MissingPeerError
+from rope_kernels.backends import native
+from rope_kernels.environment import describe
+from rows import Row, measured
+from timing import Pair
+
+ROUND_SECONDS = 2e-3
+_KEY = pytest.StashKey[dict[str, Any]]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """How long, and which rows."""
+    parser.addoption("--row-seconds", type=float, default=1.5, help="seconds of alternating calls per row")
+    parser.addoption("--rows", type=Path, help="a JSON list of the names of the rows to measure, and nothing else")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Room for what is recorded beside pytest-benchmark's own."""
+    config.stash[_KEY] = {"missing": {}, "records": {}}
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what ``--rows`` does not name."""
+    chosen = config.getoption("--rows")
+    if chosen is not None:
+        names = set(json.loads(chosen.read_text(encoding="utf-8")))
+        items[:] = [item for item in items if getattr(_row_of(item), "name", None) in names]
+
+
+def _row_of(item: pytest.Item) -> Row | None:
+    callspec = getattr(item, "callspec", None)
+    return None if callspec is None else callspec.params.get("row")
+
+
+@pytest.fixture
+def paired(benchmark: Any, request: pytest.FixtureRequest) -> Callable[[Row], None]:
+    """Measure a row; the pair goes to ``extra_info``, more rounds of ours to pytest-benchmark's statistics."""
+    config = request.config
+
+    def more_rounds(ours: Call, pair: Pair) -> None:
+        benchmark.pedantic(ours, rounds=5, iterations=max(1, int(ROUND_SECONDS / pair.medians[0])))
+
+    def run(row: Row) -> None:
+        try:
+            result = measured(row, config.getoption("--row-seconds"), more_rounds)
+        except MissingPeerError as error:
+            config.stash[_KEY]["missing"][row.name] = str(error)
+            pytest.skip(f"not installed: {error}")
+        finally:
+            torch.set_num_threads(1)
+        benchmark.group = row.question
+        benchmark.extra_info |= result.to_dict()
+
+    return run
+
+
+@pytest.fixture
+def record(request: pytest.FixtureRequest) -> Callable[[str, Any], None]:
+    """Keep what is not timed."""
+    return request.config.stash[_KEY]["records"].__setitem__
+
+
+def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
+    """Versions and instruction set; not the name of the machine."""
+    machine_info.pop("node", None)
+    machine_info["environment"] = describe() | {"isa": native.isa(), "cores": os.cpu_count()}
+
+
+def pytest_benchmark_update_json(
+    config: pytest.Config, benchmarks: list[Any], output_json: dict[str, Any]
+) -> None:  # fmt: skip
+    """What was recorded, and the command."""
+    output_json |= config.stash[_KEY]
+    output_json["command"] = " ".join(["python -m pytest", *map(str, config.invocation_params.args)])
+    output_json["row_seconds"] = config.getoption("--row-seconds")

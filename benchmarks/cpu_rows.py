@@ -1,0 +1,126 @@
+"""The comparisons on a CPU, one thread: against peers and floors, over models, dtypes, backends; with the gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import product
+
+import peers
+import rope_kernels as rk
+from ours import FLOORS, FORMS, Call, Inputs, checked_gradients, floor, ours
+from rope_kernels.backends import available_backends, native
+from rows import Row, sorted_by
+from shapes import DECODE_1, DECODE_32, LLAMA_8B, MODELS, SHAPES, Model, Shape, inputs
+
+__all__ = ["cpu_rows"]
+
+Peer = Callable[[Model, Inputs], Call]
+PREFILL_512, PREFILL_4096 = SHAPES[2:4]
+
+
+def _row(question: str, form: str, model: Model, shape: Shape, dtype: str, name: str, peer: Peer) -> Row:
+    def build() -> tuple[Call, Call]:
+        x = inputs(model, shape, dtype)
+        return ours(form, model, x), peer(model, x)
+
+    facts = sorted_by(model, shape, dtype, form, name)
+    return Row(question, f"{model.name}, {dtype}, {shape}, {form}, against {name}", build, facts=facts)
+
+
+def _against_floor(question: str, form: str, model: Model, shape: Shape, dtype: str = "bf16") -> Row:
+    return _row(question, form, model, shape, dtype, FLOORS[form][0], lambda _, x: floor(form, x))
+
+
+def _peer_rows() -> Iterator[Row]:
+    for shape in SHAPES:
+        for form, name, peer in (
+            ("in place", "transformers", peers.transformers),
+            ("allocating", "transformers", peers.transformers),
+            ("in place", "vLLM", peers.vllm),
+        ):
+            yield _row("peers", form, LLAMA_8B, shape, "bf16", name, peer)
+    for shape in (DECODE_32, PREFILL_512, PREFILL_4096):
+        for name, peer in (
+            ("transformers, torch.compile", peers.transformers_compiled),
+            ("hand-fused, torch.compile", peers.fused_compiled),
+        ):
+            yield _row("peers", "allocating", LLAMA_8B, shape, "bf16", name, peer)
+        yield _row("peers", "out=", LLAMA_8B, shape, "fp32", "onnxruntime", peers.onnxruntime)
+
+
+def _model_rows() -> Iterator[Row]:
+    for model, shape in product(MODELS[1:], (DECODE_32, PREFILL_4096)):
+        # In place again and again, a rotation that scales would run out of the dtype's range.
+        form = "in place" if model.config.attention_scaling == 1 else "out="
+        yield _row("models", form, model, shape, "bf16", "transformers", peers.transformers)
+        yield _against_floor("models", form, model, shape)
+    for dtype, shape in product(("fp16", "fp32"), (DECODE_32, PREFILL_4096)):
+        yield _row("dtypes", "in place", LLAMA_8B, shape, dtype, "transformers", peers.transformers)
+        yield _against_floor("dtypes", "in place", LLAMA_8B, shape, dtype)
+
+
+def _with_gradient(model: Model, x: Inputs) -> Inputs:
+    return x[0].requires_grad_(), x[1].requires_grad_(), x[2]
+
+
+def _our_gradient(model: Model, x: Inputs) -> Call:
+    return checked_gradients(FORMS["allocating"](model, *x), model, x)
+
+
+def _gradient_rows() -> Iterator[Row]:
+    def theirs(model: Model, x: Inputs) -> Call:
+        return checked_gradients(peers.transformers(model, x), model, x, heads_first=True)
+
+    for shape in (DECODE_1, DECODE_32, PREFILL_512, PREFILL_4096):
+        yield _gradient_row("gradient", shape, "transformers", theirs)
+
+
+def _gradient_row(question: str, shape: Shape, name: str, peer: Peer) -> Row:
+    def build() -> tuple[Call, Call]:
+        x = _with_gradient(LLAMA_8B, inputs(LLAMA_8B, shape))
+        return _our_gradient(LLAMA_8B, x), peer(LLAMA_8B, x)
+
+    form = "forward+backward"
+    facts = sorted_by(LLAMA_8B, shape, "bf16", form, name)
+    return Row(question, f"{LLAMA_8B.name}, bf16, {shape}, {form}, against {name}", build, facts=facts)
+
+
+def _on(backend: str, call: Call) -> Call:
+    """A call on a backend of its own choice; a backward pass follows its forward pass."""
+
+    def run() -> object:
+        with rk.use_backend(backend):
+            return call()
+
+    return run
+
+
+def _backend_rows() -> Iterator[Row]:
+    """The CPU's default backend against the other one, and its instruction set against the others."""
+    if available_backends()["native"] is not None:
+        return
+    for form in FORMS:
+        yield _row("backends", form, LLAMA_8B, PREFILL_512, "bf16", "plain torch",
+                   lambda model, x, form=form: _on("reference", ours(form, model, x)))  # fmt: skip
+    yield _gradient_row("backends", PREFILL_512, "plain torch",
+                        lambda model, x: _on("reference", _our_gradient(model, x)))  # fmt: skip
+    for isa in native.isas()[1:]:
+        yield _row("backends", "in place", LLAMA_8B, PREFILL_512, "bf16", isa,
+                   lambda model, x, isa=isa: _forced(isa, ours("in place", model, x)))  # fmt: skip
+
+
+def _forced(isa: str, call: Call) -> Call:
+    def run() -> None:
+        native.force_isa(isa)
+        call()
+        native.force_isa("")
+
+    run()
+    return run
+
+
+def cpu_rows(besides: Sequence[Row] = ()) -> list[Row]:
+    """Every comparison that is not among others already, none of them built."""
+    floors = [_against_floor("floors", form, LLAMA_8B, shape) for shape, form in product(SHAPES, FORMS)]
+    made = [*_peer_rows(), *floors, *_model_rows(), *_gradient_rows(), *_backend_rows()]
+    return [row for row in made if row.facts not in [other.facts for other in besides]]

@@ -1,0 +1,84 @@
+"""What is timed: models, shapes and dtypes, and q, k and positions of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import rope_kernels as rk
+from rope_kernels.catalog import shipped
+
+__all__ = ["DECODE_1", "DECODE_32", "DTYPES", "LLAMA_8B", "MODELS", "SHAPES", "Model", "Shape", "inputs"]
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+LAST_POSITION = 100_000  # of sequences that are decoded
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """The heads that are rotated, and the config.json that says how."""
+
+    name: str
+    source: Mapping[str, Any]
+    q_heads: int
+    k_heads: int
+
+    @cached_property
+    def config(self) -> rk.RopeConfig:
+        """Of the whole model."""
+        return rk.RopeConfig.from_hf(self.source)
+
+    def __str__(self) -> str:
+        """The name and the heads."""
+        return f"{self.name} {self.q_heads}/{self.k_heads}x{self.config.head_dim}"
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sequences of so many tokens."""
+
+    batch: int
+    tokens: int
+
+    def __str__(self) -> str:
+        """What it is in serving."""
+        return f"decode batch {self.batch}" if self.tokens == 1 else f"prefill {self.tokens}"
+
+
+_LLAMA = shipped("llama-3.1-8b")
+LLAMA_8B = Model("Llama-8B", _LLAMA, 32, 8)
+MODELS = (
+    LLAMA_8B,
+    Model("Llama-70B", _LLAMA | {"hidden_size": 8192, "num_attention_heads": 64}, 64, 8),
+    Model("Phi-3 (longrope)", shipped("phi-3.5-mini"), 32, 32),
+    Model("DeepSeek-V3 MLA", shipped("deepseek-v3"), 128, 1),
+    Model(
+        "16x64",
+        {
+            "model_type": "llama", "hidden_size": 1024, "num_attention_heads": 16, "num_key_value_heads": 16,
+            "max_position_embeddings": 131072, "rope_theta": 10000.0,
+        },
+        16, 16,
+    ),
+)  # fmt: skip
+DECODE_1, DECODE_32 = Shape(1, 1), Shape(32, 1)
+SHAPES = (DECODE_1, DECODE_32, Shape(1, 512), Shape(1, 4096), Shape(1, 32768))
+
+
+def inputs(model: Model, shape: Shape, dtype: str = "bf16", device: str = "cpu") -> tuple[Tensor, Tensor, Tensor]:
+    """q and k (batch, tokens, heads, head_dim); positions (tokens,), or (batch, 1) somewhere in long sequences."""
+    generator = torch.Generator().manual_seed(0)
+    size = shape.batch, shape.tokens
+    q, k = (
+        torch.randn(*size, heads, model.config.head_dim, generator=generator).to(device, DTYPES[dtype])
+        for heads in (model.q_heads, model.k_heads)
+    )
+    positions = torch.arange(shape.tokens)
+    if shape.tokens == 1:
+        positions = torch.randint(LAST_POSITION, size, generator=generator)
+    return q, k, positions.to(device)

@@ -1,0 +1,16 @@
+"""What is recorded and not timed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from records import RECORDS
+
+
+@pytest.mark.parametrize("name", RECORDS)
+def test_record(name: str, record: Callable[[str, Any], None]) -> None:
+    """Count, or compare."""
+    record(name, RECORDS[name]())
