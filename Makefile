@@ -3,7 +3,7 @@ PYTEST_ARGS ?= -n 2
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 READY := .venv/.ready
-CPP_SOURCES := $(shell find csrc tests/cpp -name "*.cpp" -o -name "*.h" -o -name "*.cu" -o -name "*.cuh")
+CPP_SOURCES := $(shell find csrc tests/cpp tests/emulation/cuda -name "*.c" -o -name "*.cpp" -o -name "*.h" -o -name "*.cu" -o -name "*.cuh")
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-all cpp-test bench bench-check gpu-check mutants docs lint format clean

@@ -143,6 +143,9 @@ def _cases() -> list[Case]:
     out.append(Case("packed-partial-tail", CONFIGS["partial"], layout="thd", positions="none", lengths=(2,), tokens=4))
     out.append(Case("inverse-counted", default, positions="none", offset=1000, inverse=True))
     out.append(Case("inverse-packed", llama3, layout="thd", positions="none", lengths=(2, 3), tokens=6, inverse=True))
+    out.append(Case("offset-decode", default, batch=3, tokens=1, positions="none", offset=(5, 70, 9000)))
+    out.append(Case("view-padded-bfloat16", llama3, view="padded", dtype=torch.bfloat16))
+    out.append(Case("interleaved_to_half-head_dim96", dict(head_dim=96, pairing="interleaved_to_half")))
     out.append(Case("unscaled", CONFIGS["table"], unscaled=True))
     for shape in ((1, 1), (1, 5), (8, 1), (1, 70), (3, 33)):
         out.append(Case(f"shape{shape[0]}x{shape[1]}", default, batch=shape[0], tokens=shape[1]))
@@ -194,7 +197,7 @@ def strided(values: torch.Tensor, view: str) -> torch.Tensor:
         return values.clone()
     if view == "transposed":
         return values.transpose(0, 1).contiguous().transpose(0, 1)
-    pad = {"fused": (16, 0), "odd": (1, 2)}[view]
+    pad = {"fused": (16, 0), "odd": (1, 2), "padded": (0, 4)}[view]
     wide = torch.full((*values.shape[:-1], values.shape[-1] + sum(pad)), float("nan"), dtype=values.dtype)
     inner = wide[..., pad[0] : pad[0] + values.shape[-1]]
     inner.copy_(values)

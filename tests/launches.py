@@ -150,3 +150,17 @@ def run_table(
         triton_launch.rotate_table(*(out if in_place else (q, k)), *out, cos, sin, rotation, inverse)
         for y, wanted in zip(out, exact, strict=True):
             assert ((y.double() - wanted).abs() <= 2.0**-digits * wanted.abs() + 1e-6).all()
+
+
+def run_rotated(rotate=triton_launch.rotate) -> None:
+    """Pairs whose frequency is beyond ``rotated`` do not turn, at any position."""
+    case = BY_NAME["default-near"]
+    made = make(case)
+    spec = parse_spec(f"{arguments(case, made)[5]};rotated=5")
+    inputs = ops.inputs_of((made.positions + 1000, None, None, None, None), "bshd", False, False)
+    out = torch.full_like(made.q, float("nan")), torch.full_like(made.k, float("nan"))
+    rotate(made.q, made.k, *out, inputs, spec)
+    for x, y in zip((made.q, made.k), out, strict=True):
+        for half in (0, 32):
+            assert torch.equal(x[..., half + 5 : half + 32], y[..., half + 5 : half + 32])
+            assert not torch.equal(x[..., half : half + 5], y[..., half : half + 5])

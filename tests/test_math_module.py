@@ -63,6 +63,12 @@ def test_frequencies_are_those_of_the_config(native, name):
         assert not theirs[len(ours) :].any()  # pairs that do not turn are not in the spec
 
 
+def test_frequencies_past_the_rotated_ones_are_zero(native):
+    found = native.inv_freq(f"{config_named('default').spec()};rotated=5")
+    assert (found[:5] > 0).all()
+    assert (found[5:] == 0).all()
+
+
 @pytest.mark.parametrize("name", cases.CONFIGS)
 def test_frequencies_are_those_of_the_papers(native, name):
     spec = config_named(name).spec()

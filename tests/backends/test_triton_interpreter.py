@@ -56,6 +56,10 @@ def test_table_dtype_rounds_cosines_and_sines(dtype):
     launches.run_rounded(dtype)
 
 
+def test_frequencies_past_the_rotated_ones_are_zero():
+    launches.run_rotated()
+
+
 def test_one_of_two_in_place():
     launches.run_one_of_two_in_place()
 
