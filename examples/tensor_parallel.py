@@ -61,6 +61,7 @@ def main() -> None:
         print(f"loss alone {losses[0].item():.6f}, on {mesh.size()} processes {losses[1].item():.6f}")
         print(f"largest difference of a gradient: {(gradients[0] - gradients[1]).abs().max().item():.1e}")
         print(f"messages sent for rotating DTensors sharded over tokens: {sent.get_total_counts()}")
+    dist.barrier()  # nobody leaves while another still listens
     dist.destroy_process_group()
 
 

@@ -27,5 +27,6 @@ def _rank(rank: int, count: int, port: int, function: Callable[[], None]) -> Non
     dist.init_process_group("gloo", rank=rank, world_size=count)
     try:
         function()
+        dist.barrier()  # nobody leaves while another still listens
     finally:
         dist.destroy_process_group()
