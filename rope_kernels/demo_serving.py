@@ -48,7 +48,7 @@ def _own_length(case: Case, device: torch.device) -> ServingRow:
     q, _ = case.inputs(TOKENS, 2, device, torch.float32)
     lengths = torch.tensor([SHORT, case.context], device=device)
     positions = lengths[:, None] - TOKENS + torch.arange(TOKENS, device=device)
-    want = torch.cat([_exact(case, q[i : i + 1], positions[i : i + 1], int(lengths[i])) for i in range(2)])
+    want = torch.cat([exact.rotate(q[i : i + 1], positions[i : i + 1], case.config, int(lengths[i])) for i in range(2)])
     own, _ = apply_rope(q, None, positions, case.config, seq_len=lengths)
     together, _ = apply_rope(q, None, positions, case.config)
     errors = relative_error(own, want, q), relative_error(together, want, q)
@@ -88,12 +88,8 @@ def _cached(
     after, scale = then
     _, k = case.inputs(TOKENS, 1, device, torch.float32)
     positions = torch.arange(end - TOKENS, end, device=device)[None]
-    want = scale * _exact(case, k, positions + shift, after)
+    want = scale * exact.rotate(k, positions + shift, case.config, after)
     cached, _ = apply_rope(k, None, positions, case.config, seq_len=before)
     otherwise = relative_error(cached, want, k)
     error = relative_error(turn(cached, positions), want, k)
     return ServingRow(case.label, call, error, 2 * CONTRACT, "keys left alone", otherwise)
-
-
-def _exact(case: Case, x: Tensor, positions: Tensor, length: int) -> Tensor:
-    return exact.rotate(x, positions, case.config, length)

@@ -18,7 +18,7 @@ from triton.compiler import CompiledKernel
 from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
 
-__all__ = ["Launch", "compiling", "gpu_target"]
+__all__ = ["Launch", "NoDevice", "compiling", "gpu_target"]
 
 
 @dataclass
@@ -55,7 +55,7 @@ def gpu_target(name: str) -> GPUTarget:
     return GPUTarget("cuda", int(name.removeprefix("sm_")), 32)
 
 
-class _NoDevice(DriverBase):
+class NoDevice(DriverBase):
     """Says which GPU there would be; a target is a device of its own, so that Triton's caches keep them apart."""
 
     def __init__(self, name: str) -> None:
@@ -107,7 +107,7 @@ def compiling(target: str, namespace: ModuleType, *names: str) -> Iterator[list[
     launches: list[Launch] = []
     kernels = {name: getattr(namespace, name) for name in names}
     before = driver._active
-    driver.set_active(_NoDevice(target))
+    driver.set_active(NoDevice(target))
     try:
         for name, kernel in kernels.items():
             setattr(namespace, name, _Recorder(kernel, launches))

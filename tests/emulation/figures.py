@@ -143,11 +143,8 @@ def _emulated(
     part = (min(grid[0], _EMULATED_PROGRAMS), *grid[1:])
     values = [*arguments, *[0] * (len(kernel.parameters) - len(arguments))]  # Triton's scratch memory, not used
 
-    def launch(kernel: Any) -> Counts:
-        return run(kernel, part, (threads,), values, memory)
-
-    found = pieces(kernel, launch)
-    counts = launch(kernel)
+    counts = run(kernel, part, (threads,), values, memory)
+    found = pieces(kernel, counts)
     elements = sum(width * number for width, number in counts.stores.items()) / item
     return _Part(counts, sass.executed(code, found), elements)
 

@@ -15,10 +15,9 @@ from unittest import mock
 
 import torch
 from triton.backends import backends
-from triton.backends.compiler import GPUTarget
-from triton.backends.driver import DriverBase
 from triton.runtime.driver import driver
 
+from emulation.aot import NoDevice
 from emulation.ptx import Counts, Memory, Program, PTXError, run
 
 __all__ = ["Launch", "emulated"]
@@ -102,38 +101,18 @@ class _Launcher:
         driver.active.launches.append(Launch(self.metadata.name, (x, y, z), function.decode(), counts))
 
 
-class _Driver(DriverBase):
-    """A capability is a device of its own, so that a kernel's compiled forms are kept apart."""
+class _Driver(NoDevice):
+    """As without a device, but launches run."""
 
     utils = _Utils()
     launcher_cls = _Launcher
 
     def __init__(self, capability: int) -> None:
-        super().__init__()
-        self.capability = capability
+        super().__init__(f"sm_{capability}")
         self.launches: list[Launch] = []
 
-    @classmethod
-    def is_active(cls) -> bool:
-        return True
-
-    def map_python_to_cpp_type(self, ty: str) -> str:
-        return ty
-
-    def get_current_target(self) -> GPUTarget:
-        return GPUTarget("cuda", self.capability, _WARP)
-
     def get_current_device(self) -> str:
-        return f"emulated sm_{self.capability}"
-
-    def get_current_stream(self, device: str) -> int:
-        return 0
-
-    def get_active_torch_device(self) -> torch.device:
-        return torch.device("cpu")
-
-    def get_benchmarker(self) -> Any:
-        raise NotImplementedError("nothing is timed without a device")
+        return f"emulated {self.name}"
 
 
 @contextlib.contextmanager
