@@ -7,6 +7,7 @@
 #include <tuple>
 
 #include "launch.h"
+#include "outputs.h"
 
 namespace rope::bindings {
 namespace {
@@ -20,36 +21,6 @@ void run(Job job, const View& q, bool given) {
 #endif
   STD_TORCH_CHECK(q.device_type == aoti_torch_device_type_cpu(), "q: there are no native kernels for its device");
   launch_each(job, [&](Job& each) { launch_cpu(each, given); });
-}
-
-/// Whether the dimensions are dense in the order given; then torch's empty_like would keep the strides.
-bool is_dense(const View& v, std::initializer_list<int> innermost_first) {
-  std::int64_t expected = 1;
-  for (const int dim : innermost_first) {
-    if (v.stride[dim] != expected) return false;
-    expected *= v.size[dim];
-  }
-  return expected > 0;
-}
-
-/// A new tensor and its view.
-struct Made {
-  Tensor tensor;
-  View view;
-};
-
-/// torch.empty_like, for the usual strides without a call through the dispatcher.
-Made new_like(const Tensor& x, const View& v) {
-  const bool dense = v.dim == 4 ? is_dense(v, {3, 2, 1, 0}) || is_dense(v, {3, 1, 2, 0}) : is_dense(v, {2, 1, 0});
-  if (!dense) {
-    Tensor made = torch::stable::empty_like(x);
-    return {made, View("out", made)};
-  }
-  AtenTensorHandle made;
-  STABLE_TORCH_ERROR_CODE_CHECK(
-      aoti_torch_empty_strided(v.dim, v.size, v.stride, v.dtype, v.device_type, v.device_index, &made));
-  Tensor tensor(made);
-  return {tensor, v.of_like(tensor)};
 }
 
 std::tuple<Tensor, Tensor> rotate(const Tensor& q, const MaybeTensor& k, const MaybeTensor& positions,

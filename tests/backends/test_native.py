@@ -1,5 +1,8 @@
 """The native CPU kernels: every instruction set over the shared cases, threads, alignment, and 16-bit odds and ends."""
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 from calls import operands, rotate
@@ -186,3 +189,25 @@ def test_a_broken_spec_names_its_field():
     for spec, field in (("theta=abc;head_dim=128;num_pairs=64", "theta"), ("nonsense", "text")):
         with pytest.raises(ValueError, match=f"spec: {field} is"):
             ops.rotate(q, None, None, None, None, None, None, spec)
+
+
+def _asked_for_huge_pages(tensor):
+    """Whether the mapping around the middle of a tensor was, by /proc/self/smaps."""
+    address, inside = tensor.data_ptr() + tensor.nbytes // 2, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        bounds = re.match(r"([0-9a-f]+)-([0-9a-f]+) ", line)
+        if bounds:
+            inside = int(bounds[1], 16) <= address < int(bounds[2], 16)
+        elif inside and line.startswith("VmFlags:"):
+            return "hg" in line.split()
+    raise AssertionError("no mapping holds the tensor")
+
+
+@pytest.mark.skipif(not Path("/sys/kernel/mm/transparent_hugepage").exists(), reason="a system without huge pages")
+@pytest.mark.parametrize("fused", [False, True], ids=["dense", "slice of fused qkv"])
+def test_large_outputs_ask_for_huge_pages(fused):
+    """4096 tokens of 96 heads: 100 MB, which malloc always maps anew."""
+    q = torch.zeros(1, 4096, 192 if fused else 96, 128, dtype=torch.bfloat16)[:, :, :96]
+    out, _ = rk.apply_rope(q, None, torch.arange(4096), CONFIG)
+    assert _asked_for_huge_pages(out)
+    assert not _asked_for_huge_pages(q.clone())
