@@ -60,11 +60,14 @@ def apply_rope(
         RopeShapeError: a tensor does not fit; nothing has been written.
         RuntimeError: ``out`` was given and a gradient is needed.
     """
-    plain = seq_len is None and offset is None and cu_seqlens is None and out is None
+    plain = seq_len is None and offset is None and cu_seqlens is None
     spec = _spec_of_usual_call(q, k, positions, cfg, interleaved, plain)
     if spec is not None:
         try:
             text = with_call(spec, layout, inverse)
+            if out is not None:
+                _write_out(q, k, out, positions, None, None, None, None, text)
+                return out
             q_out, k_out = autograd.rotate_eagerly(q, k, positions, None, None, None, None, text)
         except Exception:
             prepare(q, k, positions, cfg, interleaved, layout)
@@ -78,12 +81,7 @@ def apply_rope(
     if out is None:
         q_out, k_out = autograd.rotate(q, k, *args)
         return q_out, None if k is None else k_out
-    checks.check_outputs(q, k, out)
-    _refuse_derivative_of_given(q, k, out)
-    if torch.compiler.is_compiling():
-        ops.rotate_out(q, k, *args, *out)
-    else:
-        _write(ops.rotate_out, [t for t in out if t is not None], q, k, *args, *out)
+    _write_out(q, k, out, *args)
     return out
 
 
@@ -185,6 +183,16 @@ def rotate_in_place(q: Tensor, k: Tensor | None, *args: Any) -> None:
         ops.rotate_(q, k, *args)
     else:
         _in_place_eagerly(q, k, *args)
+
+
+def _write_out(q: Tensor, k: Tensor | None, out: tuple[Tensor, Tensor | None], *args: Any) -> None:
+    """``rope_kernels::rotate_out`` of what :func:`prepare` made."""
+    checks.check_outputs(q, k, out)
+    _refuse_derivative_of_given(q, k, out)
+    if torch.compiler.is_compiling():
+        ops.rotate_out(q, k, *args, *out)
+    else:
+        _write(ops.rotate_out, [t for t in out if t is not None], q, k, *args, *out)
 
 
 def _in_place_eagerly(q: Tensor, k: Tensor | None, *args: Any) -> None:

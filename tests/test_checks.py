@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 import cases
 import rope_kernels as rk
@@ -102,20 +104,53 @@ OUT = {
 }
 
 
+@pytest.mark.parametrize("positions", [None, torch.arange(3)], ids=["counted", "given"])
 @pytest.mark.parametrize("name", OUT)
-def test_bad_out(name):
+def test_bad_out(name, positions):
     make, message = OUT[name]
     x = q()
     with pytest.raises(rk.RopeShapeError, match=message):
-        rk.apply_rope(x, q(), None, CONFIG, out=make(torch.zeros_like(x)))
+        rk.apply_rope(x, q(), positions, CONFIG, out=make(torch.zeros_like(x)))
 
 
-def test_out_that_overlaps_an_input():
+def test_what_is_wrong_with_q_is_told_before_what_is_wrong_with_out():
+    with pytest.raises(rk.RopeShapeError, match=r"q: dtype torch.float64"):
+        rk.apply_rope(q().double(), None, torch.arange(3), CONFIG, out=(q(), None))
+
+
+@pytest.mark.parametrize("positions", [None, torch.arange(3)], ids=["counted", "given"])
+def test_out_that_overlaps_an_input(positions):
     storage = torch.zeros(2 * 3 * 4 * 64 + 32)
     x, shifted = storage[:-32].view(2, 3, 4, 64), storage[32:].view(2, 3, 4, 64)
     with pytest.raises(rk.RopeShapeError, match="out: q_out overlaps an input's memory"):
-        rk.apply_rope(x, None, None, CONFIG, out=(shifted, None))
+        rk.apply_rope(x, None, positions, CONFIG, out=(shifted, None))
     assert not storage.any()
+
+
+@given(st.lists(st.integers(0, 7), min_size=4, max_size=4))
+def test_buffers_anywhere_in_one_storage(starts):
+    """q, k and their outputs begin at multiples of half their size."""
+    half = 64
+    storage = torch.randn(9 * half)
+    x, y, x_out, y_out = (storage[half * s :][: 2 * half].view(1, 2, 1, 64) for s in starts)
+    at_x, at_y, at_x_out, at_y_out = starts
+    allowed = (
+        abs(at_x_out - at_y_out) > 1
+        and all(abs(at_x_out - other) != 1 for other in (at_x, at_y))
+        and all(abs(at_y_out - other) != 1 for other in (at_x, at_y))
+        and at_x_out != at_y
+        and at_y_out != at_x
+    )
+    if not allowed:
+        before = storage.clone()
+        with pytest.raises(rk.RopeShapeError, match="overlaps"):
+            rk.apply_rope(x, y, torch.arange(2), CONFIG, out=(x_out, y_out))
+        assert torch.equal(storage, before)
+        return
+    wanted = rk.apply_rope(x, y, torch.arange(2), CONFIG)
+    rk.apply_rope(x, y, torch.arange(2), CONFIG, out=(x_out, y_out))
+    assert torch.equal(x_out, wanted[0])
+    assert torch.equal(y_out, wanted[1])
 
 
 def test_in_place_overlap():
