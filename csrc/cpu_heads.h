@@ -1,19 +1,31 @@
 // All heads of one token: rows in, rows out, by cosines and sines that are there. Included like cpu_vectors.h.
-#include "cpu_vectors.h"
-
-/// Cosines and sines of one token, in natural or split order; a caller's table has its own for second members.
-struct Turns {
-  alignas(64) float cosine[kMaxPairs + kPad];
-  alignas(64) float sine[kMaxPairs + kPad];
-  alignas(64) float second_cosine[kMaxPairs];
-  alignas(64) float second_sine[kMaxPairs];
-};
+#include "cpu_words.h"
 
 struct Flags {
   bool split;        // word path: two neighbours of a half at a time
   bool read_pairs;   // members of a pair are neighbours as read
   bool write_pairs;  // and as written
 };
+
+/// L pairs from the i-th on, as read and as written: neighbours, or in two halves.
+template <class D, int W, bool READ>
+ROPE_INLINE void load_members(const typename D::T* x1, const typename D::T* x2, int i, F<W>& a, F<W>& b) {
+  if constexpr (READ) {
+    D::template load_pairs<W>(x1 + 2 * i, a, b);
+  } else {
+    a = D::template load<W>(x1 + i);
+    b = D::template load<W>(x2 + i);
+  }
+}
+template <class D, int W, bool WRITE, bool STREAM>
+ROPE_INLINE void store_members(typename D::T* y1, typename D::T* y2, int i, F<W> p, F<W> q) {
+  if constexpr (WRITE) {
+    D::template store_pairs<W, STREAM>(y1 + 2 * i, p, q);
+  } else {
+    D::template store<W, STREAM>(y1 + i, p);
+    D::template store<W, STREAM>(y2 + i, q);
+  }
+}
 
 /// Pairs [i, n) of a block, W bytes at a time, then ever narrower; `first` is the block's first pair.
 template <class D, int W, bool READ, bool WRITE, bool STREAM, bool TABLE>
@@ -25,20 +37,10 @@ ROPE_INLINE void rotate_lanes(const typename D::T* x1, const typename D::T* x2, 
   const float* sine2 = TABLE ? turns.second_sine + first : sine;
   for (; i + L <= n; i += L) {
     F<W> a, b;
-    if constexpr (READ) {
-      D::template load_pairs<W>(x1 + 2 * i, a, b);
-    } else {
-      a = D::template load<W>(x1 + i);
-      b = D::template load<W>(x2 + i);
-    }
+    load_members<D, W, READ>(x1, x2, i, a, b);
     const F<W> p = a * load_as<F<W>>(cosine + i) - b * load_as<F<W>>(sine + i);
     const F<W> q = b * load_as<F<W>>(cosine2 + i) + a * load_as<F<W>>(sine2 + i);
-    if constexpr (WRITE) {
-      D::template store_pairs<W, STREAM>(y1 + 2 * i, p, q);
-    } else {
-      D::template store<W, STREAM>(y1 + i, p);
-      D::template store<W, STREAM>(y2 + i, q);
-    }
+    store_members<D, W, WRITE, STREAM>(y1, y2, i, p, q);
   }
   if constexpr (W > 16) {
     rotate_lanes<D, W / 2, READ, WRITE, STREAM, TABLE>(x1, x2, y1, y2, turns, first, i, n);
@@ -51,126 +53,48 @@ ROPE_INLINE void rotate_lanes(const typename D::T* x1, const typename D::T* x2, 
   }
 }
 
-/// The rotation of both elements of words of two halves, first elements and second ones.
-template <int W>
-ROPE_INLINE void turn_words(U<W>& a, U<W>& b, F<W> c0, F<W> c1, F<W> s0, F<W> s1) {
-  F<W> a0, a1, b0, b1;
-  BFloat16::unpack<W>(a, a0, a1);
-  BFloat16::unpack<W>(b, b0, b1);
-  a = BFloat16::pack<W>(a0 * c0 - b0 * s0, a1 * c1 - b1 * s1);
-  b = BFloat16::pack<W>(b0 * c0 + a0 * s0, b1 * c1 + a1 * s1);
-}
-
-/// One vector of words of both halves. MASKED: only the first `count` of it.
-template <int W, bool STREAM, bool MASKED = false>
-ROPE_INLINE void rotate_vector(const std::uint16_t* x, std::uint16_t* y, int distance, const float* cosine,
-                               const float* sine, int j, int words, int count = 0) {
-  const auto turn = [&](U<W>& a, U<W>& b) {
-    turn_words<W>(a, b, load_as<F<W>>(cosine + j), load_as<F<W>>(cosine + words + j), load_as<F<W>>(sine + j),
-                  load_as<F<W>>(sine + words + j));
-  };
-  x += 2 * j;
-  y += 2 * j;
-#if defined(__AVX512F__)
-  if constexpr (MASKED) {
-    const auto mask = static_cast<__mmask16>((1U << count) - 1U);
-    U<W> a = (U<W>)_mm512_maskz_loadu_epi32(mask, x), b = (U<W>)_mm512_maskz_loadu_epi32(mask, x + distance);
-    turn(a, b);
-    _mm512_mask_storeu_epi32(y, mask, (__m512i)a);
-    _mm512_mask_storeu_epi32(y + distance, mask, (__m512i)b);
-    return;
-  }
-#endif
-  U<W> a = load_as<U<W>>(x), b = load_as<U<W>>(x + distance);
-  turn(a, b);
-  store_as<STREAM>(y, a);
-  store_as<STREAM>(y + distance, b);
-}
-
-/// Words [j, words) of both halves; cosines of the first elements of words, then those of the second ones.
-template <int W, bool STREAM>
-ROPE_INLINE void rotate_words(const std::uint16_t* x, std::uint16_t* y, int distance, const float* cosine,
-                              const float* sine, int j, int words) {
-  constexpr int L = Vec<W>::L;
-#if defined(__AVX512F__)
-  if constexpr (W == 64) {
-    // Few odd words are masked, and come first: a masked load that reaches into bytes just stored waits for them.
-    const int left = words % L;
-    if (left % 4 != 0) {
-      rotate_vector<W, STREAM, true>(x, y, distance, cosine, sine, words - left, words, left);
-      for (; j + L <= words; j += L) rotate_vector<W, STREAM>(x, y, distance, cosine, sine, j, words);
-      return;
-    }
-  }
-#endif
-  for (; j + L <= words; j += L) rotate_vector<W, STREAM>(x, y, distance, cosine, sine, j, words);
-  if constexpr (W > 16) {
-    rotate_words<W / 2, STREAM>(x, y, distance, cosine, sine, j, words);
-  } else {
-    for (; j < words; ++j) {
-      for (int odd = 0; odd < 2; ++odd) {
-        const float c = cosine[odd * words + j], s = sine[odd * words + j];
-        const float a = BFloat16::widen(x[2 * j + odd]), b = BFloat16::widen(x[distance + 2 * j + odd]);
-        y[2 * j + odd] = BFloat16::narrow(a * c - b * s);
-        y[distance + 2 * j + odd] = BFloat16::narrow(b * c + a * s);
-      }
-    }
-  }
-}
-
-/// All heads of a token, for WORDS words per half known at compile time: cosines stay in registers.
-template <int WORDS, bool STREAM>
-ROPE_INLINE void heads_of_words(const std::uint16_t* x, std::uint16_t* y, std::int64_t heads, std::int64_t x_head,
-                                std::int64_t y_head, const Turns& turns) {
-  constexpr int W = ROPE_VECTOR < 4 * WORDS ? ROPE_VECTOR : 4 * WORDS, L = Vec<W>::L, N = WORDS / L;
-  F<W> c0[N], c1[N], s0[N], s1[N];
+/// All heads of one block of PAIRS pairs: cosines stay in registers, and a head is read before any of it is written.
+template <class D, int PAIRS, bool READ, bool WRITE, bool STREAM>
+ROPE_INLINE void heads_of_block(const typename D::T* x, typename D::T* y, int distance, const Rows& rows,
+                                const Turns& turns) {
+  constexpr int W = vector_for(PAIRS), L = Vec<W>::L, N = PAIRS / L;
+  F<W> cosine[N], sine[N], p[N], q[N];
   for (int j = 0; j < N; ++j) {
-    c0[j] = load_as<F<W>>(turns.cosine + j * L);
-    c1[j] = load_as<F<W>>(turns.cosine + WORDS + j * L);
-    s0[j] = load_as<F<W>>(turns.sine + j * L);
-    s1[j] = load_as<F<W>>(turns.sine + WORDS + j * L);
+    cosine[j] = load_as<F<W>>(turns.cosine + j * L);
+    sine[j] = load_as<F<W>>(turns.sine + j * L);
   }
-  for (std::int64_t h = 0; h < heads; ++h, x += x_head, y += y_head) {
-    for (int d = 0; d < 4 * WORDS; d += 32) __builtin_prefetch(reinterpret_cast<const char*>(x + d) + kPrefetchBytes);
-#pragma GCC unroll 8
+  constexpr int kBytes = 2 * PAIRS * static_cast<int>(sizeof(*x));
+  for (std::int64_t h = 0; h < rows.heads; ++h, x += rows.from.head, y += rows.to.head) {
+    const auto* ahead = reinterpret_cast<const char*>(x) + kPrefetchBytes;
+    for (int d = 0; d < kBytes; d += 64) __builtin_prefetch(ahead + d);
+#pragma GCC unroll 16
     for (int j = 0; j < N; ++j) {
-      U<W> a = load_as<U<W>>(x + 2 * j * L), b = load_as<U<W>>(x + 2 * WORDS + 2 * j * L);
-      turn_words<W>(a, b, c0[j], c1[j], s0[j], s1[j]);
-      store_as<STREAM>(y + 2 * j * L, a);
-      store_as<STREAM>(y + 2 * WORDS + 2 * j * L, b);
+      F<W> a, b;
+      load_members<D, W, READ>(x, x + distance, j * L, a, b);
+      p[j] = a * cosine[j] - b * sine[j];
+      q[j] = b * cosine[j] + a * sine[j];
     }
-  }
-}
-
-/// All heads of a token as words.
-template <bool STREAM>
-void heads_of_split(const Rotation& r, const Rows& rows, const std::uint16_t* x, std::uint16_t* y, const Turns& turns) {
-  const std::int64_t a = rows.from.head, b = rows.to.head;
-  if (r.rotary_offset == 0 && r.distance == r.num_pairs) {
-    if (r.num_pairs == 64) return heads_of_words<32, STREAM>(x, y, rows.heads, a, b, turns);
-    if (r.num_pairs == 32) return heads_of_words<16, STREAM>(x, y, rows.heads, a, b, turns);
-    if (r.num_pairs == 128) return heads_of_words<64, STREAM>(x, y, rows.heads, a, b, turns);
-  }
-  x += r.rotary_offset;
-  y += r.rotary_offset;
-  for (std::int64_t h = 0; h < rows.heads; ++h, x += a, y += b) {
-    for (int d = 0; d < 2 * r.num_pairs; d += 32) {
-      __builtin_prefetch(reinterpret_cast<const char*>(x + d) + kPrefetchBytes);
-    }
-    rotate_words<ROPE_VECTOR, STREAM>(x, y, r.distance, turns.cosine, turns.sine, 0, r.num_pairs / 2);
+#pragma GCC unroll 16
+    for (int j = 0; j < N; ++j) store_members<D, W, WRITE, STREAM>(y, y + distance, j * L, p[j], q[j]);
   }
 }
 
 /// All heads of a token, any geometry.
 template <class D, bool READ, bool WRITE, bool STREAM, bool TABLE>
-void heads_of_pairs(const Job& job, const typename D::T* x, typename D::T* y, std::int64_t heads, std::int64_t x_head,
-                    std::int64_t y_head, const Turns& turns) {
+void heads_of_pairs(const Job& job, const Rows& rows, const typename D::T* x, typename D::T* y, const Turns& turns) {
   const Rotation& r = job.plan->rotation;
   const int width = r.num_pairs / r.blocks;
+  if constexpr (!TABLE) {
+    const auto block = [&](auto pairs) {
+      heads_of_block<D, pairs(), READ, WRITE, STREAM>(x + r.rotary_offset, y + r.rotary_offset, r.distance, rows,
+                                                      turns);
+    };
+    if (r.blocks == 1 && with_usual_pairs(r.num_pairs, block)) return;
+  }
   // A pair that is read as neighbours and written apart would, in place, write what later pairs read.
   alignas(64) typename D::T copy[2 * kMaxPairs];
   const bool aside = READ != WRITE && job.in_place;
-  for (std::int64_t h = 0; h < heads; ++h, x += x_head, y += y_head) {
+  for (std::int64_t h = 0; h < rows.heads; ++h, x += rows.from.head, y += rows.to.head) {
     const auto* ahead = reinterpret_cast<const char*>(x);
     const int bytes = 2 * r.num_pairs * static_cast<int>(sizeof(*x));
     for (int d = 0; d < bytes; d += 64) __builtin_prefetch(ahead + d + kPrefetchBytes);
@@ -194,19 +118,17 @@ void rotate_token(const Job& job, const Flags& flags, const Rows& rows, std::int
   using T = typename D::T;
   const T* x = static_cast<const T*>(rows.in) + batch * rows.from.batch + token * rows.from.token;
   T* y = static_cast<T*>(rows.out) + batch * rows.to.batch + token * rows.to.token;
-  const Rotation& r = job.plan->rotation;
-  const std::int64_t a = rows.from.head, b = rows.to.head;
   if constexpr (std::is_same_v<D, BFloat16>) {
-    if (flags.split) return heads_of_split<STREAM>(r, rows, x, y, turns);
+    if (flags.split) return heads_of_split<STREAM>(job.plan->rotation, rows, x, y, turns);
   }
   if (flags.read_pairs && flags.write_pairs) {
-    heads_of_pairs<D, true, true, STREAM, TABLE>(job, x, y, rows.heads, a, b, turns);
+    heads_of_pairs<D, true, true, STREAM, TABLE>(job, rows, x, y, turns);
   } else if (flags.read_pairs) {
-    heads_of_pairs<D, true, false, STREAM, TABLE>(job, x, y, rows.heads, a, b, turns);
+    heads_of_pairs<D, true, false, STREAM, TABLE>(job, rows, x, y, turns);
   } else if (flags.write_pairs) {
-    heads_of_pairs<D, false, true, STREAM, TABLE>(job, x, y, rows.heads, a, b, turns);
+    heads_of_pairs<D, false, true, STREAM, TABLE>(job, rows, x, y, turns);
   } else {
-    heads_of_pairs<D, false, false, STREAM, TABLE>(job, x, y, rows.heads, a, b, turns);
+    heads_of_pairs<D, false, false, STREAM, TABLE>(job, rows, x, y, turns);
   }
 }
 

@@ -57,6 +57,32 @@ ROPE_INLINE U<W> round_bf16(F<W> value) {
   return bits + 0x7fffU + ((bits >> 16) & 1U);
 }
 
+#if defined(ROPE_BF16_INSTRUCTIONS)
+/// Whether the instruction below would take an element for zero: it does not know denormals.
+template <int W>
+ROPE_INLINE bool holds_denormal(F<W> a, F<W> b) {
+  constexpr int kDenormal = 0x20;
+  if constexpr (W == 64) {
+    return (_mm512_fpclass_ps_mask((__m512)a, kDenormal) | _mm512_fpclass_ps_mask((__m512)b, kDenormal)) != 0;
+  } else {
+    return (_mm256_fpclass_ps_mask((__m256)a, kDenormal) | _mm256_fpclass_ps_mask((__m256)b, kDenormal)) != 0;
+  }
+}
+
+/// Words of two bf16 each, by instruction.
+template <int W>
+ROPE_INLINE U<W> pack_bf16(F<W> first, F<W> second) {
+  if constexpr (W == 64) {
+    const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6,
+                                           21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+    return (U<W>)_mm512_permutexvar_epi16(order, (__m512i)_mm512_cvtne2ps_pbh((__m512)second, (__m512)first));
+  } else {
+    const __m256i order = _mm256_set_epi16(15, 7, 14, 6, 13, 5, 12, 4, 11, 3, 10, 2, 9, 1, 8, 0);
+    return (U<W>)_mm256_permutexvar_epi16(order, (__m256i)_mm256_cvtne2ps_pbh((__m256)second, (__m256)first));
+  }
+}
+#endif
+
 /// Elements as fp32. `pairs` are neighbours (2 i, 2 i + 1) of 2 L elements, taken apart into two vectors.
 struct Float32 {
   using T = float;
@@ -123,15 +149,17 @@ struct BFloat16 {
   template <int W>
   ROPE_INLINE U<W> pack(F<W> first, F<W> second) {
 #if defined(ROPE_BF16_INSTRUCTIONS)
-    if constexpr (W == 64) {
-      // The instruction takes denormals for zero; a vector that holds one is rounded as below.
-      constexpr int kDenormal = 0x20;
-      const __m512 a = (__m512)first, b = (__m512)second;
-      if (__builtin_expect((_mm512_fpclass_ps_mask(a, kDenormal) | _mm512_fpclass_ps_mask(b, kDenormal)) == 0, 1)) {
-        const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22,
-                                               6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
-        return (U<W>)_mm512_permutexvar_epi16(order, (__m512i)_mm512_cvtne2ps_pbh(b, a));
-      }
+    if constexpr (W >= 32) {
+      if (__builtin_expect(!holds_denormal<W>(first, second), 1)) return pack_bf16<W>(first, second);
+    }
+#elif defined(__AVX2__)
+    if constexpr (W == 32) {
+      // In 16-bit lanes: up where what is cut off is over a half, or is a half and what is kept is odd.
+      const auto a = (__m256i)first, b = (__m256i)second;
+      const __m256i kept = _mm256_blend_epi16(_mm256_srli_epi32(a, 16), b, 0xaa);
+      const __m256i cut = _mm256_blend_epi16(a, _mm256_slli_epi32(b, 16), 0xaa);
+      const __m256i is_even = _mm256_andnot_si256(kept, _mm256_set1_epi16(1));
+      return (U<W>)_mm256_add_epi16(kept, _mm256_srli_epi16(_mm256_subs_epu16(cut, is_even), 15));
     }
 #endif
     return (round_bf16<W>(first) >> 16) | (round_bf16<W>(second) & 0xffff0000U);

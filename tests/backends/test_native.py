@@ -63,25 +63,37 @@ def test_case(case, isa):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("pairing", ["half", "interleaved", "interleaved_to_half"])
 def test_any_number_of_pairs(isa, dtype, pairing):
-    """Every remainder that a vector can leave, on rows that are aligned to words and on rows that are not."""
-    native.force_isa(isa)
-    for head_dim in (2, 4, 6, 10, 24, 34, 48, 66, 98, 160, 320):
+    """The usual numbers, and every remainder that a vector can leave, on rows aligned to words and on others."""
+    for head_dim in (2, 4, 6, 10, 24, 32, 34, 48, 64, 66, 96, 98, 128, 160, 256, 320):
         for view in ("dense", "odd"):
-            case = Case(f"pairs{head_dim}", dict(head_dim=head_dim, pairing=pairing), dtype=dtype, view=view, start=50)
-            made = make(case)
-            q, _ = rk.apply_rope(made.q, None, made.positions, config_of(case))
-            check(case, made.q, q, made.expected[0])
+            config = dict(head_dim=head_dim, pairing=pairing)
+            case = Case(f"pairs{head_dim}", config, dtype=dtype, view=view, start=50, k_heads=0)
+            made, q, _ = rotate_and_check(case, isa)
+            rk.apply_rope_(made.q, None, made.positions, config_of(case))
+            assert torch.equal(made.q, q)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("rotary_dim", [32, 64, 96])
+def test_halves_that_are_further_apart_than_they_are_long(isa, dtype, rotary_dim):
+    """Of the usual lengths, with what does not turn between them."""
+    config = dict(head_dim=256, rope_type="proportional", partial_rotary_factor=rotary_dim / 256)
+    rotate_and_check(Case(f"proportional{rotary_dim}", config, dtype=dtype, start=50), isa)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_threads_and_streaming_stores_do_not_change_a_bit(dtype):
-    q, k = (torch.randn(1, 1200, h, 128).to(dtype) for h in (32, 8))
-    alone = rk.apply_rope(q, k, None, CONFIG)
+@pytest.mark.parametrize("pairing", ["half", "interleaved", "interleaved_to_half"])
+@pytest.mark.parametrize(("head_dim", "heads"), [(64, 64), (128, 32), (256, 16)])
+def test_threads_and_streaming_stores_do_not_change_a_bit(dtype, pairing, head_dim, heads):
+    config = rk.RopeConfig(head_dim=head_dim, pairing=pairing)
+    q, k = (torch.randn(1, 1200, h, head_dim).to(dtype) for h in (heads, 8))
+    alone = rk.apply_rope(q, k, None, config)
     torch.set_num_threads(2)
     try:
-        together = rk.apply_rope(q, k, None, CONFIG)
-        given = rk.apply_rope(q, k, None, CONFIG, out=(torch.empty_like(q), torch.empty_like(k)))
-        rk.apply_rope_(q, k, None, CONFIG)
+        together = rk.apply_rope(q, k, None, config)
+        given = rk.apply_rope(q, k, None, config, out=(torch.empty_like(q), torch.empty_like(k)))
+        rk.apply_rope_(q, k, None, config)
     finally:
         torch.set_num_threads(1)
     for a, b, c, d in zip(alone, together, given, (q, k), strict=True):
@@ -93,21 +105,25 @@ def test_threads_and_streaming_stores_do_not_change_a_bit(dtype):
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("pairing", ["half", "interleaved"])
-def test_denormals_infinities_and_nan_are_rounded_as_torch_does(isa, dtype, pairing):
-    """At position 0 a rotation is the identity: what comes out is what went in, or a NaN."""
+@pytest.mark.parametrize("head_dim", [64, 96], ids=lambda d: f"d{d}")
+@pytest.mark.parametrize("scaled", [False, True], ids=["identity", "ties"])
+def test_every_number_is_rounded_as_torch_does(isa, dtype, pairing, head_dim, scaled):
+    """At position 0 a rotation is a product with the scaling: of 1, or of what ends every odd mantissa in a tie."""
     native.force_isa(isa)
     bits = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16)
-    q = torch.zeros(bits.numel() // 32, 64, dtype=torch.int16)
+    q = torch.zeros(bits.numel() // 32, head_dim, dtype=torch.int16)
     q[:, :64:2] = bits.view(-1, 32)
     q = q.view(dtype)[:, None]
-    config = rk.RopeConfig(head_dim=64, pairing=pairing)
-    out, _ = rk.apply_rope(q, None, torch.zeros(len(q), dtype=torch.int64), config, layout="thd")
+    scaling = 1.0 + torch.finfo(dtype).eps / 2 * scaled
+    config = rk.RopeConfig.from_inv_freq([1.0] * (head_dim // 2), pairing=pairing, attention_scaling=scaling)
+    positions = torch.zeros(len(q), dtype=torch.int64)
+    out, _ = rk.apply_rope(q, None, positions, config, layout="thd")
     with rk.use_backend("reference"):
-        wanted, _ = rk.apply_rope(q, None, torch.zeros(len(q), dtype=torch.int64), config, layout="thd")
-    assert torch.equal(out.isnan(), wanted.isnan())
-    good = ~wanted.isnan()
-    assert torch.equal(out[good], wanted[good])
-    assert (wanted[good].abs() < torch.finfo(dtype).tiny).any()
+        number = ~rk.apply_rope(q, None, positions, config, layout="thd")[0].isnan()  # 0 times infinity is none
+    wanted = (q.float() * scaling).to(dtype)
+    assert torch.equal(out.isnan(), ~number)
+    assert torch.equal(out[number], wanted[number])
+    assert (wanted[number].abs() < torch.finfo(dtype).tiny).any()
 
 
 @pytest.mark.parametrize("isa", ISAS)

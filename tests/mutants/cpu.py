@@ -14,17 +14,31 @@ _HEADS = in_file(
     ),
     ("D::narrow(a * cosine[i] - b * sine[i])", "D::narrow(a * cosine[i] + b * sine[i])",
      "sign of the sine, pairs that fill no vector"),
-    ("BFloat16::narrow(b * c + a * s)", "BFloat16::narrow(b * c - a * s)",
-     "sign of the sine, words that fill no vector"),
     ("const bool aside = READ != WRITE && job.in_place;", "const bool aside = false;",
      "pairs written in place over those still to be read"),
     ("const int at = 2 * block * r.distance,", "const int at = block * r.distance,", "distance between blocks"),
-    ("(1U << count) - 1U", "(1U << (count - 1)) - 1U", "last word of a masked vector"),
-    ("store_as<STREAM>(y + 2 * WORDS + 2 * j * L, b);", "store_as<STREAM>(y + WORDS + 2 * j * L, b);",
-     "where second halves are stored"),
+    ("p[j] = a * cosine[j] - b * sine[j];", "p[j] = a * cosine[j] + b * sine[j];", "sign of the sine, usual heads"),
+    ("store_members<D, W, WRITE, STREAM>(y, y + distance,", "store_members<D, W, WRITE, STREAM>(y, y + PAIRS,",
+     "where second members of usual heads are stored"),
     ("const std::int64_t width = span.last - span.first;", "const std::int64_t width = span.last - span.first - 1;",
      "last channel of those that do not turn is not copied"),
     ("load_as<F<W>>(cosine2 + i) + a *", "load_as<F<W>>(cosine + i) + a *", "a table's cosines of second members"),
+)  # fmt: skip
+
+_WORDS = in_file(
+    "cpu",
+    "csrc/cpu_words.h",
+    ("BFloat16::narrow(b * c + a * s)", "BFloat16::narrow(b * c - a * s)",
+     "sign of the sine, words that fill no vector"),
+    ("(1U << count) - 1U", "(1U << (count - 1)) - 1U", "last word of a masked vector"),
+    ("store_as<STREAM>(y + distance + 2 * j * L, b);", "store_as<STREAM>(y + 2 * WORDS + 2 * j * L, b);",
+     "where second halves are stored"),
+)  # fmt: skip
+
+_TURNS = in_file(
+    "cpu",
+    "csrc/cpu_turns.h",
+    ("while (n % (bytes / 4) != 0)", "while (n < bytes / 4)", "pairs that fill no whole number of vectors"),
 )  # fmt: skip
 
 _ANGLES = in_file(
@@ -54,7 +68,14 @@ _VECTORS = in_file(
      "denormal fp16 results"),
     ("first = __builtin_shufflevector(a, b, 0, 2, 4, 6);", "first = __builtin_shufflevector(a, b, 0, 1, 4, 5);",
      "first members of neighbouring fp32 pairs"),
-    ("kDenormal)) == 0, 1))", "kDenormal)) >= 0, 1))", "denormals flushed by AVX-512's rounding to bf16"),
+    ("_mm512_fpclass_ps_mask((__m512)b, kDenormal)) != 0", "_mm512_fpclass_ps_mask((__m512)b, kDenormal)) < 0",
+     "denormals flushed by AVX-512's rounding to bf16"),
+    ("_mm256_fpclass_ps_mask((__m256)b, kDenormal)) != 0", "_mm256_fpclass_ps_mask((__m256)b, kDenormal)) < 0",
+     "the same in vectors of half the size"),
+    ("_mm256_set_epi16(15, 7, 14,", "_mm256_set_epi16(15, 14, 7,", "order of words in half a vector"),
+    ("_mm256_andnot_si256(kept, _mm256_set1_epi16(1))", "_mm256_and_si256(kept, _mm256_set1_epi16(1))",
+     "AVX2 rounds ties to odd"),
+    ("_mm256_subs_epu16(cut, is_even)", "_mm256_sub_epi16(cut, is_even)", "AVX2 rounds exact values up"),
 )  # fmt: skip
 
 _KERNEL = in_file(
@@ -65,4 +86,4 @@ _KERNEL = in_file(
     ("if (!job.in_place) copy_untouched(", "if (job.in_place) copy_untouched(", "what does not turn is not copied"),
 )
 
-MUTANTS = [*_HEADS, *_ANGLES, *_VECTORS, *_KERNEL]
+MUTANTS = [*_HEADS, *_WORDS, *_TURNS, *_ANGLES, *_VECTORS, *_KERNEL]

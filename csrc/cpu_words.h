@@ -1,0 +1,108 @@
+// All heads of one token of bf16 in halves, two neighbours of a half as one word. Included like cpu_vectors.h.
+#include "cpu_turns.h"
+
+/// The rotation of both elements of words of two halves, first elements and second ones.
+template <int W>
+ROPE_INLINE void turn_words(U<W>& a, U<W>& b, F<W> c0, F<W> c1, F<W> s0, F<W> s1) {
+  F<W> a0, a1, b0, b1;
+  BFloat16::unpack<W>(a, a0, a1);
+  BFloat16::unpack<W>(b, b0, b1);
+  a = BFloat16::pack<W>(a0 * c0 - b0 * s0, a1 * c1 - b1 * s1);
+  b = BFloat16::pack<W>(b0 * c0 + a0 * s0, b1 * c1 + a1 * s1);
+}
+
+/// One vector of words of both halves. MASKED: only the first `count` of it.
+template <int W, bool STREAM, bool MASKED = false>
+ROPE_INLINE void rotate_vector(const std::uint16_t* x, std::uint16_t* y, int distance, const float* cosine,
+                               const float* sine, int j, int words, int count = 0) {
+  const auto turn = [&](U<W>& a, U<W>& b) {
+    turn_words<W>(a, b, load_as<F<W>>(cosine + j), load_as<F<W>>(cosine + words + j), load_as<F<W>>(sine + j),
+                  load_as<F<W>>(sine + words + j));
+  };
+  x += 2 * j;
+  y += 2 * j;
+#if defined(__AVX512F__)
+  if constexpr (MASKED) {
+    const auto mask = static_cast<__mmask16>((1U << count) - 1U);
+    U<W> a = (U<W>)_mm512_maskz_loadu_epi32(mask, x), b = (U<W>)_mm512_maskz_loadu_epi32(mask, x + distance);
+    turn(a, b);
+    _mm512_mask_storeu_epi32(y, mask, (__m512i)a);
+    _mm512_mask_storeu_epi32(y + distance, mask, (__m512i)b);
+    return;
+  }
+#endif
+  U<W> a = load_as<U<W>>(x), b = load_as<U<W>>(x + distance);
+  turn(a, b);
+  store_as<STREAM>(y, a);
+  store_as<STREAM>(y + distance, b);
+}
+
+/// Words [j, words) of both halves; cosines of the first elements of words, then those of the second ones.
+template <int W, bool STREAM>
+ROPE_INLINE void rotate_words(const std::uint16_t* x, std::uint16_t* y, int distance, const float* cosine,
+                              const float* sine, int j, int words) {
+  constexpr int L = Vec<W>::L;
+#if defined(__AVX512F__)
+  if constexpr (W == 64) {
+    // Few odd words are masked, and come first: a masked load that reaches into bytes just stored waits for them.
+    const int left = words % L;
+    if (left % 4 != 0) {
+      rotate_vector<W, STREAM, true>(x, y, distance, cosine, sine, words - left, words, left);
+      for (; j + L <= words; j += L) rotate_vector<W, STREAM>(x, y, distance, cosine, sine, j, words);
+      return;
+    }
+  }
+#endif
+  for (; j + L <= words; j += L) rotate_vector<W, STREAM>(x, y, distance, cosine, sine, j, words);
+  if constexpr (W > 16) {
+    rotate_words<W / 2, STREAM>(x, y, distance, cosine, sine, j, words);
+  } else {
+    for (; j < words; ++j) {
+      for (int odd = 0; odd < 2; ++odd) {
+        const float c = cosine[odd * words + j], s = sine[odd * words + j];
+        const float a = BFloat16::widen(x[2 * j + odd]), b = BFloat16::widen(x[distance + 2 * j + odd]);
+        y[2 * j + odd] = BFloat16::narrow(a * c - b * s);
+        y[distance + 2 * j + odd] = BFloat16::narrow(b * c + a * s);
+      }
+    }
+  }
+}
+
+/// All heads of a token, for WORDS words per half known at compile time: cosines stay in registers.
+template <int WORDS, bool STREAM>
+ROPE_INLINE void heads_of_words(const std::uint16_t* x, std::uint16_t* y, int distance, const Rows& rows,
+                                const Turns& turns) {
+  constexpr int W = vector_for(WORDS), L = Vec<W>::L, N = WORDS / L;
+  F<W> c0[N], c1[N], s0[N], s1[N];
+  for (int j = 0; j < N; ++j) {
+    c0[j] = load_as<F<W>>(turns.cosine + j * L);
+    c1[j] = load_as<F<W>>(turns.cosine + WORDS + j * L);
+    s0[j] = load_as<F<W>>(turns.sine + j * L);
+    s1[j] = load_as<F<W>>(turns.sine + WORDS + j * L);
+  }
+  for (std::int64_t h = 0; h < rows.heads; ++h, x += rows.from.head, y += rows.to.head) {
+    for (int d = 0; d < 4 * WORDS; d += 32) __builtin_prefetch(reinterpret_cast<const char*>(x + d) + kPrefetchBytes);
+#pragma GCC unroll 8
+    for (int j = 0; j < N; ++j) {
+      U<W> a = load_as<U<W>>(x + 2 * j * L), b = load_as<U<W>>(x + distance + 2 * j * L);
+      turn_words<W>(a, b, c0[j], c1[j], s0[j], s1[j]);
+      store_as<STREAM>(y + 2 * j * L, a);
+      store_as<STREAM>(y + distance + 2 * j * L, b);
+    }
+  }
+}
+
+/// All heads of a token as words.
+template <bool STREAM>
+void heads_of_split(const Rotation& r, const Rows& rows, const std::uint16_t* x, std::uint16_t* y, const Turns& turns) {
+  x += r.rotary_offset;
+  y += r.rotary_offset;
+  const auto words = [&](auto pairs) { heads_of_words<pairs() / 2, STREAM>(x, y, r.distance, rows, turns); };
+  if (with_usual_pairs(r.num_pairs, words)) return;
+  for (std::int64_t h = 0; h < rows.heads; ++h, x += rows.from.head, y += rows.to.head) {
+    for (int d = 0; d < 2 * r.num_pairs; d += 32) {
+      __builtin_prefetch(reinterpret_cast<const char*>(x + d) + kPrefetchBytes);
+    }
+    rotate_words<ROPE_VECTOR, STREAM>(x, y, r.distance, turns.cosine, turns.sine, 0, r.num_pairs / 2);
+  }
+}
