@@ -18,8 +18,8 @@ from ours import Call
 from peers import MissingPeerError
 from rope_kernels.backends import native
 from rope_kernels.environment import describe
+from rope_kernels.timing import Pair
 from rows import Row, measured
-from timing import Pair
 
 ROUND_SECONDS = 2e-3
 _KEY = pytest.StashKey[dict[str, Any]]()

@@ -64,7 +64,7 @@ def _transformers_rows() -> Iterator[Row]:
     def build() -> tuple[Call, Call]:
         q, k, positions = inputs(LLAMA_8B, DECODE_1)
         x = q.requires_grad_(), k.requires_grad_(), positions
-        return FORMS["allocating"](LLAMA_8B, *x), peers.transformers(LLAMA_8B, x)
+        return FORMS["allocating"](LLAMA_8B.config, *x), peers.transformers(LLAMA_8B, x)
 
     yield Row(QUESTION, "with a gradient needed, decode batch 1, against transformers", build, 5)
 

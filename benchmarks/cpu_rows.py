@@ -64,7 +64,7 @@ def _with_gradient(model: Model, x: Inputs) -> Inputs:
 
 
 def _our_gradient(model: Model, x: Inputs) -> Call:
-    return checked_gradients(FORMS["allocating"](model, *x), model, x)
+    return checked_gradients(FORMS["allocating"](model.config, *x), model, x)
 
 
 def _gradient_rows() -> Iterator[Row]:

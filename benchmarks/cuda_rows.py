@@ -18,9 +18,9 @@ import rope_kernels as rk
 from ours import FLOORS, Call, Inputs, floor, ours
 from peers import MissingPeerError, agrees, phase_table
 from rope_kernels.backends import available_backends
+from rope_kernels.timing import Pair
 from rows import Row, sorted_by
 from shapes import DECODE_32, LLAMA_8B, MODELS, SHAPES, Model, Shape, inputs
-from timing import Pair
 from whole_model import whole_model_rows
 
 __all__ = ["alternate_on_device", "cuda_rows"]

@@ -25,7 +25,7 @@ def errors() -> dict[str, Any]:
 def saved() -> list[dict[str, Any]]:
     """Bytes per token that each way keeps for its backward pass; both sides of q and k need a gradient."""
     ways = {
-        "rope_kernels": lambda model, x: FORMS["allocating"](model, *x),
+        "rope_kernels": lambda model, x: FORMS["allocating"](model.config, *x),
         "transformers": peers.transformers,
         "hand-fused, torch.compile": peers.fused_compiled,
         "transformers, torch.compile": peers.transformers_compiled,

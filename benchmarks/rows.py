@@ -8,8 +8,8 @@ from typing import Any
 
 from ours import Call
 from rope_kernels.backends import native
+from rope_kernels.timing import Pair, alternate
 from shapes import Model, Shape
-from timing import Pair, alternate
 
 __all__ = ["Result", "Row", "measured", "sorted_by"]
 

@@ -1,26 +1,23 @@
-"""The ``rope-kernels`` command: ``info``, ``explain``, ``plot``, ``demo``, ``check`` and ``coverage``."""
+"""The ``rope-kernels`` command: ``info``, ``explain``, ``plot``, ``demo``, ``check``,
+``bench`` and ``coverage``."""
 
 from __future__ import annotations
 
-import json
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from ._version import __version__
+from .console import LacksError, check_png, device_and_backend, errors_as_exit_codes, print_json, progress, written
 
 __all__ = ["app", "main"]
 
 EXIT_CODES = (
     "Exit codes: 0 done; 1 something this machine lacks (a package, a device, a folder to write to); "
-    "2 a wrong argument or config; 3 a result of demo or check outside the accuracy contract."
+    "2 a wrong argument or config; 3 a result of demo, check or bench outside the accuracy contract."
 )
 app = typer.Typer(
     no_args_is_help=True,
@@ -34,10 +31,6 @@ ConfigArgument = Annotated[
     str, typer.Argument(help="A config.json, a model directory, or the name of a shipped config.", metavar="CONFIG")
 ]
 LayerType = Annotated[str | None, typer.Option(help="Only these layers, such as full_attention.")]
-
-
-class _LacksError(RuntimeError):
-    """This machine lacks something; the message says what."""
 
 
 def main() -> None:
@@ -60,7 +53,7 @@ def info(as_json: AsJson = False) -> None:
 
     machine = describe()
     if as_json:
-        _print_json(machine)
+        print_json(machine)
     else:
         Console().print(info_report(machine))
 
@@ -68,10 +61,10 @@ def info(as_json: AsJson = False) -> None:
 @app.command(epilog=EXIT_CODES)
 def explain(config: ConfigArgument, layer_type: LayerType = None, as_json: AsJson = False) -> None:
     """Show what a model's config means for its rotary embedding, and where every value came from."""
-    with _errors_as_exit_codes():
+    with errors_as_exit_codes():
         _, layers = _layers_of(config, layer_type)
     if as_json:
-        _print_json({name: _explained(layer) for name, layer in layers.items()})
+        print_json({name: _explained(layer) for name, layer in layers.items()})
         return
     console = Console(soft_wrap=True)
     for name, layer in layers.items():
@@ -120,16 +113,16 @@ def plot(
     from .plotting import draw_curves
 
     path = output or (None if as_json else Path("rope.png"))
-    with _errors_as_exit_codes():
+    with errors_as_exit_codes():
         if path is not None:
-            _check_png(path, "--output")
+            check_png(path, "--output")
         values, layers = _layers_of(config, layer_type)
-        with _progress("rotating", len(layers) * num_steps(), hidden=as_json) as advance:
+        with progress("rotating", len(layers) * num_steps(), hidden=as_json) as advance:
             found = curves(layers, values, advance)
         if path is not None:
-            _written(path, "--output", lambda: draw_curves(found, path, Path(config).name))
+            written(path, "--output", lambda: draw_curves(found, path, Path(config).name))
     if as_json:
-        _print_json([asdict(part) for part in found])
+        print_json([asdict(part) for part in found])
 
 
 @app.command(epilog=EXIT_CODES)
@@ -145,18 +138,18 @@ def demo(
     from .environment import describe
     from .report import WIDTH, demo_report, serving_report
 
-    with _errors_as_exit_codes():
+    with errors_as_exit_codes():
         if plot is not None:
-            _check_png(plot, "--plot")
-        target, backend = _device_and_backend(device)
+            check_png(plot, "--plot")
+        target, backend = device_and_backend(device)
         todo = cases(only or ())
-        with _progress("checking, then timing", len(todo) * (1 + ROUNDS), hidden=as_json) as advance:
+        with progress("checking, then timing", len(todo) * (1 + ROUNDS), hidden=as_json) as advance:
             rows = measure(todo, target, backend, advance)
             serving = serving_rows(todo, target)
     machine = describe()
     if as_json:
         results = {"results": [asdict(row) for row in rows], "serving": [asdict(row) for row in serving]}
-        _print_json({"machine": machine, "contract": CONTRACT, **results})
+        print_json({"machine": machine, "contract": CONTRACT, **results})
     else:
         terminal = Console()
         console = terminal if terminal.is_terminal else Console(width=WIDTH)
@@ -165,8 +158,8 @@ def demo(
     if plot is not None:
         from .plotting import draw
 
-        with _errors_as_exit_codes():
-            _written(plot, "--plot", lambda: draw(plot))
+        with errors_as_exit_codes():
+            written(plot, "--plot", lambda: draw(plot))
     if any(row.max_error > CONTRACT for row in rows) or any(row.max_error > row.contract for row in serving):
         typer.echo(f"error: a result is outside the accuracy contract of {CONTRACT:.0e}", err=True)
         raise typer.Exit(3)
@@ -181,10 +174,10 @@ def check(as_json: AsJson = False) -> None:
 
     machine = describe()
     todo, where = checking.calls(), checking.targets()
-    with _progress("checking", len(todo) * len(where), hidden=as_json) as advance:
+    with progress("checking", len(todo) * len(where), hidden=as_json) as advance:
         results = checking.run(todo, where, advance)
     if as_json:
-        _print_json({"machine": machine, "contract": CONTRACT, "results": checking.to_json(results)})
+        print_json({"machine": machine, "contract": CONTRACT, "results": checking.to_json(results)})
     else:
         not_run = {name: why for name, why in machine["backends"].items() if why is not None}
         Console().print(checking.report(results, not_run))
@@ -194,90 +187,55 @@ def check(as_json: AsJson = False) -> None:
 
 
 @app.command(epilog=EXIT_CODES)
+def bench(
+    config: ConfigArgument = "llama-3.1-8b",
+    layer_type: LayerType = None,
+    dtype: Annotated[str, typer.Option(help="bf16, fp16 or fp32.")] = "bf16",
+    seconds: Annotated[float, typer.Option(help="Per comparison.", min=0.0)] = 0.3,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda; cuda where there is one, if not given.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Time calls of a model's rotation beside a pass over the same memory, and beside transformers."""
+    from . import bench as benching
+    from .demo import case_of
+    from .environment import describe
+
+    if dtype not in benching.DTYPES:
+        raise typer.BadParameter(f"got {dtype!r}, allowed are {', '.join(benching.DTYPES)}", param_hint="--dtype")
+    ratios, notes = [], []
+    with errors_as_exit_codes():
+        target, _ = device_and_backend(device)
+        values, layers = _layers_of(config, layer_type)
+        todo = [case_of(config, name, name, values, layer) for name, layer in layers.items()]
+        with progress("timing", len(todo) * benching.num_steps(), hidden=as_json) as advance:
+            for case in todo:
+                try:
+                    found, note = benching.measure(case, benching.DTYPES[dtype], target, seconds, advance)
+                except benching.WrongResultError as error:
+                    typer.echo(f"error: {error}", err=True)
+                    raise typer.Exit(3) from error
+                ratios += found
+                notes += [f"transformers, {case.label}: {note}."] if note else []
+    machine = describe()
+    if as_json:
+        print_json({"machine": machine, "dtype": dtype, "ratios": [asdict(r) for r in ratios], "notes": notes})
+    else:
+        Console().print(benching.report(ratios, notes, machine, dtype))
+
+
+@app.command(epilog=EXIT_CODES)
 def coverage(as_json: AsJson = False) -> None:
     """Probe every modeling file of the installed transformers: which rotations the kernels can stand in for."""
     from .integrations.transformers import coverage as probe
 
-    with _errors_as_exit_codes():
+    with errors_as_exit_codes():
         try:
             files = probe.modeling_files()
         except ImportError as error:
-            raise _LacksError(f"{error}; pip install transformers") from error
-        with _progress("probing", len(files), hidden=as_json) as advance:
+            raise LacksError(f"{error}; pip install transformers") from error
+        with progress("probing", len(files), hidden=as_json) as advance:
             counted = probe.summary(probe.coverage(advance))
     if as_json:
-        _print_json(counted)
+        print_json(counted)
     else:
         typer.echo(probe.as_text(counted))
-
-
-def _check_png(path: Path, option: str) -> None:
-    from .environment import version_of
-
-    if version_of("matplotlib") is None:
-        raise _LacksError(f"{option}: matplotlib is not installed; pip install matplotlib")
-    if not path.parent.is_dir():
-        raise _LacksError(f"{option}: there is no folder {path.parent}")
-    if path.suffix.lower() != ".png":
-        raise typer.BadParameter(f"got {path.name!r}, a name that ends in .png is needed", param_hint=option)
-
-
-def _written(path: Path, option: str, draw: Callable[[], None]) -> None:
-    try:
-        draw()
-    except OSError as error:
-        raise _LacksError(f"{option}: {path} cannot be written: {error.strerror}") from error
-    typer.echo(f"wrote {path}", err=True)
-
-
-def _device_and_backend(name: str | None) -> tuple[Any, str]:
-    import torch
-
-    from .backends import backend_for
-
-    if name not in (None, "cpu", "cuda"):
-        raise typer.BadParameter(f"got {name!r}, allowed are cpu and cuda", param_hint="--device")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise _LacksError("--device: torch finds no CUDA device")
-    device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-    try:
-        module = backend_for(device)
-    except ValueError as error:
-        raise typer.BadParameter(str(error), param_hint="ROPE_KERNELS_BACKEND") from error
-    except RuntimeError as error:
-        raise _LacksError(str(error)) from error
-    return device, module.__name__.rpartition(".")[2].removesuffix("_launch")
-
-
-@contextmanager
-def _progress(what: str, total: int, hidden: bool) -> Iterator[Any]:
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True, disable=hidden or not console.is_terminal) as progress:
-        task = progress.add_task(what, total=total)
-        yield lambda: progress.advance(task)
-
-
-@contextmanager
-def _errors_as_exit_codes() -> Iterator[None]:
-    """Expected errors become a line on stderr and an exit code, warnings a line on stderr."""
-    from .catalog import SourceError
-    from .errors import RopeConfigError, RopeConfigWarning
-
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", RopeConfigWarning)
-        try:
-            yield
-        except (RopeConfigError, SourceError) as error:
-            typer.echo(f"error: {error}", err=True)
-            raise typer.Exit(2) from error
-        except _LacksError as error:
-            typer.echo(f"error: {error}", err=True)
-            raise typer.Exit(1) from error
-        finally:
-            for warning in caught:
-                typer.echo(f"warning: {warning.message}", err=True)
-
-
-def _print_json(value: object) -> None:
-    typer.echo(json.dumps(value, indent=2))

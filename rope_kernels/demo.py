@@ -14,10 +14,12 @@ from torch import Tensor
 from . import exact
 from .catalog import names, shipped
 from .config import RopeConfig
+from .errors import RopeConfigError
 from .functional import apply_rope
+from .hf_source import TEXT_CONFIGS
 from .peers import PeerError, transformers_rotation
 
-__all__ = ["CONTRACT", "Case", "Row", "cases", "measure", "relative_error"]
+__all__ = ["CONTRACT", "Case", "Row", "case_of", "cases", "measure", "relative_error"]
 
 CONTRACT = 5e-7
 """Largest error allowed, relative to the largest input, at positions up to 2 ** 24."""
@@ -26,6 +28,8 @@ PREFILL_TOKENS = 512
 DECODE_BATCH = 8
 ROUNDS = 9
 _DECODE_CALLS = 10
+_USUAL_CONTEXT = 4096  # where a config tells none
+_Q_HEADS = ("num_attention_heads", "n_head", "num_heads")
 
 
 @dataclass(frozen=True)
@@ -106,18 +110,28 @@ def cases(only: Sequence[str] = ()) -> list[Case]:
         layers = RopeConfig.per_layer(source)
         for layer_type, config in layers.items():
             label = f"{name} {layer_type.removesuffix('_attention')}" if len(layers) > 1 else name
-            found.append(_case(name, layer_type, label, source, config))
+            found.append(case_of(name, layer_type, label, source, config))
     return found
 
 
-def _case(model: str, layer_type: str, label: str, source: Mapping[str, Any], config: RopeConfig) -> Case:
-    q_heads = source["num_attention_heads"]
-    kv_heads = source.get("num_key_value_heads") or q_heads
-    if "qk_rope_head_dim" in source:
+def case_of(model: str, layer_type: str, label: str, source: Mapping[str, Any], config: RopeConfig) -> Case:
+    """The layers of any config.json that turn by ``config``.
+
+    Raises:
+        RopeConfigError: the config.json does not tell how many heads there are.
+    """
+    values = next((source[key] for key in TEXT_CONFIGS if isinstance(source.get(key), Mapping)), source)
+    q_heads = next((values[key] for key in _Q_HEADS if key in values), None)
+    if not isinstance(q_heads, int):
+        raise RopeConfigError(
+            _Q_HEADS[0], f"got {q_heads!r}, a number is needed here, under that key or {_Q_HEADS[1:]}"
+        )
+    kv_heads = values.get("num_key_value_heads") or q_heads
+    if "qk_rope_head_dim" in values:
         kv_heads = 1
     elif layer_type == "full_attention":
-        kv_heads = source.get("num_global_key_value_heads") or kv_heads
-    context = source["max_position_embeddings"]
+        kv_heads = values.get("num_global_key_value_heads") or kv_heads
+    context = config.max_position_embeddings or _USUAL_CONTEXT
     if config.rope_type == "dynamic" and config.factor:
         context = int(context * config.factor)
     return Case(model, layer_type, label, source, config, q_heads, kv_heads, context)

@@ -11,9 +11,9 @@ from .model_types import LAYER_KEYS, LAYERS
 from .rope_types import ROPE_TYPES
 from .validation import nearest, report
 
-__all__ = ["Table", "Values", "layers_of", "read_source", "tables_of"]
+__all__ = ["TEXT_CONFIGS", "Table", "Values", "layers_of", "read_source", "tables_of"]
 
-_TEXT = ("text_config", "llm_config", "language_config")
+TEXT_CONFIGS = ("text_config", "llm_config", "language_config")
 _ROPE_KEYS = ("rope_scaling", "rope_parameters", "rope_theta", "partial_rotary_factor")
 
 
@@ -89,7 +89,7 @@ def read_source(config: object, strict: bool) -> dict[str, Any]:
         RopeConfigError: no config; or with ``strict``, rope keys beside a text part that says otherwise.
     """
     source = _as_dict(config)
-    for name in _TEXT:
+    for name in TEXT_CONFIGS:
         part = source.get(name)
         if part is None:
             continue

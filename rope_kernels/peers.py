@@ -8,11 +8,12 @@ from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .environment import version_of
 
-__all__ = ["PeerError", "transformers_rotation"]
+__all__ = ["PeerError", "bound", "transformers_rotation"]
 
 Rotate = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
@@ -22,6 +23,11 @@ _STAND_INS = {"internlm2": "llama"}
 
 class PeerError(RuntimeError):
     """transformers cannot be asked; the message says why."""
+
+
+def bound(dtype: torch.dtype, last_position: int) -> float:
+    """What others may be off by, of the largest value: tables rounded to q's dtype, angles in float32."""
+    return 3 * torch.finfo(dtype).eps + 2.0**-22 * (last_position + 1)
 
 
 def transformers_rotation(source: Mapping[str, Any], layer_type: str) -> Rotate:

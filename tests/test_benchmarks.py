@@ -29,9 +29,9 @@ import tables
 from cpu_budgets import budget_rows
 from cpu_rows import cpu_rows
 from measurements import Run, read
+from rope_kernels.timing import Pair, alternate
 from rows import Result, Row, measured
 from shapes import LLAMA_8B, MODELS, Shape, inputs
-from timing import Pair, alternate
 
 SMALL = Shape(1, 8)
 
@@ -110,7 +110,7 @@ def test_peers_are_checked(model):
 def test_gradients_are_checked():
     q, k, positions = inputs(LLAMA_8B, SMALL)
     x = q.requires_grad_(), k.requires_grad_(), positions
-    call = ours.FORMS["allocating"](LLAMA_8B, *x)
+    call = ours.FORMS["allocating"](LLAMA_8B.config, *x)
     ours.checked_gradients(call, LLAMA_8B, x)
     with pytest.raises(AssertionError, match="q's gradient is off by"):
         ours.checked_gradients(lambda: (x[0] * 1.5, x[1] * 1.5), LLAMA_8B, x)

@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 import rope_kernels
-from rope_kernels import backends, catalog, check, curves, demo, environment
+from rope_kernels import backends, bench, catalog, check, curves, demo, environment, peers
 from rope_kernels.cli import app
 
 LLAMA = {"model_type": "llama", "head_dim": 64, "max_position_embeddings": 2048, "rope_theta": 1e4}
@@ -61,7 +61,7 @@ def test_version(run):
     assert run("--version").stdout.strip() == rope_kernels.__version__
 
 
-@pytest.mark.parametrize("command", [(), ("info",), ("explain",), ("demo",), ("coverage",)])
+@pytest.mark.parametrize("command", [(), ("info",), ("explain",), ("demo",), ("bench",), ("coverage",)])
 def test_help_documents_the_exit_codes(run, command):
     assert "Exit codes" in run(*command, "--help").stdout
 
@@ -190,6 +190,51 @@ def test_plot_refuses_what_it_cannot_draw(run, monkeypatch, tmp_path):
     assert "no shipped config" in run("plot", "llama-9", "--json", code=2).stderr
     monkeypatch.setattr(environment, "version_of", lambda package: None)
     assert "pip install matplotlib" in run("plot", "llama-2-7b", code=1).stderr
+
+
+HEADS = LLAMA | {"num_attention_heads": 4, "num_key_value_heads": 2, "hidden_size": 256}
+
+
+@pytest.fixture
+def run_bench(run, monkeypatch):
+    monkeypatch.setattr(bench, "SHAPES", {"decode batch 3": (3, 1), "prefill 70": (1, 70)})
+    return lambda *arguments, **options: run("bench", *arguments, "--seconds", 0, **options)
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp16", "fp32"])
+def test_bench_sets_every_form_beside_its_floor_and_transformers(run_bench, config_file, dtype):
+    path = config_file(HEADS)
+    result = json.loads(run_bench(path, "--dtype", dtype, "--json").stdout)
+    met = {(r["shape"], r["form"], r["against"]) for r in result["ratios"]}
+    for form, floor in (("in place", "bitwise_not_"), ("out=", "copy_"), ("allocating", "clone")):
+        assert met >= {(s, form, other) for s in bench.SHAPES for other in (floor, "transformers")}
+    for r in result["ratios"]:
+        assert 0 < r["low"] <= r["speed"] <= r["high"]
+    size = 4 if dtype == "fp32" else 2
+    assert result["ratios"][-1]["gigabytes"] == pytest.approx(2e-9 * 70 * (4 + 2) * 64 * size)
+    text = run_bench(path, "--dtype", dtype).stdout
+    assert all(word in text for word in ("decode batch 3", "prefill 70", "of transformers' speed", dtype))
+
+
+def test_bench_leaves_out_in_place_where_it_would_overflow(run_bench, config_file):
+    scaled = HEADS | {"rope_scaling": {"rope_type": "linear", "factor": 2.0}}
+    assert "in place" in run_bench(config_file(scaled), "--json").stdout
+    scaled["rope_scaling"] = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 512}
+    forms = {r["form"] for r in json.loads(run_bench(config_file(scaled), "--json").stdout)["ratios"]}
+    assert forms == {"out=", "allocating"}
+
+
+def test_bench_goes_on_without_transformers(run_bench, config_file, monkeypatch):
+    monkeypatch.setattr(peers, "version_of", lambda package: None)
+    text = run_bench(config_file(HEADS)).stdout
+    assert "transformers is not installed" in text
+
+
+def test_bench_refuses_what_it_cannot_time(run_bench, config_file, monkeypatch):
+    assert "got 'int8', allowed are bf16, fp16, fp32" in run_bench("--dtype", "int8", code=2).stderr
+    assert "num_attention_heads: got None" in run_bench(config_file(LLAMA), code=2).stderr
+    monkeypatch.setattr(bench, "CONTRACT", 0.0)
+    assert "full_attention, in place: q is off by" in run_bench(config_file(HEADS), "--dtype", "fp32", code=3).stderr
 
 
 def test_check_prints_a_row_per_backend_and_dtype(run, monkeypatch):

@@ -39,19 +39,29 @@ class Pair:
         return sorted(b / a for a, b in zip(self.ours, self.peer, strict=True))
 
 
-def _per_call(call: Callable[[], object], repeats: int) -> float:
+def _per_call(call: Callable[[], object], repeats: int, wait: Callable[[], object]) -> float:
     start = time.perf_counter()
     for _ in range(repeats):
         call()
+    wait()
     return (time.perf_counter() - start) / repeats
 
 
 def alternate(
-    ours: Callable[[], object], peer: Callable[[], object], seconds: float = 2.0, threads: tuple[int, int] = (1, 1)
+    ours: Callable[[], object],
+    peer: Callable[[], object],
+    seconds: float = 2.0,
+    threads: tuple[int, int] = (1, 1),
+    wait: Callable[[], object] = lambda: None,
 ) -> Pair:
     """Time ``ours`` and ``peer`` in turn for about ``seconds``; short calls are repeated within a round.
 
-    ``threads``: of each side. Where they differ, a call that is not timed lets torch build its threads anew.
+    Args:
+        ours: one side.
+        peer: the other.
+        seconds: of all rounds.
+        threads: of each side. Where they differ, a call that is not timed lets torch build its threads anew.
+        wait: returns once a device has done what was asked of it.
     """
 
     def set_threads(count: int, call: Callable[[], object]) -> None:
@@ -63,12 +73,13 @@ def alternate(
     for call, count in zip((ours, peer), threads, strict=True):
         torch.set_num_threads(count)
         call()
-        once = min(_per_call(call, 1) for _ in range(3))
+        wait()
+        once = min(_per_call(call, 1, wait) for _ in range(3))
         repeats.append(max(1, int(2e-3 / once)))
     times: tuple[list[float], list[float]] = ([], [])
     end = time.perf_counter() + seconds
     while time.perf_counter() < end or len(times[0]) < 7:
         for call, count, into, side in zip((ours, peer), repeats, times, threads, strict=True):
             set_threads(side, call)
-            into.append(_per_call(call, count))
+            into.append(_per_call(call, count, wait))
     return Pair(*times)
