@@ -96,9 +96,17 @@ def _packed() -> tuple[Call, Call]:
     return call(bounds), call(bounds[[0, -1]])
 
 
-def _threads() -> tuple[Call, Call]:
-    call = ours("in place", LLAMA_8B, inputs(LLAMA_8B, Shape(1, 32768)))
-    return call, call
+def _thread_rows() -> Iterator[Row]:
+    """Two threads against one, and against the floor on two: where one takes all of the memory, neither gains."""
+
+    def build(with_floor: bool) -> tuple[Call, Call]:
+        x = inputs(LLAMA_8B, Shape(1, 32768))
+        call = ours("in place", LLAMA_8B, x)
+        return call, floor("in place", x) if with_floor else call
+
+    name = "in place, 32768 tokens, 2 threads"
+    yield Row(QUESTION, f"{name}, against 1", lambda: build(False), 1.8, threads=(2, 1))
+    yield Row(QUESTION, f"{name}, against {FLOORS['in place'][0]}", lambda: build(True), 0.95, threads=(2, 2))
 
 
 def budget_rows() -> list[Row]:
@@ -109,7 +117,7 @@ def budget_rows() -> list[Row]:
         *_vllm_rows(),
         _row("out=", Shape(1, 4096), "onnxruntime", 1.3, dtype="fp32"),
         Row(QUESTION, "in place, 1000 packed sequences, against one", _packed, 0.9),
-        Row(QUESTION, "in place, 32768 tokens, 2 threads, against 1", _threads, 1.8, threads=(2, 1)),
+        *_thread_rows(),
     ]
 
 
