@@ -52,6 +52,17 @@ struct Float16 {
   __device__ static Element narrow(float x) { return __half_as_ushort(__float2half_rn(x)); }
 };
 
+/// The members of a pair, turned; by fma, so that no compiler has a choice of rounding.
+template <int N>
+__device__ inline float first_of(float a, float b, const Turns<N>& turns, int i) {
+  return fmaf(-turns.sine[i], b, a * turns.cosine[i]);
+}
+
+template <int N>
+__device__ inline float second_of(float a, float b, const Turns<N>& turns, int i) {
+  return fmaf(turns.sine[i], a, b * turns.cosine[i]);
+}
+
 /// What a lane has of a row: two chunks, `APART` elements (0: known at run time) from each other.
 ///
 /// READ_PAIRS, WRITE_PAIRS: the members of a pair are neighbours, as read and as written; else each chunk has one
@@ -90,8 +101,8 @@ struct Tile {
     for (int i = 0; i < 2 * kWords; ++i) D::unpack(words[i], v + i * D::kPerWord);
     for (int i = 0; i < kPairs; ++i) {
       const float a = v[READ_PAIRS ? 2 * i : i], b = v[READ_PAIRS ? 2 * i + 1 : kPairs + i];
-      w[WRITE_PAIRS ? 2 * i : i] = fmaf(-turns.sine[i], b, a * turns.cosine[i]);
-      w[WRITE_PAIRS ? 2 * i + 1 : kPairs + i] = fmaf(turns.sine[i], a, b * turns.cosine[i]);
+      w[WRITE_PAIRS ? 2 * i : i] = first_of(a, b, turns, i);
+      w[WRITE_PAIRS ? 2 * i + 1 : kPairs + i] = second_of(a, b, turns, i);
     }
     for (int i = 0; i < 2 * kWords; ++i) words[i] = D::pack(w + i * D::kPerWord);
     memcpy(chunk, words, sizeof words);
@@ -122,8 +133,8 @@ struct Elements {
 
   __device__ void rotate(const Turns<1>& turns) {
     const float a = D::widen(first), b = D::widen(second);
-    first = D::narrow(a * turns.cosine[0] - b * turns.sine[0]);
-    second = D::narrow(b * turns.cosine[0] + a * turns.sine[0]);
+    first = D::narrow(first_of(a, b, turns, 0));
+    second = D::narrow(second_of(a, b, turns, 0));
   }
 };
 

@@ -7,6 +7,7 @@ pytest.importorskip("triton")
 
 from launches import BY_NAME
 
+from cases import CASES
 from emulation.cuda import build
 from emulation.ptx import Program
 from gpu.determined import is_determined, sums_of_products
@@ -73,6 +74,15 @@ def test_approximations_leave_the_bits_open():
 )
 def test_what_the_triton_kernels_promise(name, determined):
     assert triton_emulated(BY_NAME[name], False, 90).determined == determined
+
+
+@pytest.mark.skipif(build.nvcc() is None, reason="there is no nvcc, which makes PTX of the CUDA kernels")
+@pytest.mark.parametrize("arch", [90, *(pytest.param(other, marks=pytest.mark.full) for other in (80, 100))])
+def test_what_the_cuda_kernels_promise(arch):
+    """All but dynamic NTK, whose logarithm begins with an approximation."""
+    for case in CASES:
+        dynamic = case.config.get("rope_type") == "dynamic"
+        assert native_emulated(case, False, arch).determined != dynamic, case
 
 
 def cpu_results(case, in_place):

@@ -28,7 +28,7 @@ _FREQUENCY = in_file(
     ("(phase + 0x40000000U) & 0x80000000U", "(phase + 0x20000000U) & 0x80000000U", "quadrant"),
     ("x2 * 2.600054585855105e-06F - 0.00019806614727713168F", "x2 * 2.600054585855105e-06F",
      "a term of the sine dropped"),
-    ("2.4761886379565112e-05F - x2 * 2.6077103143506974e-07F", "0.0F", "last terms of the cosine dropped"),
+    ("multiply_add(x2, -2.6077103143506974e-07F, 2.4761886379565112e-05F)", "0.0F", "last terms of the cosine dropped"),
 )  # fmt: skip
 
 _JOB = in_file(
