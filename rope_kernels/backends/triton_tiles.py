@@ -38,6 +38,18 @@ def places(rows, channels, ITEM: tl.constexpr, COUNT: tl.constexpr):
 
 
 @triton.jit
+def stored(rows):
+    """The type that elements of ``rows`` are stored as: 16 bits as integers.
+
+    For AMD's GPUs Triton forgets what :func:`places` told it of pointers that were not cast, and goes element by
+    element. With fp32 as integers too, LLVM would unroll some loops less for NVIDIA's.
+    """
+    DTYPE: tl.constexpr = rows.dtype.element_ty
+    ITEM: tl.constexpr = tl.uint16 if DTYPE.primitive_bitwidth == 16 else DTYPE
+    return ITEM
+
+
+@triton.jit
 def moved(pointers, items, COUNT: tl.constexpr):
     """The same places of other rows. (A hint stays only with what its own function computes, so it is repeated.)"""
     pointers = pointers + items
@@ -53,7 +65,8 @@ def load(pointers, mask, MASKED: tl.constexpr):
 
 @triton.jit
 def store(pointers, value, mask, MASKED: tl.constexpr):
-    """The counterpart of :func:`load`."""
+    """The counterpart of :func:`load`, in the type that :func:`stored` says."""
+    value = value.to(pointers.dtype.element_ty, bitcast=True)
     if MASKED:
         tl.store(pointers, value, mask=mask)
     else:
@@ -100,10 +113,9 @@ def within(mask, COUNT: tl.constexpr, SIZE: tl.constexpr):
 
 
 @triton.jit
-def rotate_halves(p, o, mask, keep, even, odd, BLOCK: tl.constexpr, LOAD: tl.constexpr, STORE: tl.constexpr,
-                  TILE: tl.constexpr):  # fmt: skip
+def rotate_halves(p, o, mask, keep, even, odd, DTYPE: tl.constexpr, BLOCK: tl.constexpr, LOAD: tl.constexpr,
+                  STORE: tl.constexpr, TILE: tl.constexpr):  # fmt: skip
     """:func:`rotate_pairs` for words that hold two neighbours of one half: pairs 2 i and 2 i + 1."""
-    DTYPE: tl.constexpr = o.dtype.element_ty
     a0, a1 = unpack(load(p, mask, LOAD), DTYPE)
     b0, b1 = unpack(load(p + TILE.DISTANCE // 2, mask, LOAD), DTYPE)
     c0, d0 = turned(a0, b0, even)
@@ -113,14 +125,13 @@ def rotate_halves(p, o, mask, keep, even, odd, BLOCK: tl.constexpr, LOAD: tl.con
 
 
 @triton.jit
-def rotate_pairs(p, o, mask, keep, turn, BLOCK: tl.constexpr, LOAD: tl.constexpr, STORE: tl.constexpr,
-                 TILE: tl.constexpr):  # fmt: skip
+def rotate_pairs(p, o, mask, keep, turn, DTYPE: tl.constexpr, BLOCK: tl.constexpr, LOAD: tl.constexpr,
+                 STORE: tl.constexpr, TILE: tl.constexpr):  # fmt: skip
     """Rotate one tile from places ``p`` to places ``o`` (pointers).
 
     ``mask``, ``keep``: where to load and to store. Neighbours are read as words and stored joined; members that lie
     apart, or rows not aligned to words, go element by element.
     """
-    DTYPE: tl.constexpr = o.dtype.element_ty
     if TILE.WORDS and TILE.READ_PAIRS:
         a, b = unpack(load(p, mask, LOAD), DTYPE)
     else:
@@ -150,7 +161,6 @@ def readable(x, mask, TILE: tl.constexpr):
 @triton.jit
 def writable(y, keep, TILE: tl.constexpr):
     """Places that results are written to in rows ``y``, joined two by two or not, and ``keep`` for them."""
-    DTYPE: tl.constexpr = y.dtype.element_ty
     SIZE: tl.constexpr = TILE.UNITS * TILE.WRITE_ITEMS
     item = tl.arange(0, SIZE)[None, None, :]
     if TILE.WRITE_ITEMS == 2 and TILE.WRITE_PAIRS:
@@ -159,20 +169,20 @@ def writable(y, keep, TILE: tl.constexpr):
     else:
         place = channel(first_pair(TILE) + item, TILE.WRITE_PAIRS, TILE)
         keep = within(keep, TILE.PAIRS, SIZE)
-    return places(y, place, DTYPE, TILE.VECTOR * TILE.WRITE_ITEMS), keep
+    return places(y, place, stored(y), TILE.VECTOR * TILE.WRITE_ITEMS), keep
 
 
 @triton.jit
 def copy_channels(x, y, keep, FIRST: tl.constexpr, LAST: tl.constexpr, TILE: tl.constexpr):
     """Copy channels FIRST to LAST of a tile's rows."""
-    DTYPE: tl.constexpr = x.dtype.element_ty
+    ITEM: tl.constexpr = stored(x)
     N: tl.constexpr = 2 * TILE.VECTOR if TILE.WORDS else 1
     WIDTH: tl.constexpr = 2 * TILE.UNITS
     for begin in tl.range(FIRST, LAST, WIDTH):
         element = begin + tl.arange(0, WIDTH)[None, None, :]
         mask = keep & (element < LAST)
-        value = tl.load(places(x, element, DTYPE, N), mask=mask)
-        tl.store(places(y, element, DTYPE, N), value, mask=mask)
+        value = tl.load(places(x, element, ITEM, N), mask=mask)
+        tl.store(places(y, element, ITEM, N), value, mask=mask)
 
 
 @triton.jit
@@ -216,14 +226,15 @@ def rotate_heads(x, y, x_head, y_head, inside, rotated, any_left, even, odd, HEA
     head = tl.arange(0, BLOCK)[:, None, None]
     x += head * x_head
     y += head * y_head
+    DTYPE: tl.constexpr = x.dtype.element_ty
     p, mask = readable(x, inside & (head >= 0), TILE)
     o, keep = writable(y, rotated & (head >= 0), TILE)
     for first in tl.range(0, HEADS, BLOCK):
         there = first + head < HEADS if REST else True
         if TILE.PAIRS_PER_UNIT == 2:
-            rotate_halves(p, o, mask & there, keep & there, even, odd, BLOCK, LOAD, STORE, TILE)
+            rotate_halves(p, o, mask & there, keep & there, even, odd, DTYPE, BLOCK, LOAD, STORE, TILE)
         else:
-            rotate_pairs(p, o, mask & there, keep & there, even, BLOCK, LOAD, STORE, TILE)
+            rotate_pairs(p, o, mask & there, keep & there, even, DTYPE, BLOCK, LOAD, STORE, TILE)
         if not TILE.ROWS.IN_PLACE:
             copy_rest(x, y, rotated & (head >= 0) & there, TILE)
         p = moved(p, BLOCK * (x_head // ITEMS), TILE.VECTOR)

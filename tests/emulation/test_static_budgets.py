@@ -107,7 +107,7 @@ def test_every_cuda_kernel_of_the_extension(target):
 @pytest.mark.parametrize("target", AMD)
 @pytest.mark.parametrize("shape", MAIN, ids=str)
 def test_amd(shape, target):
-    """Loads are wide; stores are as wide as LLVM makes them there, which is not held to anything."""
+    """Loads and stores are wide."""
     figures = triton_figures(shape, target)
     facts = figures.facts
     assert figures.launches == 1
@@ -115,4 +115,14 @@ def test_amd(shape, target):
     assert facts.slow_instructions == ()
     assert facts.registers <= 128
     assert facts.load_widths[16] >= 4
-    assert set(facts.load_widths) <= {8, 16}
+    assert facts.store_widths[16] >= 4
+    assert set(facts.load_widths) | set(facts.store_widths) <= {8, 16}
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("target", AMD)
+@pytest.mark.parametrize("shape", OTHERS + [shape for shape in DTYPES if shape.dtype == torch.float16], ids=str)
+def test_other_16_bit_rows_on_amd(shape, target):
+    facts = triton_figures(shape, target).facts
+    assert (facts.stack_bytes, facts.shared_bytes, facts.local_instructions) == (0, 0, 0)
+    assert set(facts.load_widths) | set(facts.store_widths) <= {8, 16}
