@@ -103,7 +103,8 @@ struct Position {
   double real;
 };
 
-/// Phase of one pair in the general case: see rotate_cpu_kernel.h's general_phases.
+/// Phase of one pair in the general case: see cpu_angles.h's general_phases. Products are rounded before whole turns
+/// are taken off them; nvcc would leave that to ptxas.
 template <class P>
 __device__ inline std::uint32_t general_phase(const P& p, const Effect& effect, const Position& where, int pair) {
   constexpr double kTurn = 0.15915494309189535;  // 1 / (2 pi)
@@ -118,9 +119,10 @@ __device__ inline std::uint32_t general_phase(const P& p, const Effect& effect, 
   const bool whole = is_integer(at.positions);
   if (at.phase == Phase::kFloat32) {
     const float position = whole ? static_cast<float>(where.whole) : static_cast<float>(where.real);
-    return phase_of_turns(static_cast<double>(position * static_cast<float>(radians)) * kTurn);
+    return phase_of_turns(__dmul_rn(static_cast<double>(position * static_cast<float>(radians)), kTurn));
   }
-  return whole ? phase_of(where.whole, fixed_point_turns(radians)) : phase_of_turns(where.real * (radians * kTurn));
+  if (whole) return phase_of(where.whole, fixed_point_turns(radians));
+  return phase_of_turns(__dmul_rn(where.real, radians * kTurn));
 }
 
 /// Pair `i` of the N that a thread has, from `pair` on; the second half of them further on where rows are split.
@@ -129,11 +131,13 @@ __device__ inline int pair_of(const Settings& at, int pair, int i) {
   return pair + i + (SPLIT && 2 * i >= N ? at.jump : 0);
 }
 
+/// Phases of a thread's pairs; which of them have no angle, as a bit for each.
 template <bool SPLIT, class P, int N>
-__device__ inline void general_phases(const P& p, const Place& place, const Effect& effect, std::int64_t counted,
-                                      int first, std::uint32_t (&phase)[N]) {
+__device__ inline std::uint32_t general_phases(const P& p, const Place& place, const Effect& effect,
+                                               std::int64_t counted, int first, std::uint32_t (&phase)[N]) {
   const Settings& at = p.at;
   const Effect before = effect_of<true>(at, at.from_seq_len, place.group);
+  std::uint32_t without_angle = 0;
 #pragma unroll
   for (int i = 0; i < N; ++i) {
     const int pair = pair_of<N, SPLIT>(at, first, i);
@@ -146,11 +150,17 @@ __device__ inline void general_phases(const P& p, const Place& place, const Effe
         where.whole = integer_at(at.positions, j);
       } else {
         where.real = real_at(at.positions, j);
+        if (at.phase == Phase::kFloat32) where.real = static_cast<float>(where.real);
+        if (!std::isfinite(where.real)) {
+          without_angle |= 1U << i;
+          where.real = 0.0;
+        }
       }
     }
     phase[i] = general_phase(p, effect, where, pair);
     if (at.from_seq_len.data != nullptr) phase[i] -= general_phase(p, before, where, pair);
   }
+  return without_angle;
 }
 
 /// `x` as a table of `dtype` would have held it.
@@ -175,8 +185,9 @@ __device__ inline Turns<N> turns_of(const P& p, const Place& place, int pair) {
   std::int64_t position = place.counted;
   if (at.offset.data != nullptr) position += of_group(at.offset, place.group);
   std::uint32_t phase[N];
+  std::uint32_t without_angle = 0;
   if constexpr (GENERAL) {
-    general_phases<SPLIT>(p, place, effect, position, pair, phase);
+    without_angle = general_phases<SPLIT>(p, place, effect, position, pair, phase);
   } else {
     if (at.positions.kind != Number::kNone) {
       position = integer_at(at.positions, place.batch * at.positions.batch + place.token * at.positions.token);
@@ -197,6 +208,12 @@ __device__ inline Turns<N> turns_of(const P& p, const Place& place, int pair) {
     if constexpr (GENERAL) {
       turns.sine[i] = rounded(turns.sine[i], at.table_dtype);
       turns.cosine[i] = rounded(turns.cosine[i], at.table_dtype);
+    }
+  }
+  if (without_angle != 0) {
+#pragma unroll
+    for (int i = 0; i < N; ++i) {
+      if ((without_angle >> i & 1U) != 0) turns.sine[i] = turns.cosine[i] = NAN;
     }
   }
   return turns;

@@ -6,9 +6,11 @@ import dataclasses
 from pathlib import Path
 
 import torch
+from attempts import Attempt, bits
+from attempts import gaps as gaps
 from calls import arguments
 
-from cases import CASES, CONFIGS, Case, Made, check, make, strided
+from cases import CASES, CONFIGS, Case, Made, check, make
 from rope_kernels import ops
 from rope_kernels.backends import reference, triton_launch
 from rope_kernels.rotation import Rotation
@@ -26,24 +28,11 @@ TABLE_SHAPES = [(64, 64), (96, 24), (80, 18)]
 """(head_dim, rotary_dim)"""
 TABLE_DTYPES = [(torch.float32, torch.float32), (torch.bfloat16, torch.bfloat16)]
 """Of q and k, and of the table."""
-_INTEGERS = {2: torch.int16, 4: torch.int32}
 
 
-def bits(x: torch.Tensor) -> torch.Tensor:
-    return x.view(_INTEGERS[x.element_size()])
-
-
-def gaps(x: torch.Tensor) -> torch.Tensor:
-    """The elements of a view's storage that are not in the view, as integers."""
-    whole = torch.empty(0, dtype=x.dtype).set_(x.untyped_storage())
-    inside = torch.zeros(whole.shape, dtype=torch.bool)
-    inside.as_strided(x.shape, x.stride(), x.storage_offset()).fill_(True)
-    return bits(whole)[~inside].clone()
-
-
-def launch(case: Case, made: Made, outputs, rotate=triton_launch.rotate, **changes) -> None:
-    """Call ``rotate`` on the tensors of a case. ``changes``: of its :class:`Inputs`."""
-    *run_time, spec, layout, inverse, unscaled = arguments(case, made)
+def launch(case: Case, made: Made, outputs, rotate=triton_launch.rotate, given=None, **changes) -> None:
+    """Call ``rotate`` on a case's tensors. ``given``: its arguments, if there are; ``changes``: of its ``Inputs``."""
+    *run_time, spec, layout, inverse, unscaled = given or arguments(case, made)
     inputs = dataclasses.replace(ops.inputs_of(run_time, layout, inverse, unscaled), **changes)
     views = [None if x is None else ops.tokens_first(x, layout) for x in (made.q, made.k, *outputs)]
     rotate(*views, inputs, parse_spec(spec))
@@ -51,16 +40,9 @@ def launch(case: Case, made: Made, outputs, rotate=triton_launch.rotate, **chang
 
 def run(case: Case, in_place: bool) -> None:
     """Rotate a case into NaN or in place; nothing but the results may change."""
-    made = make(case)
-    inputs = [x for x in (made.q, made.k) if x is not None]
-    before = [x.clone() for x in inputs]
-    outputs = inputs if in_place else [strided(torch.full_like(x, float("nan")), case.view) for x in inputs]
-    around = [gaps(y) for y in outputs]
-    launch(case, made, [*outputs, None][:2])
-    for x, y, old, rest, expected in zip(inputs, outputs, before, around, made.expected, strict=False):
-        check(case, old, y, expected)
-        assert torch.equal(gaps(y), rest)
-        assert in_place or torch.equal(bits(x), bits(old))
+    attempt = Attempt(case, in_place)
+    launch(case, attempt.made, [*attempt.outputs, None][:2], given=attempt.arguments)
+    attempt.check()
 
 
 def tiles(tokens: int) -> Case:

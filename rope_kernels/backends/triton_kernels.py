@@ -102,7 +102,7 @@ def position_rows(ptr, token, batch, start, axis_stride, batch_stride, token_str
         found = ()
         for axis in tl.static_range(0, AXES):
             position = tl.load(p + axis * axis_stride)
-            if position.dtype.primitive_bitwidth == 16:
+            if position.dtype.is_floating() and (position.dtype.primitive_bitwidth == 16 or ANGLE.PHASE == "float32"):
                 position = position.to(tl.float32)
             found = found + ((-position,) if ANGLE.INVERSE else (position,))
     return found

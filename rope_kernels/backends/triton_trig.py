@@ -99,16 +99,22 @@ def phase(position, f, ANGLE: tl.constexpr):
 
 
 @triton.jit
-def half_turns_off(turned):
-    """(radians in [-pi/2, pi/2], sign bit) of a uint32 phase, less a half turn if that is nearer."""
+def half_turns_off(at):
+    """(radians in [-pi/2, pi/2], sign bit) of what :func:`angle` gave, less a half turn if that is nearer.
+
+    No phase tells that a position is NaN or infinite. Its difference from itself does, and makes NaN of the radians.
+    """
+    turned, position = at
     x = (turned << 1).to(tl.int32, bitcast=True).to(tl.float32) * 7.314590396335798e-10  # pi / 2**32
+    if position.dtype.is_floating():
+        x += (position - position).to(tl.float32)
     return x, (turned + 0x40000000) & 0x80000000
 
 
 @triton.jit
-def sine(turned):
-    """fp32 sine of a uint32 phase; to 1.5e-7, the cosine to 2.6e-7, both together in 18 instructions."""
-    x, sign = half_turns_off(turned)
+def sine(at):
+    """fp32 sine of an :func:`angle`; to 1.5e-7, the cosine to 2.6e-7, both together in 18 instructions."""
+    x, sign = half_turns_off(at)
     x2 = x * x
     s = 2.600054585855105e-06 * x2 - 0.00019806614727713168
     s = x + x * x2 * (-0.16666656732559204 + x2 * (0.008333017118275166 + x2 * s))
@@ -116,9 +122,9 @@ def sine(turned):
 
 
 @triton.jit
-def cosine(turned):
-    """fp32 cosine of a uint32 phase."""
-    x, sign = half_turns_off(turned)
+def cosine(at):
+    """fp32 cosine of an :func:`angle`."""
+    x, sign = half_turns_off(at)
     x2 = x * x
     c = 2.4761886379565112e-05 - 2.6077103143506974e-07 * x2
     c = 1.0 + x2 * (-0.5 + x2 * (0.04166664183139801 + x2 * (-0.00138884037733078 + x2 * c)))
@@ -148,7 +154,7 @@ def rounded(x, ANGLE: tl.constexpr):
 
 @triton.jit
 def angle(pair, place, rows, is_long, step, from_long, from_step, base, powers, ramp, table_ptr, ANGLE: tl.constexpr):
-    """uint32 phase of the pairs ``pair`` at the positions ``rows``, one [1, tokens, 1] per axis.
+    """(uint32 phase, position) of the pairs ``pair`` at the positions ``rows``, one [1, tokens, 1] per axis.
 
     ``place``: position row * 65536 + place in the ladder, of each pair.
     """
@@ -162,7 +168,7 @@ def angle(pair, place, rows, is_long, step, from_long, from_step, base, powers, 
     if ANGLE.FROM_LENGTHS:
         f = frequency(pair, index, from_long, from_step, base, powers, ramp, table_ptr, ANGLE)
         turned = turned - phase(position, f, ANGLE)
-    return turned
+    return turned, position
 
 
 @triton.jit

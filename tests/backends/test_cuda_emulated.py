@@ -5,15 +5,13 @@ from itertools import product
 
 import pytest
 import torch
-from calls import arguments
 
 from cases import CASES, CONFIGS, Case, check, config_of, make
 from emulation.cuda import build
-from emulation.cuda.calls import Attempt
+from emulation.cuda.calls import CudaAttempt, ReferenceAttempt
 from emulation.cuda.kernels import KERNEL_CASES
-from rope_kernels import ops
+from emulation.cuda.no_angles import no_angles
 from rope_kernels.backends import reference
-from rope_kernels.spec import parse_spec
 
 if build.nvcc() is None:
     pytest.skip("there is no nvcc, which makes PTX of the CUDA kernels", allow_module_level=True)
@@ -52,7 +50,7 @@ def names(values):
 
 @pytest.mark.parametrize(("case", "way"), [(case, WAYS[i % len(WAYS)]) for i, case in enumerate(ALL)], ids=str)
 def test_case(cuda, case, way):
-    attempt = Attempt(case, in_place=way[1])
+    attempt = CudaAttempt(case, in_place=way[1])
     run(cuda, attempt, way[0])
     attempt.check()
 
@@ -73,25 +71,11 @@ def test_product(cuda, case, way):
 def test_every_kernel_has_a_case(not_run):
     launched = set()
     for case, in_place in product(ALL, (False, True)):
-        call = Attempt(case, in_place).call
+        call = CudaAttempt(case, in_place).call
         assert not_run.launch(call, build.TARGETS[0]) is None
         launched.update(launch.kernel for launch in not_run.launches)
     for program in not_run.programs.values():
         assert launched == set(program.kernels)
-
-
-def against_reference(cuda, attempt, arch, atol):
-    """Run an attempt whose case the oracle does not know, and hold it to the plain torch backend."""
-    made = attempt.made
-    *run_time, spec, layout, inverse, unscaled = arguments(attempt.case, made)
-    wanted = [torch.empty_like(x) for x in attempt.inputs]
-    inputs = ops.inputs_of(run_time, layout, inverse, unscaled)
-    views = [ops.tokens_first(x, layout) for x in (*attempt.before, *wanted)]
-    reference.rotate(*views, inputs, parse_spec(spec))
-    run(cuda, attempt, arch)
-    attempt.check_the_rest()
-    for got, want in zip(attempt.outputs, wanted, strict=True):
-        torch.testing.assert_close(got, want, rtol=0, atol=atol)
 
 
 @pytest.mark.parametrize("arch", build.TARGETS)
@@ -100,7 +84,9 @@ def test_dtypes_of_positions(cuda, dtype, arch):
     case = BY_NAME["positions-float"]
     made = make(case)
     made.positions = made.positions.to(dtype)
-    against_reference(cuda, Attempt(case, False, made), arch, atol=3e-6)
+    attempt = ReferenceAttempt(case, False, made, atol=3e-6)
+    run(cuda, attempt, arch)
+    attempt.check()
 
 
 @pytest.mark.parametrize("arch", build.TARGETS)
@@ -108,13 +94,21 @@ def test_dtypes_of_positions(cuda, dtype, arch):
 def test_table_dtype_rounds_cosines_and_sines(cuda, dtype, arch):
     """Where the two sines straddle a rounding boundary they may differ by one step."""
     case = Case("rounded", dict(head_dim=64, table_dtype=dtype, phase="float32"), start=40)
-    attempt = Attempt(case, False, make(case))
-    against_reference(cuda, attempt, arch, atol=0.02)
+    attempt = ReferenceAttempt(case, False, make(case), atol=0.02)
+    run(cuda, attempt, arch)
+    attempt.check()
     step = {"bfloat16": 2.0**-8, "float16": 2.0**-11}[dtype]
-    exact = Attempt(Case("exact", dict(head_dim=64, phase="float32"), start=40), False, make(case))
+    exact = CudaAttempt(Case("exact", dict(head_dim=64, phase="float32"), start=40), False, make(case))
     run(cuda, exact, arch)
     difference = (attempt.outputs[0] - exact.outputs[0]).abs().median()
     assert 0.05 * step < difference < step
+
+
+@pytest.mark.parametrize("way", WAYS, ids=names(WAYS))
+def test_a_position_without_an_angle_gives_nan_to_the_pairs_that_turn_by_it(cuda, way):
+    for attempt in no_angles(way[1]):
+        run(cuda, attempt, way[0])
+        attempt.check()
 
 
 @pytest.mark.parametrize("in_place", [False, True], ids=["apart", "in_place"])
@@ -130,7 +124,7 @@ def test_what_does_not_turn_is_copied_bit_by_bit(cuda, name, in_place):
     places = (..., tokens, slice(None), slice(None) if case.lengths else keep)
     made.q[places] = float("inf")
     made.k[places] = float("nan")
-    attempt = Attempt(case, in_place, made)
+    attempt = CudaAttempt(case, in_place, made)
     run(cuda, attempt, build.TARGETS[-1])
     for before, after in zip(attempt.before, attempt.outputs, strict=True):
         assert torch.equal(before[places].view(torch.int32), after[places].view(torch.int32))
@@ -142,7 +136,7 @@ def test_heads_that_are_aligned_to_less_than_tokens(cuda, in_place):
     case = Case("padded heads", CONFIGS["llama3"], dtype=torch.bfloat16)
     made = make(case)
     made.q, made.k = (torch.nn.functional.pad(x, (0, 4))[..., :128] for x in (made.q, made.k))
-    attempt = Attempt(case, in_place, made)
+    attempt = CudaAttempt(case, in_place, made)
     run(cuda, attempt, build.TARGETS[0])
     attempt.check()
 
@@ -154,7 +148,7 @@ def test_tensors_of_2_to_the_31_elements(cuda, arch, tmp_path):
     whole = torch.from_file(str(tmp_path / "sparse"), shared=True, size=stride + 64, dtype=torch.bfloat16)
     case = Case("far apart", CONFIGS["default"], batch=1, tokens=2, q_heads=1, k_heads=0, dtype=torch.bfloat16)
     made = make(case)
-    before, dense = made.q.clone(), Attempt(case, True, made)
+    before, dense = made.q.clone(), CudaAttempt(case, True, made)
     q = whole.as_strided(before.shape, (stride, stride, 64, 1))
     q.copy_(before)
     dense.call.tensors["q"] = q
@@ -198,7 +192,7 @@ def test_runtime_refuses_bad_grids(cuda, grid, block):
 def with_tokens(tokens):
     """A call of one batch entry that has so many tokens, were they there."""
     case = Case("many tokens", CONFIGS["default"], batch=1, positions="none")
-    call = Attempt(case, in_place=True).call
+    call = CudaAttempt(case, in_place=True).call
     call.fields[3] = tokens
     return call
 
@@ -220,7 +214,7 @@ def test_too_many_tokens_are_refused(not_run):
 
 
 def test_frequencies_beyond_the_tables_bits_are_refused(not_run):
-    call = Attempt(BY_NAME["default-near"], in_place=True).call
+    call = CudaAttempt(BY_NAME["default-near"], in_place=True).call
     index = ",".join(str(1024 * (i == 31) + i) for i in range(32))
     spec = f"{call.spec};freq_index={index}".replace("num_frequencies=32", "num_frequencies=2000")
     assert not_run.launch_fields(spec, call.fields) == "a frequency index above 1023"
@@ -229,13 +223,13 @@ def test_frequencies_beyond_the_tables_bits_are_refused(not_run):
 
 def test_nothing_to_rotate_is_no_launch(not_run):
     for name in ("empty-tokens", "empty-batch"):
-        call = Attempt(BY_NAME[name], in_place=False).call
+        call = CudaAttempt(BY_NAME[name], in_place=False).call
         assert not_run.launch_fields(call.spec, call.fields) is None
         assert not not_run.launches
 
 
 def test_an_error_of_a_launch_is_returned_and_not_left_behind(not_run):
-    attempt = Attempt(BY_NAME["default-near"], in_place=False)
+    attempt = CudaAttempt(BY_NAME["default-near"], in_place=False)
     not_run.stand_in = lambda launch: ILLEGAL_ADDRESS
     assert not_run.launch(attempt.call, 90) == "an illegal memory access was encountered"
     assert not_run.runtime.cudaPeekAtLastError() == SUCCESS
@@ -246,7 +240,7 @@ def test_an_error_of_a_launch_is_returned_and_not_left_behind(not_run):
 
 @pytest.mark.parametrize("name", ["default-near", "view-odd-bfloat16", "half-float16-forward"])
 def test_an_access_out_of_bounds_is_an_error(cuda, name):
-    call = Attempt(BY_NAME[name], in_place=False).call
+    call = CudaAttempt(BY_NAME[name], in_place=False).call
     call.tensors["q_out"] = call.tensors["q_out"][..., :-1, :]
     assert cuda.launch(call, 90) == "an illegal memory access was encountered"
     assert "out of bounds" in cuda.errors[0]
@@ -256,7 +250,7 @@ def test_an_access_out_of_bounds_is_an_error(cuda, name):
 def test_threads_that_meet_in_memory_are_an_error(cuda):
     """Outputs of both heads in one place."""
     case = Case("one place", CONFIGS["default"], q_heads=2, k_heads=0)
-    attempt = Attempt(case, in_place=False)
+    attempt = CudaAttempt(case, in_place=False)
     rows = attempt.call.fields.index(attempt.inputs[0].data_ptr())
     attempt.call.fields[rows + 7] = 0  # the outputs' stride from token to token
     assert cuda.launch(attempt.call, 90) is not None

@@ -4,8 +4,9 @@ import pytest
 
 from cases import CASES
 from emulation.cuda import build, host
-from emulation.cuda.calls import Attempt
+from emulation.cuda.calls import CudaAttempt
 from emulation.cuda.kernels import KERNEL_CASES
+from emulation.cuda.no_angles import no_angles
 
 if build.nvcc() is None:
     pytest.skip("there is no nvcc, whose headers the CUDA kernels include", allow_module_level=True)
@@ -14,12 +15,13 @@ if build.nvcc() is None:
 @pytest.mark.parametrize("in_place", [False, True], ids=["apart", "in_place"])
 @pytest.mark.parametrize("backwards", [False, True], ids=["forwards", "backwards"])
 def test_cases(backwards, in_place, tmp_path):
-    wrong = host.run([Attempt(case, in_place) for case in (*CASES, *KERNEL_CASES)], tmp_path, backwards)
+    attempts = [CudaAttempt(case, in_place) for case in (*CASES, *KERNEL_CASES)]
+    wrong = host.run([*attempts, *no_angles(in_place)], tmp_path, backwards)
     assert not wrong, "\n".join(wrong)
 
 
 def test_sanitizers_see_a_call_that_is_wrong(tmp_path):
-    attempt = Attempt(CASES[0], in_place=False)
+    attempt = CudaAttempt(CASES[0], in_place=False)
     attempt.call.tensors["q_out"] = attempt.call.tensors["q_out"][..., :-1, :]
     (wrong,) = host.run([attempt], tmp_path, backwards=False)
     assert wrong.startswith(str(attempt))

@@ -9,6 +9,7 @@ from cases import CASES
 pytest.importorskip("triton")
 
 import launches
+from test_triton_interpreter import WITHOUT_ANGLES, run_without_angles
 
 from emulation.ptx.code import INSTRUCTIONS
 from emulation.triton_driver import emulated
@@ -103,6 +104,23 @@ def test_full_and_partial_tiles_of_many_tokens(tokens, target, many_tokens):
 def test_dtypes_of_positions(dtype, target):
     with emulated(target):
         launches.run_positions_of(dtype)
+
+
+@pytest.mark.filterwarnings("ignore:invalid value")
+@pytest.mark.parametrize(
+    ("name", "dtype", "target"), [(*call, TARGETS[i % 4]) for i, call in enumerate(WITHOUT_ANGLES)]
+)
+def test_positions_that_are_no_numbers(name, dtype, target):
+    with emulated(target):
+        run_without_angles(name, dtype)
+
+
+@pytest.mark.full
+@pytest.mark.filterwarnings("ignore:invalid value")
+@on_every_target
+@pytest.mark.parametrize(("name", "dtype"), WITHOUT_ANGLES)
+def test_positions_that_are_no_numbers_everywhere(name, dtype, target):
+    test_positions_that_are_no_numbers(name, dtype, target)
 
 
 @pytest.mark.parametrize(("dtype", "target"), [("bfloat16", 80), ("float16", 100)])

@@ -7,14 +7,17 @@ Bit by bit where :mod:`gpu.determined` finds that the PTX leaves nothing open, e
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
-from launches import bits, launch
+from attempts import Attempt, bits
+from launches import launch
 from torch import Tensor
 
-from cases import CASES, Case, bound, make, strided
+from cases import CASES, Case, bound, make
+from emulation.ptx import Counts, Program
+from emulation.ptx.syntax import Kernel
 
 from .determined import is_determined
 from .outcomes import Check, NotHereError, Setup
@@ -46,19 +49,23 @@ def nearest(capability: int, targets: Sequence[int]) -> int:
     return max(fitting)
 
 
+def _is_determined(kernel: Kernel, counts: Counts | None) -> bool:
+    """By the statements that the launch came by, not by what else the kernel holds."""
+    assert counts is not None
+    came_by = tuple(s for s, threads in zip(kernel.statements, counts.statements, strict=True) if threads)
+    return is_determined(replace(kernel, statements=came_by), counts.instructions)
+
+
 def triton_emulated(case: Case, in_place: bool, capability: int) -> Emulated:
     """By the PTX that Triton compiles."""
-    from emulation.ptx import Program
     from emulation.triton_driver import emulated
 
-    made = make(case)
-    inputs = [x for x in (made.q, made.k) if x is not None]
-    outputs = inputs if in_place else [strided(torch.full_like(x, float("nan")), case.view) for x in inputs]
+    attempt = Attempt(case, in_place)
     with emulated(nearest(capability, TRITON_TARGETS)) as done:
-        if any(x.numel() for x in inputs):
-            launch(case, made, [*outputs, None][:2])
-    executed = [(Program.parse(one.ptx).kernels[one.name], one.counts.instructions) for one in done]
-    return Emulated(outputs, all(is_determined(*one) for one in executed))
+        if any(x.numel() for x in attempt.inputs):
+            launch(case, attempt.made, [*attempt.outputs, None][:2], given=attempt.arguments)
+    ran = [_is_determined(Program.parse(one.ptx).kernels[one.name], one.counts) for one in done]
+    return Emulated(attempt.outputs, all(ran))
 
 
 def native_emulated(case: Case, in_place: bool, capability: int) -> Emulated:
@@ -67,18 +74,16 @@ def native_emulated(case: Case, in_place: bool, capability: int) -> Emulated:
 
     if build.nvcc() is None:
         raise NotHereError("there is no nvcc, which makes PTX of the CUDA kernels")
-    from emulation.cuda.calls import Attempt
+    from emulation.cuda.calls import CudaAttempt
     from emulation.cuda.emulated import launcher
 
     cuda, target = launcher(), nearest(capability, build.TARGETS)
-    attempt = Attempt(case, in_place)
+    attempt = CudaAttempt(case, in_place)
     error = cuda.launch(attempt.call, target)
     assert error is None, f"in the emulator: {error}: {cuda.errors}"
-    determined = True
-    for one in cuda.launches:
-        assert one.counts is not None
-        determined &= is_determined(cuda.programs[target].kernels[one.kernel], one.counts.instructions)
-    return Emulated(attempt.outputs, determined)
+    kernels = cuda.programs[target].kernels
+    ran = [_is_determined(kernels[one.kernel], one.counts) for one in cuda.launches]
+    return Emulated(attempt.outputs, all(ran))
 
 
 EMULATORS: dict[str, Callable[[Case, bool, int], Emulated]] = {"triton": triton_emulated, "native": native_emulated}

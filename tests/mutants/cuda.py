@@ -8,11 +8,7 @@ _ROWS = in_file(
     "cuda",
     "csrc/rotate_cuda_rows.cuh",
     ("fmaf(-turns.sine[i], b,", "fmaf(turns.sine[i], b,", "sign of the sine"),
-    (
-        "a * turns.cosine[0] - b * turns.sine[0]",
-        "a * turns.cosine[0] + b * turns.sine[0]",
-        "sign of the sine, element by element",
-    ),
+    ("fmaf(turns.sine[i], a,", "fmaf(-turns.sine[i], a,", "sign of the sine of the second member"),
     ("    if (at.exchanges) __syncthreads();\n", "", "no barrier between threads that exchange"),
     (
         "heads.count > (T::kBatch - 1) * at.head_slots",
@@ -63,6 +59,13 @@ _ANGLES = in_file(
         "sign of the offset",
     ),
     ("place.rotated = place.group < at.packed.sequences;", "place.rotated = true;", "tokens past all sequences turn"),
+    ("without_angle |= 1U << i;", "without_angle = ~0U;", "an axis without an angle takes the others with it"),
+    ("if (without_angle != 0) {", "if (false) {", "a position without an angle leaves its token as it is"),
+    (
+        "where.real = static_cast<float>(where.real);",
+        "where.real += 0.0;",
+        "positions beyond fp32 are not infinite in fp32 phases",
+    ),
 )
 
 _PLAN = in_file(

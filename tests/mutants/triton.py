@@ -64,6 +64,11 @@ _TILES = in_file(
         "return 0",
         "every part of a row is the first one",
     ),
+    (
+        "value.to(pointers.dtype.element_ty, bitcast=True)",
+        "value.to(pointers.dtype.element_ty)",
+        "results of 16 bits become whole numbers",
+    ),
 )
 
 _KERNELS = in_file(
@@ -139,6 +144,8 @@ _TRIG = in_file(
     ("turned = turned - phase(position, f, ANGLE)", "turned = turned + phase(position, f, ANGLE)",
      "difference of the phases at two lengths"),
     ("        c = c * scaling\n", "", "scaling of the cosine dropped"),
+    ("        x += (position - position).to(tl.float32)\n", "        pass\n", "a position that is no number is 0"),
+    ("    return turned, position\n", "    return turned, rows[0]\n", "positions are numbers if the first axis's is"),
 )  # fmt: skip
 
 _LAUNCH = [

@@ -57,6 +57,7 @@ static inline To standin_bits(From from) {
 static inline float __uint_as_float(std::uint32_t x) { return standin_bits<float>(x); }
 static inline std::uint32_t __float_as_uint(float x) { return standin_bits<std::uint32_t>(x); }
 static inline double __longlong_as_double(long long x) { return standin_bits<double>(x); }
+static inline double __dmul_rn(double a, double b) { return a * b; }
 
 template <class P>
 cudaError_t cudaLaunchKernel(void (*kernel)(P), dim3 grid, dim3 block, void** arguments, std::size_t, cudaStream_t) {

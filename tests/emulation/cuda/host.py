@@ -13,7 +13,7 @@ from typing import BinaryIO
 from torch import Tensor
 
 from . import build
-from .calls import Attempt
+from .calls import CudaAttempt
 
 __all__ = ["run"]
 
@@ -31,7 +31,7 @@ def _text(value: str) -> bytes:
     return struct.pack("<q", len(value.encode())) + value.encode()
 
 
-def _record(attempt: Attempt) -> bytes:
+def _record(attempt: CudaAttempt) -> bytes:
     call = attempt.call
     parts = [_text(str(attempt)), _text(call.spec), struct.pack(f"<{len(call.fields)}q", *call.fields)]
     parts.append(struct.pack("<q", len(call.tensors)))
@@ -42,7 +42,7 @@ def _record(attempt: Attempt) -> bytes:
     return b"".join(parts)
 
 
-def _take(results: BinaryIO, attempt: Attempt) -> str:
+def _take(results: BinaryIO, attempt: CudaAttempt) -> str:
     """Put what a call left in its memory where the attempt's tensors are; the launcher's error."""
     (length,) = struct.unpack("<q", results.read(8))
     error = results.read(length).decode()
@@ -52,7 +52,7 @@ def _take(results: BinaryIO, attempt: Attempt) -> str:
     return error
 
 
-def run(attempts: Iterable[Attempt], folder: Path, backwards: bool) -> list[str]:
+def run(attempts: Iterable[CudaAttempt], folder: Path, backwards: bool) -> list[str]:
     """Run all of ``attempts``, threads one after the other or backwards; what is wrong with any of them."""
     attempts = list(attempts)
     calls, results = folder / "calls", folder / "results"

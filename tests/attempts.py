@@ -1,0 +1,75 @@
+"""A case about to be rotated: what was there before, and what must be there afterwards, whoever rotates it."""
+
+from __future__ import annotations
+
+import torch
+from calls import arguments
+from torch import Tensor
+
+from cases import Case, Made, check, make, strided
+
+__all__ = ["Attempt", "bits", "gaps"]
+
+_INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def bits(x: Tensor) -> Tensor:
+    """``x`` as integers of its size."""
+    return x.view(_INTEGERS[x.element_size()])
+
+
+def gaps(x: Tensor) -> Tensor:
+    """The elements of a view's storage that are not in the view, as integers."""
+    whole = torch.empty(0, dtype=x.dtype).set_(x.untyped_storage())
+    inside = torch.zeros(whole.shape, dtype=torch.bool)
+    inside.as_strided(x.shape, x.stride(), x.storage_offset()).fill_(True)
+    return bits(whole)[~inside].clone()
+
+
+class Attempt:
+    """A case in place or into NaN; :meth:`check` is for after it has been rotated.
+
+    Attributes:
+        made: its tensors.
+        arguments: what a backend is given besides q and k: see :func:`calls.arguments`.
+        inputs: q and, if there is one, k.
+        outputs: where they go; in place these are the inputs.
+        before: copies of the inputs.
+        expected: what the outputs must hold.
+        sides: an (input, output) each of q and k, or of q and twice ``None``.
+    """
+
+    def __init__(self, case: Case, in_place: bool, made: Made | None = None, view: str | None = None) -> None:
+        """``made``: tensors other than simply the case's; ``view``: the layout of outputs, if not that of inputs."""
+        self.case, self.in_place = case, in_place
+        self.made = made or make(case)
+        self.arguments = arguments(case, self.made)
+        self.inputs = [x for x in (self.made.q, self.made.k) if x is not None]
+        self.expected = [y for y in self.made.expected if y is not None]
+        self.before = [x.clone() for x in self.inputs]
+        self.outputs = self.inputs if in_place else [self._nan_like(x, view or case.view) for x in self.inputs]
+        self.sides = [*zip(self.inputs, self.outputs, strict=True), (None, None)][:2]
+        self._around = [gaps(y) for y in self.outputs]
+        self._read_only = [(x, x.clone()) for x in self.arguments if isinstance(x, Tensor)]
+        if not in_place:
+            self._read_only += zip(self.inputs, self.before, strict=True)
+
+    def __str__(self) -> str:
+        return f"{self.case} {'in place' if self.in_place else 'apart'}"
+
+    @staticmethod
+    def _nan_like(x: Tensor, view: str) -> Tensor:
+        return strided(torch.full_like(x, float("nan"), memory_format=torch.contiguous_format), view)
+
+    def check(self) -> None:
+        """Assert that the outputs are right, and that nothing else was written."""
+        for x, y, expected in zip(self.before, self.outputs, self.expected, strict=True):
+            check(self.case, x, y, expected)
+        self.check_the_rest()
+
+    def check_the_rest(self) -> None:
+        """Assert that nothing but the outputs was written."""
+        for y, around in zip(self.outputs, self._around, strict=True):
+            assert torch.equal(gaps(y), around), f"{self}: written outside of the output"
+        for x, before in self._read_only:
+            assert torch.equal(bits(x), bits(before)), f"{self}: an input was written"
