@@ -82,12 +82,44 @@ void enter_group(const Job& job, const Place& at, Work& work) {
   work.scaling = job.unscaled ? 1.0F : static_cast<float>(scaling);
 }
 
-/// Phases of integer positions: a 64-bit product modulo one turn, from 32-bit halves, which vectorise everywhere.
-ROPE_INLINE void multiply(std::uint64_t position, const std::uint32_t* low, const std::uint32_t* high, int n,
+/// The upper halves of 32-bit products; as compilers see them, 64-bit ones, which take several times as long.
+template <int W>
+ROPE_INLINE U<W> multiply_high(U<W> a, U<W> b) {
+#if defined(__AVX512F__)
+  if constexpr (W == 64) {
+    const auto x = (__m512i)a, y = (__m512i)b;
+    const __m512i even = _mm512_mul_epu32(x, y),
+                  odd = _mm512_mul_epu32(_mm512_srli_epi64(x, 32), _mm512_srli_epi64(y, 32));
+    return (U<W>)_mm512_mask_mov_epi32(_mm512_srli_epi64(even, 32), 0xaaaa, odd);
+  }
+#endif
+#if defined(__AVX2__)
+  if constexpr (W == 32) {
+    const auto x = (__m256i)a, y = (__m256i)b;
+    const __m256i even = _mm256_mul_epu32(x, y),
+                  odd = _mm256_mul_epu32(_mm256_srli_epi64(x, 32), _mm256_srli_epi64(y, 32));
+    return (U<W>)_mm256_blend_epi32(_mm256_srli_epi64(even, 32), odd, 0xaa);
+  }
+#endif
+  typedef std::uint64_t Wide __attribute__((vector_size(2 * W)));
+  return __builtin_convertvector((__builtin_convertvector(a, Wide) * __builtin_convertvector(b, Wide)) >> 32, U<W>);
+}
+
+/// Phases [i, n) of an integer position: a 64-bit product modulo one turn, from 32-bit halves.
+template <int W>
+ROPE_INLINE void multiply(std::uint64_t position, const std::uint32_t* low, const std::uint32_t* high, int i, int n,
                           std::uint32_t* phase) {
   const auto p0 = static_cast<std::uint32_t>(position), p1 = static_cast<std::uint32_t>(position >> 32);
-  for (int i = 0; i < n; ++i) {
-    phase[i] = static_cast<std::uint32_t>((static_cast<std::uint64_t>(p0) * low[i]) >> 32) + p0 * high[i] + p1 * low[i];
+  for (; i + Vec<W>::L <= n; i += Vec<W>::L) {
+    const auto of_low = load_as<U<W>>(low + i);
+    U<W> product = multiply_high<W>(of_low, U<W>{} + p0) + load_as<U<W>>(high + i) * p0;
+    if (p1 != 0) product += of_low * p1;
+    store_as<false>(phase + i, product);
+  }
+  if constexpr (W > 16) {
+    multiply<W / 2>(position, low, high, i, n, phase);
+  } else {
+    for (; i < n; ++i) phase[i] = phase_of(static_cast<std::int64_t>(position), std::uint64_t{high[i]} << 32 | low[i]);
   }
 }
 
@@ -124,8 +156,8 @@ void plain_phases(const Job& job, const Place& at, Work& work, bool split) {
   const std::int64_t position = p.kind == Number::kNone ? at.counted + (job.offset.count ? job.offset[at.group] : 0)
                                                         : integer_position(p, at.batch * p.batch + at.token * p.token);
   const Frequencies& f = *work.frequencies;
-  multiply(static_cast<std::uint64_t>(position), split ? f.split_low.data() : f.low.data(),
-           split ? f.split_high.data() : f.high.data(), job.plan->rotation.num_pairs, work.phase);
+  multiply<ROPE_VECTOR>(static_cast<std::uint64_t>(position), split ? f.split_low.data() : f.low.data(),
+                        split ? f.split_high.data() : f.high.data(), 0, job.plan->rotation.num_pairs, work.phase);
 }
 
 /// One entry of a caller's table. Its NaN becomes the one whose lower half is empty: see round_bf16.

@@ -1,5 +1,5 @@
 // Vectors of one instruction set: gcc vector extensions of W bytes, and how 16-bit floats get in and out of fp32.
-// Included once per instruction set, inside its namespace, with ROPE_BF16_INSTRUCTIONS set where they exist.
+// Included once per instruction set, inside its namespace.
 
 #define ROPE_INLINE static inline __attribute__((always_inline))
 
@@ -57,29 +57,18 @@ ROPE_INLINE U<W> round_bf16(F<W> value) {
   return bits + 0x7fffU + ((bits >> 16) & 1U);
 }
 
-#if defined(ROPE_BF16_INSTRUCTIONS)
-/// Whether the instruction below would take an element for zero: it does not know denormals.
-template <int W>
-ROPE_INLINE bool holds_denormal(F<W> a, F<W> b) {
-  constexpr int kDenormal = 0x20;
-  if constexpr (W == 64) {
-    return (_mm512_fpclass_ps_mask((__m512)a, kDenormal) | _mm512_fpclass_ps_mask((__m512)b, kDenormal)) != 0;
-  } else {
-    return (_mm256_fpclass_ps_mask((__m256)a, kDenormal) | _mm256_fpclass_ps_mask((__m256)b, kDenormal)) != 0;
-  }
-}
-
-/// Words of two bf16 each, by instruction.
-template <int W>
-ROPE_INLINE U<W> pack_bf16(F<W> first, F<W> second) {
-  if constexpr (W == 64) {
-    const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6,
-                                           21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
-    return (U<W>)_mm512_permutexvar_epi16(order, (__m512i)_mm512_cvtne2ps_pbh((__m512)second, (__m512)first));
-  } else {
-    const __m256i order = _mm256_set_epi16(15, 7, 14, 6, 13, 5, 12, 4, 11, 3, 10, 2, 9, 1, 8, 0);
-    return (U<W>)_mm256_permutexvar_epi16(order, (__m256i)_mm256_cvtne2ps_pbh((__m256)second, (__m256)first));
-  }
+#if defined(__AVX512BW__)
+/// Words of two bf16 each, rounded in 16-bit lanes: up where what is cut off is over a half, or is a half and what is
+/// kept is odd. Five instructions; VCVTNE2PS2BF16 is four alone, and wants checks for denormals and a permutation.
+ROPE_INLINE U<64> pack_bf16(F<64> first, F<64> second) {
+  const __m512i a = (__m512i)first, b = (__m512i)second;
+  const __m512i swapped = _mm512_broadcast_i32x4(_mm_set_epi32(0x0d0c0f0e, 0x09080b0a, 0x05040706, 0x01000302));
+  const __m512i kept = _mm512_mask_shuffle_epi8(b, 0x3333333333333333, a, swapped);
+  const __m512i cut = _mm512_mask_shuffle_epi8(a, 0xcccccccccccccccc, b, swapped);
+  constexpr int kOrNot = 0xae;  // (~kept & 1) | 0x8000
+  const __m512i up_from =
+      _mm512_ternarylogic_epi32(kept, _mm512_set1_epi16(1), _mm512_set1_epi16(static_cast<short>(0x8000)), kOrNot);
+  return (U<64>)_mm512_mask_sub_epi16(kept, _mm512_cmpge_epu16_mask(cut, up_from), kept, _mm512_set1_epi16(-1));
 }
 #endif
 
@@ -148,13 +137,12 @@ struct BFloat16 {
   }
   template <int W>
   ROPE_INLINE U<W> pack(F<W> first, F<W> second) {
-#if defined(ROPE_BF16_INSTRUCTIONS)
-    if constexpr (W >= 32) {
-      if (__builtin_expect(!holds_denormal<W>(first, second), 1)) return pack_bf16<W>(first, second);
-    }
-#elif defined(__AVX2__)
+#if defined(__AVX512BW__)
+    if constexpr (W == 64) return pack_bf16(first, second);
+#endif
+#if defined(__AVX2__)
     if constexpr (W == 32) {
-      // In 16-bit lanes: up where what is cut off is over a half, or is a half and what is kept is odd.
+      // As above, without its instructions.
       const auto a = (__m256i)first, b = (__m256i)second;
       const __m256i kept = _mm256_blend_epi16(_mm256_srli_epi32(a, 16), b, 0xaa);
       const __m256i cut = _mm256_blend_epi16(a, _mm256_slli_epi32(b, 16), 0xaa);

@@ -14,7 +14,6 @@ ROPE_DECLARE(portable)
 #if defined(__x86_64__)
 ROPE_DECLARE(avx2)
 ROPE_DECLARE(avx512)
-ROPE_DECLARE(avx512_bf16)
 #endif
 
 namespace {
@@ -27,8 +26,6 @@ struct Isa {
 
 constexpr Isa kIsas[] = {
 #if defined(__x86_64__)
-    {"avx512_bf16", avx512_bf16::rotate,
-     [] { return __builtin_cpu_supports("avx512bf16") != 0 && __builtin_cpu_supports("avx512vl") != 0; }},
     {"avx512", avx512::rotate,
      [] {
        return __builtin_cpu_supports("avx512dq") != 0 && __builtin_cpu_supports("avx512vl") != 0 &&

@@ -1,5 +1,0 @@
-// The CPU kernel for AVX-512 with bf16 instructions.
-#define ROPE_ISA avx512_bf16
-#define ROPE_VECTOR 64
-#define ROPE_BF16_INSTRUCTIONS
-#include "rotate_cpu_kernel.h"
