@@ -149,7 +149,7 @@ def _clearly_apart(q: Tensor, k: Tensor | None) -> bool:
     if not q.is_contiguous() or k is None or not k.is_contiguous():
         return k is None and q.is_contiguous()
     start_q, start_k = q.data_ptr(), k.data_ptr()
-    return start_q + q.nbytes <= start_k or start_k + k.nbytes <= start_q
+    return start_q + q.nbytes <= start_k if start_q < start_k else start_k + k.nbytes <= start_q
 
 
 def _all_clearly_apart(*tensors: Tensor | None) -> bool:

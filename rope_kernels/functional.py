@@ -18,6 +18,11 @@ from .spec import with_call
 
 __all__ = ["apply_rope", "apply_rope_", "cos_sin", "prepare", "refuse_derivative", "rotate_in_place"]
 
+# Autograd knows nothing of the operators that write, so new versions of what they wrote are counted here.
+_increment_version = torch._C._increment_version
+_rotate_in_place = ops.rotate_._op  # the overload's own call is one more Python frame
+_rotate_out = ops.rotate_out._op
+
 
 def apply_rope(
     q: Tensor,
@@ -192,20 +197,15 @@ def _write_out(q: Tensor, k: Tensor | None, out: tuple[Tensor, Tensor | None], *
     if torch.compiler.is_compiling():
         ops.rotate_out(q, k, *args, *out)
     else:
-        _write(ops.rotate_out, [t for t in out if t is not None], q, k, *args, *out)
+        _rotate_out(q, k, *args, *out)
+        _increment_version([t for t in out if t is not None])
 
 
 def _in_place_eagerly(q: Tensor, k: Tensor | None, *args: Any) -> None:
     checks.check_in_place(q, k)
     refuse_derivative(q, k)
-    _write(ops.rotate_, [q] if k is None else [q, k], q, k, *args)
-
-
-def _write(operator: Any, written: list[Tensor], *args: Any) -> None:
-    """Call an operator that writes, below autograd; what was written gets a new version."""
-    with torch._C._AutoDispatchBelowAutograd():
-        operator._op(*args)
-    torch._C._increment_version(written)
+    _rotate_in_place(q, k, *args)
+    _increment_version([q] if k is None else [q, k])
 
 
 def refuse_derivative(q: Tensor, k: Tensor | None) -> None:

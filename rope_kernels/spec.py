@@ -64,6 +64,7 @@ class Call:
     unscaled: bool = False
 
 
+@lru_cache(maxsize=1024)
 def with_call(spec: str, layout: str = "bshd", inverse: bool = False, unscaled: bool = False) -> str:
     """The op's text: an encoded :class:`Spec`, then, unless it is the usual one, ``@`` and the call's words."""
     if layout == "bshd" and not inverse and not unscaled:
