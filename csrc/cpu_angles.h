@@ -82,7 +82,7 @@ void enter_group(const Job& job, const Place& at, Work& work) {
   work.scaling = job.unscaled ? 1.0F : static_cast<float>(scaling);
 }
 
-/// The upper halves of 32-bit products; as compilers see them, 64-bit ones, which take several times as long.
+/// The upper halves of 32-bit products. (Compilers see 64-bit ones in them, which take several times as long.)
 template <int W>
 ROPE_INLINE U<W> multiply_high(U<W> a, U<W> b) {
 #if defined(__AVX512F__)
@@ -101,8 +101,6 @@ ROPE_INLINE U<W> multiply_high(U<W> a, U<W> b) {
     return (U<W>)_mm256_blend_epi32(_mm256_srli_epi64(even, 32), odd, 0xaa);
   }
 #endif
-  typedef std::uint64_t Wide __attribute__((vector_size(2 * W)));
-  return __builtin_convertvector((__builtin_convertvector(a, Wide) * __builtin_convertvector(b, Wide)) >> 32, U<W>);
 }
 
 /// Phases [i, n) of an integer position: a 64-bit product modulo one turn, from 32-bit halves.
@@ -110,16 +108,18 @@ template <int W>
 ROPE_INLINE void multiply(std::uint64_t position, const std::uint32_t* low, const std::uint32_t* high, int i, int n,
                           std::uint32_t* phase) {
   const auto p0 = static_cast<std::uint32_t>(position), p1 = static_cast<std::uint32_t>(position >> 32);
-  for (; i + Vec<W>::L <= n; i += Vec<W>::L) {
-    const auto of_low = load_as<U<W>>(low + i);
-    U<W> product = multiply_high<W>(of_low, U<W>{} + p0) + load_as<U<W>>(high + i) * p0;
-    if (p1 != 0) product += of_low * p1;
-    store_as<false>(phase + i, product);
-  }
   if constexpr (W > 16) {
+    for (; i + Vec<W>::L <= n; i += Vec<W>::L) {
+      const auto of_low = load_as<U<W>>(low + i);
+      U<W> product = multiply_high<W>(of_low, U<W>{} + p0) + load_as<U<W>>(high + i) * p0;
+      if (p1 != 0) product += of_low * p1;
+      store_as<false>(phase + i, product);
+    }
     multiply<W / 2>(position, low, high, i, n, phase);
   } else {
-    for (; i < n; ++i) phase[i] = phase_of(static_cast<std::int64_t>(position), std::uint64_t{high[i]} << 32 | low[i]);
+    for (; i < n; ++i) {
+      phase[i] = static_cast<std::uint32_t>(std::uint64_t{p0} * low[i] >> 32) + p0 * high[i] + p1 * low[i];
+    }
   }
 }
 

@@ -57,10 +57,35 @@ ROPE_INLINE U<W> round_bf16(F<W> value) {
   return bits + 0x7fffU + ((bits >> 16) & 1U);
 }
 
+/// Words of two bf16 each, rounded in 16-bit lanes where there are such instructions: up where what is cut off is over
+/// a half, or is a half and what is kept is odd.
+template <int W>
+ROPE_INLINE U<W> pack_bf16(F<W> first, F<W> second) {
+  return (round_bf16<W>(first) >> 16) | (round_bf16<W>(second) & 0xffff0000U);
+}
+#if defined(__SSE2__)
+template <>
+inline __attribute__((always_inline)) U<16> pack_bf16<16>(F<16> first, F<16> second) {
+  const auto kept = (__m128i)(((U<16>)first >> 16) | ((U<16>)second & 0xffff0000U));
+  const auto cut = (__m128i)(((U<16>)first & 0xffffU) | ((U<16>)second << 16));
+  const __m128i is_even = _mm_andnot_si128(kept, _mm_set1_epi16(1));
+  return (U<16>)_mm_add_epi16(kept, _mm_srli_epi16(_mm_subs_epu16(cut, is_even), 15));
+}
+#endif
+#if defined(__AVX2__)
+template <>
+inline __attribute__((always_inline)) U<32> pack_bf16<32>(F<32> first, F<32> second) {
+  const auto a = (__m256i)first, b = (__m256i)second;
+  const __m256i kept = _mm256_blend_epi16(_mm256_srli_epi32(a, 16), b, 0xaa);
+  const __m256i cut = _mm256_blend_epi16(a, _mm256_slli_epi32(b, 16), 0xaa);
+  const __m256i is_even = _mm256_andnot_si256(kept, _mm256_set1_epi16(1));
+  return (U<32>)_mm256_add_epi16(kept, _mm256_srli_epi16(_mm256_subs_epu16(cut, is_even), 15));
+}
+#endif
 #if defined(__AVX512BW__)
-/// Words of two bf16 each, rounded in 16-bit lanes: up where what is cut off is over a half, or is a half and what is
-/// kept is odd. Five instructions; VCVTNE2PS2BF16 is four alone, and wants checks for denormals and a permutation.
-ROPE_INLINE U<64> pack_bf16(F<64> first, F<64> second) {
+/// Five instructions; VCVTNE2PS2BF16 is four alone, and wants a permutation and checks for denormals.
+template <>
+inline __attribute__((always_inline)) U<64> pack_bf16<64>(F<64> first, F<64> second) {
   const __m512i a = (__m512i)first, b = (__m512i)second;
   const __m512i swapped = _mm512_broadcast_i32x4(_mm_set_epi32(0x0d0c0f0e, 0x09080b0a, 0x05040706, 0x01000302));
   const __m512i kept = _mm512_mask_shuffle_epi8(b, 0x3333333333333333, a, swapped);
@@ -136,29 +161,12 @@ struct BFloat16 {
     second = (F<W>)(words & 0xffff0000U);
   }
   template <int W>
-  ROPE_INLINE U<W> pack(F<W> first, F<W> second) {
-#if defined(__AVX512BW__)
-    if constexpr (W == 64) return pack_bf16(first, second);
-#endif
-#if defined(__AVX2__)
-    if constexpr (W == 32) {
-      // As above, without its instructions.
-      const auto a = (__m256i)first, b = (__m256i)second;
-      const __m256i kept = _mm256_blend_epi16(_mm256_srli_epi32(a, 16), b, 0xaa);
-      const __m256i cut = _mm256_blend_epi16(a, _mm256_slli_epi32(b, 16), 0xaa);
-      const __m256i is_even = _mm256_andnot_si256(kept, _mm256_set1_epi16(1));
-      return (U<W>)_mm256_add_epi16(kept, _mm256_srli_epi16(_mm256_subs_epu16(cut, is_even), 15));
-    }
-#endif
-    return (round_bf16<W>(first) >> 16) | (round_bf16<W>(second) & 0xffff0000U);
-  }
-  template <int W>
   ROPE_INLINE void load_pairs(const T* x, F<W>& first, F<W>& second) {
     unpack<W>(load_as<U<W>>(x), first, second);
   }
   template <int W, bool STREAM>
   ROPE_INLINE void store_pairs(T* y, F<W> first, F<W> second) {
-    store_as<STREAM>(y, pack<W>(first, second));
+    store_as<STREAM>(y, pack_bf16<W>(first, second));
   }
   ROPE_INLINE float widen(T x) {
     const std::uint32_t bits = static_cast<std::uint32_t>(x) << 16;

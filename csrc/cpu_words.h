@@ -7,8 +7,8 @@ ROPE_INLINE void turn_words(U<W>& a, U<W>& b, F<W> c0, F<W> c1, F<W> s0, F<W> s1
   F<W> a0, a1, b0, b1;
   BFloat16::unpack<W>(a, a0, a1);
   BFloat16::unpack<W>(b, b0, b1);
-  a = BFloat16::pack<W>(a0 * c0 - b0 * s0, a1 * c1 - b1 * s1);
-  b = BFloat16::pack<W>(b0 * c0 + a0 * s0, b1 * c1 + a1 * s1);
+  a = pack_bf16<W>(a0 * c0 - b0 * s0, a1 * c1 - b1 * s1);
+  b = pack_bf16<W>(b0 * c0 + a0 * s0, b1 * c1 + a1 * s1);
 }
 
 /// One vector of words of both halves. MASKED: only the first `count` of it.

@@ -79,6 +79,8 @@ _VECTORS = in_file(
      "AVX-512 compares what is cut off as signed"),
     ("_mm256_andnot_si256(kept, _mm256_set1_epi16(1))", "_mm256_and_si256(kept, _mm256_set1_epi16(1))",
      "AVX2 rounds ties to odd"),
+    ("_mm_andnot_si128(kept, _mm_set1_epi16(1))", "_mm_and_si128(kept, _mm_set1_epi16(1))",
+     "the portable path rounds ties to odd"),
     ("_mm256_subs_epu16(cut, is_even)", "_mm256_sub_epi16(cut, is_even)", "AVX2 rounds exact values up"),
 )  # fmt: skip
 
