@@ -17,8 +17,9 @@ from . import ops
 from .backends import current_override, reference, use_backend
 from .spec import Call, Spec, adjoint, parse_call, parse_spec, with_call
 
-__all__ = ["is_transformed", "needs_gradient", "rotate", "rotate_eagerly"]
+__all__ = ["is_differentiated", "is_transformed", "needs_gradient", "rotate", "rotate_eagerly"]
 
+_is_grad_enabled = torch.is_grad_enabled
 _below_autograd = torch._C._AutoDispatchBelowAutograd
 _transforms_active = torch._C._are_functorch_transforms_active
 _NUM_OTHER_ARGUMENTS = 6  # beside q and k: five index tensors and the text
@@ -27,12 +28,18 @@ _rotate = ops.rotate._op  # the overload's own call is one more Python frame
 
 def needs_gradient(first: Tensor, second: Tensor | None) -> bool:
     """Whether reverse mode would record a call on these tensors."""
-    return torch.is_grad_enabled() and (first.requires_grad or (second is not None and second.requires_grad))
+    return _is_grad_enabled() and (first.requires_grad or (second is not None and second.requires_grad))
 
 
 def is_transformed() -> bool:
     """Whether a ``torch.func`` transform or a forward-mode level is open: any tensor may then carry a tangent."""
     return _transforms_active() or forward_ad._current_level >= 0
+
+
+def is_differentiated(first: Tensor, second: Tensor | None) -> bool:
+    """Whether either of the two above holds; said anew, since each call of them costs a decode step 0.1 us."""
+    recorded = _is_grad_enabled() and (first.requires_grad or (second is not None and second.requires_grad))
+    return recorded or _transforms_active() or forward_ad._current_level >= 0
 
 
 def rotate(q: Tensor, k: Tensor | None, *rest: Any) -> tuple[Tensor, Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -11,7 +11,16 @@ from .config import RopeConfig
 from .errors import RopeShapeError
 from .overlap import has_memory, shares_memory, writes_twice
 
-__all__ = ["LAYOUTS", "check_config", "check_heads", "check_outputs", "check_positions", "check_qk", "index_vector"]
+__all__ = [
+    "LAYOUTS",
+    "check_config",
+    "check_heads",
+    "check_outputs",
+    "check_outputs_apart",
+    "check_positions",
+    "check_qk",
+    "index_vector",
+]
 
 LAYOUTS = {"bshd": (0, 1, 2), "bhsd": (0, 2, 1), "thd": (None, 0, 1)}
 """Where each layout has its batch, tokens and heads."""
@@ -122,11 +131,10 @@ def check_cu_seqlens(cu_seqlens: Tensor, q: Tensor, layout: str) -> None:
 
 
 def check_outputs(q: Tensor, k: Tensor | None, out: tuple[Tensor, Tensor | None]) -> None:
-    """Raise :class:`RopeShapeError` unless ``out`` can take the results; writing over the inputs themselves is fine."""
+    """Raise :class:`RopeShapeError` unless ``out`` is like the inputs."""
     if len(out) != 2 or (out[1] is None) != (k is None):
         raise RopeShapeError("out: must be (q_out, k_out), with k_out None exactly where k is None")
-    pairs = [("q", q, out[0])] + ([("k", k, out[1])] if k is not None and out[1] is not None else [])
-    for name, x, y in pairs:
+    for name, x, y in _with_outputs(q, k, out):
         if y.shape != x.shape or y.dtype != x.dtype or y.device != x.device:
             raise RopeShapeError(
                 f"out: {name}_out is {tuple(y.shape)} {y.dtype} on {y.device}, "
@@ -134,40 +142,57 @@ def check_outputs(q: Tensor, k: Tensor | None, out: tuple[Tensor, Tensor | None]
             )
         if y.stride(-1) != 1:
             raise RopeShapeError(f"out: {name}_out has last stride {y.stride(-1)}, must be 1")
+
+
+def check_outputs_apart(q: Tensor, k: Tensor | None, out: tuple[Tensor, Tensor | None]) -> None:
+    """Raise :class:`RopeShapeError` if an output overlaps itself, the other one or an input that it is not itself."""
     if torch.compiler.is_compiling() or not has_memory(q) or _all_clearly_apart(q, k, *out):
         return
-    check_in_place(pairs[0][2], pairs[1][2] if len(pairs) > 1 else None, ("out: q_out", "k_out"))
-    for name, x, y in pairs:
+    check_in_place(*out, ("out: q_out", "k_out"))
+    for name, x, y in _with_outputs(q, k, out):
         for other in (q, k):
             same = other is x and y.data_ptr() == x.data_ptr() and y.stride() == x.stride()
             if other is not None and not same and shares_memory(y, other):
                 raise RopeShapeError(f"out: {name}_out overlaps an input's memory; it may be the input itself or apart")
 
 
-def _clearly_apart(q: Tensor, k: Tensor | None) -> bool:
-    """The usual case, told cheaply."""
-    if not q.is_contiguous() or k is None or not k.is_contiguous():
-        return k is None and q.is_contiguous()
-    start_q, start_k = q.data_ptr(), k.data_ptr()
-    return start_q + q.nbytes <= start_k if start_q < start_k else start_k + k.nbytes <= start_q
+def _with_outputs(
+    q: Tensor, k: Tensor | None, out: tuple[Tensor, Tensor | None]
+) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """(name, input, output) of q and, if there is one, k."""
+    yield "q", q, out[0]
+    if k is not None and out[1] is not None:
+        yield "k", k, out[1]
 
 
 def _all_clearly_apart(*tensors: Tensor | None) -> bool:
-    """The same of several, all contiguous."""
-    ends = []
+    """Whether all are contiguous and none overlaps another: the usual case, told cheaply."""
+    spans = []
     for x in tensors:
         if x is not None:
             if not x.is_contiguous():
                 return False
-            start = x.data_ptr()
-            ends.append((start, start + x.nbytes))
-    ends.sort()
-    return all(before[1] <= after[0] for before, after in pairwise(ends))
+            spans.append((x.data_ptr(), x.nbytes))
+    spans.sort()
+    end = 0
+    for start, size in spans:
+        if start < end:
+            return False
+        end = start + size
+    return True
 
 
 def check_in_place(q: Tensor, k: Tensor | None, names: tuple[str, str] = ("q", "k")) -> None:
     """Raise :class:`RopeShapeError` if an element would be written twice. Not for tracing: it reads addresses."""
-    if (type(q) is not Tensor and not has_memory(q)) or _clearly_apart(q, k) or q.is_meta:
+    if type(q) is not Tensor and not has_memory(q):
+        return
+    if q.is_contiguous() and (k is None or k.is_contiguous()):  # the usual case, told cheaply
+        if k is None:
+            return
+        start_q, start_k = q.data_ptr(), k.data_ptr()
+        if start_q + q.nbytes <= start_k if start_q < start_k else start_k + k.nbytes <= start_q:
+            return
+    if q.is_meta:
         return
     for name, x in zip(names, (q, k), strict=True):
         if x is not None and writes_twice(x):

@@ -65,7 +65,7 @@ def apply_rope(
         RopeShapeError: a tensor does not fit; nothing has been written.
         RuntimeError: ``out`` was given and a gradient is needed.
     """
-    plain = seq_len is None and offset is None and cu_seqlens is None
+    plain = seq_len is None and offset is None and cu_seqlens is None and (out is None or _are_on_cpu(*out))
     spec = _spec_of_usual_call(q, k, positions, cfg, interleaved, plain)
     if spec is not None:
         try:
@@ -76,6 +76,8 @@ def apply_rope(
             q_out, k_out = autograd.rotate_eagerly(q, k, positions, None, None, None, None, text)
         except Exception:
             prepare(q, k, positions, cfg, interleaved, layout)
+            if out is not None:
+                checks.check_outputs(q, k, out)
             raise
         return q_out, None if k is None else k_out
     if is_distributed(q):
@@ -86,6 +88,7 @@ def apply_rope(
     if out is None:
         q_out, k_out = autograd.rotate(q, k, *args)
         return q_out, None if k is None else k_out
+    checks.check_outputs(q, k, out)
     _write_out(q, k, out, *args)
     return out
 
@@ -181,6 +184,13 @@ def _spec_of_usual_call(
     return None
 
 
+def _are_on_cpu(*tensors: Tensor | None) -> bool:
+    for x in tensors:  # noqa: SIM110 - a generator costs as much again
+        if x is not None and not (type(x) is Tensor and x.is_cpu):
+            return False
+    return True
+
+
 def rotate_in_place(q: Tensor, k: Tensor | None, *args: Any) -> None:
     """``rope_kernels::rotate_`` of what :func:`prepare` made."""
     if torch.compiler.is_compiling():
@@ -192,7 +202,7 @@ def rotate_in_place(q: Tensor, k: Tensor | None, *args: Any) -> None:
 
 def _write_out(q: Tensor, k: Tensor | None, out: tuple[Tensor, Tensor | None], *args: Any) -> None:
     """``rope_kernels::rotate_out`` of what :func:`prepare` made."""
-    checks.check_outputs(q, k, out)
+    checks.check_outputs_apart(q, k, out)
     _refuse_derivative_of_given(q, k, out)
     if torch.compiler.is_compiling():
         ops.rotate_out(q, k, *args, *out)
@@ -210,14 +220,14 @@ def _in_place_eagerly(q: Tensor, k: Tensor | None, *args: Any) -> None:
 
 def refuse_derivative(q: Tensor, k: Tensor | None) -> None:
     """Raise RuntimeError where a rotation in place would lose a gradient or a tangent."""
-    if autograd.needs_gradient(q, k) or autograd.is_transformed():
+    if autograd.is_differentiated(q, k):
         raise RuntimeError("in place: a derivative is needed, which this rotation would lose; use apply_rope")
 
 
 def _refuse_derivative_of_given(q: Tensor, k: Tensor | None, out: tuple[Tensor, Tensor | None] | None) -> None:
     if out is None:
         return
-    if autograd.needs_gradient(q, k) or autograd.needs_gradient(*out) or autograd.is_transformed():
+    if autograd.is_differentiated(q, k) or autograd.needs_gradient(*out):
         raise RuntimeError("apply_rope: out= was given and a derivative is needed; leave out= away")
 
 
