@@ -13,7 +13,7 @@
 namespace rope::ROPE_ISA {
 namespace {
 
-constexpr int kPrefetchBytes = 2048;
+constexpr int kPrefetchBytes = 4096;
 constexpr int kPad = ROPE_VECTOR / 4;  // a masked vector reads so far past the last cosine
 
 #include "cpu_angles.h"
