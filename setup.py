@@ -33,11 +33,11 @@ class MissingToolError(Exception):
 
 
 def sources() -> dict[str, list[str]]:
-    """C++ files and the flags of their own."""
-    found: dict[str, list[str]] = {name: [] for name in ("spec.cpp", "rotate_cpu.cpp", "rotate_cpu_portable.cpp")}
+    """C++ files and the flags of their own; what takes longest comes first."""
+    found: dict[str, list[str]] = {"rotate_cpu_portable.cpp": []}
     if platform.machine() in ("x86_64", "AMD64"):
         found |= {f"rotate_cpu_{isa}.cpp": flags for isa, flags in ISAS.items()}
-    return found
+    return found | {"spec.cpp": [], "rotate_cpu.cpp": []}
 
 
 def torch_folder() -> Path:
