@@ -37,7 +37,8 @@ struct Work {
   const Frequencies* frequencies = nullptr;
   const Frequencies* from = nullptr;
   float scaling = 1.0F;
-  bool has_no_angle = false;  // a position that is NaN or infinite
+  int num_without_angle = 0;  // pairs that turn by a position that is NaN or infinite
+  int without_angle[kMaxPairs];
 };
 
 /// Where a token is: its sequence, and its place in it if positions are counted.
@@ -135,10 +136,11 @@ void general_phases(const Job& job, const Place& at, Work& work) {
     const std::int64_t row = r.axis.empty() ? 0 : r.axis[pair];
     const std::int64_t where = row * p.axis + at.batch * p.batch + at.token * p.token;
     const std::int64_t whole = p.kind == Number::kNone ? start : (integer ? integer_position(p, where) : 0);
-    const double real = integer ? static_cast<double>(whole) : any_position(p, where);
+    double real = integer ? static_cast<double>(whole) : any_position(p, where);
+    if (r.phase == Phase::kFloat32 && !integer) real = static_cast<float>(real);
     if (!std::isfinite(real)) {
-      work.has_no_angle = true;
-      return;
+      work.without_angle[work.num_without_angle++] = i;
+      real = 0.0;
     }
     const auto phase = [&](const Frequencies& f) {
       constexpr double kTurn = 0.15915494309189535;
@@ -208,11 +210,11 @@ void turns_of(const Job& job, Work& work) {
     turns.sine[i] = s * s_scale;
     turns.cosine[i] = c * c_scale;
   }
-  if (work.has_no_angle) {
-    std::fill_n(turns.sine, r.num_pairs, std::numeric_limits<float>::quiet_NaN());
-    std::fill_n(turns.cosine, r.num_pairs, std::numeric_limits<float>::quiet_NaN());
-    work.has_no_angle = false;
+  for (int i = 0; i < work.num_without_angle; ++i) {
+    const int pair = work.without_angle[i];
+    turns.sine[pair] = turns.cosine[pair] = std::numeric_limits<float>::quiet_NaN();
   }
+  work.num_without_angle = 0;
   std::fill_n(turns.sine + r.num_pairs, kPad, 0.0F);
   std::fill_n(turns.cosine + r.num_pairs, kPad, 0.0F);
   if (r.table_dtype == Number::kNone) return;

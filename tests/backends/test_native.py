@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 import rope_kernels as rk
 from cases import CASES, CONFIGS, Case, check, config_of, make, tokens_first
+from emulation.cuda.no_angles import no_angles
 from rope_kernels import ops
 from rope_kernels.backends import native, reference
 from rope_kernels.backends.inputs import Inputs
@@ -42,6 +43,15 @@ def rotate_and_check(case, isa):
     if k is not None:
         check(case, made.k, k, made.expected[1])
     return made, q, k
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("in_place", [False, True], ids=["apart", "in_place"])
+def test_a_position_without_an_angle_gives_nan_to_the_pairs_that_turn_by_it(in_place, isa):
+    native.force_isa(isa)
+    for attempt in no_angles(in_place):
+        ops.rotate_out(*attempt.inputs, *operands(attempt.case, attempt.made), *attempt.outputs)
+        attempt.check()
 
 
 @pytest.mark.parametrize("isa", ISAS)

@@ -57,6 +57,8 @@ _ANGLES = in_file(
      "difference of the phases at two lengths"),
     ("s_scale = job.inverse ? -work.scaling : work.scaling;", "s_scale = work.scaling;", "inverse is forward"),
     ("if (!std::isfinite(real)) {", "if (std::isnan(real)) {", "infinite positions have an angle"),
+    ("turns.sine[pair] = turns.cosine[pair] =", "turns.sine[0] = turns.cosine[0] =",
+     "another pair loses its angle than the one that turns by the position"),
     ("row * p.axis + at.batch * p.batch", "row * p.token + at.batch * p.batch", "stride of the axes"),
     ("turns.second_sine[i] = job.inverse ? -s1 : s2;", "turns.second_sine[i] = job.inverse ? -s2 : s2;",
      "adjoint by a table whose halves differ"),
