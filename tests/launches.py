@@ -7,7 +7,6 @@ from pathlib import Path
 
 import torch
 from attempts import Attempt, bits
-from attempts import gaps as gaps
 from calls import arguments
 
 from cases import CASES, CONFIGS, Case, Made, check, make

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from functools import partial
 
 import torch
+from attempts import bits
 from calls import rotate
-from launches import bits
 
 from cases import CASES, Case, check, make, variant
 from rope_kernels import use_backend

@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterator
 from itertools import product
 
 import torch
+from attempts import bits
 from calls import arguments
-from launches import BY_NAME, COPYING, POSITION_DTYPES, TABLE_DTYPES, TABLE_SHAPES, bits
+from launches import BY_NAME, COPYING, POSITION_DTYPES, TABLE_DTYPES, TABLE_SHAPES
 from torch import Tensor
 
 import rope_kernels as rk

@@ -6,8 +6,8 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from attempts import bits, gaps
 from calls import operands
-from launches import bits, gaps
 from torch import Tensor
 
 from cases import CONFIGS, Case, Made, check, make, strided
