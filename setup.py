@@ -1,6 +1,7 @@
 """Builds the native extension: one shared library for every Python, through torch's stable ABI.
 
-It is no Python module, so no Python version is compiled in; ``rope_kernels.backends.native`` loads it into torch.
+No Python version is compiled in: ``rope_kernels.backends.native`` loads it into torch, and it is a Python module by the
+stable ABI for ``rope_kernels.backends.direct``.
 Without torch in the build environment or without a compiler the package is installed without it, and says so;
 ``ROPE_KERNELS_BUILD=1`` makes that an error.
 """
@@ -10,6 +11,7 @@ import platform
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -69,6 +71,13 @@ def nvcc() -> str | None:
     return shutil.which("nvcc") or shutil.which("nvcc", path=f"{home}/bin")
 
 
+def python_headers() -> str | None:
+    """Where Python's headers are, or ``None``: without them or without a stable ABI there are no direct calls."""
+    folder = sysconfig.get_path("include")
+    free_threaded = sysconfig.get_config_var("Py_GIL_DISABLED")
+    return folder if Path(folder, "Python.h").exists() and not free_threaded else None
+
+
 def said_by(*command: str) -> str:
     """What a command prints."""
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
@@ -95,6 +104,8 @@ def ninja_file(library: Path, build: Path) -> str:
     compiler, cuda = tool(*filter(None, (os.environ.get("CXX"), "c++", "g++"))), nvcc()
     with_torch = [f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION}", f"-isystem {torch / 'include'}"]
     bound = {"bindings.cpp": with_torch, "launch_cpu.cpp": with_torch}
+    if python_headers():
+        bound["direct.cpp"] = [*with_torch, f"-isystem {python_headers()}"]
     # nvcc also beside a torch without CUDA; cudart inside, so that the library loads where there is no driver.
     link = f"{compiler} -shared"
     if cuda:
@@ -168,7 +179,10 @@ class NinjaBuild(build_ext):
         cuda = nvcc()
         archs = ", ".join(map(str, cuda_archs(cuda))) if cuda else ""
         isas = ", ".join(["portable", *(isa for isa in ISAS if f"rotate_cpu_{isa}.cpp" in sources())])
-        return f"CPU ({isas}), " + (f"CUDA (sm {archs}, and PTX)" if archs else "without CUDA (no nvcc was used)")
+        calls = "direct calls from Python" if python_headers() else "no direct calls (there are no headers of Python)"
+        return f"CPU ({isas}), {calls}, " + (
+            f"CUDA (sm {archs}, and PTX)" if archs else "without CUDA (no nvcc was used)"
+        )
 
     def _say(self, text: str) -> None:
         print(f"rope_kernels: {text}", file=sys.stderr)

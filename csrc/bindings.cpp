@@ -12,6 +12,26 @@
 namespace rope::bindings {
 namespace {
 
+RunTime run_time(const View& q, const MaybeTensor& positions, const MaybeTensor& offset, const MaybeTensor& seq_len,
+                 const MaybeTensor& from_seq_len, const MaybeTensor& cu_seqlens) {
+  const auto view = [&q](const char* name, const MaybeTensor& t) {
+    return t ? MaybeView(View(name, *t, &q)) : MaybeView();
+  };
+  return {view("positions", positions), view("offset", offset), view("seq_len", seq_len),
+          view("from_seq_len", from_seq_len), view("cu_seqlens", cu_seqlens)};
+}
+
+/// What new_like makes, with an owner.
+struct Output {
+  View view;
+  Tensor tensor;
+
+  explicit Output(const View& x) : Output(new_like(x)) {}
+
+ private:
+  explicit Output(const Made& made) : view(made.view), tensor(made.tensor) {}
+};
+
 /// Runs a job where q is.
 void run(Job job, const View& q, bool given) {
 #if defined(ROPE_WITH_CUDA)
@@ -27,17 +47,17 @@ std::tuple<Tensor, Tensor> rotate(const Tensor& q, const MaybeTensor& k, const M
                                   const MaybeTensor& offset, const MaybeTensor& seq_len,
                                   const MaybeTensor& from_seq_len, const MaybeTensor& cu_seqlens,
                                   const std::string& text) {
-  const RunTime at{positions, offset, seq_len, from_seq_len, cu_seqlens};
   const View qv("q", q);
+  const RunTime at = run_time(qv, positions, offset, seq_len, from_seq_len, cu_seqlens);
   STD_TORCH_CHECK(qv.dim == 3 || qv.dim == 4, "q: rank");
-  const Made q_out = new_like(q, qv);
+  const Output q_out(qv);
   if (!k) {
     run(job_of(qv, nullptr, q_out.view, nullptr, at, text), qv, false);
     return {q_out.tensor, torch::stable::new_empty(q, {0})};
   }
   const View kv("k", *k, &qv);
   STD_TORCH_CHECK(kv.dim == qv.dim, "k: rank");
-  const Made k_out = new_like(*k, kv);
+  const Output k_out(kv);
   run(job_of(qv, &kv, q_out.view, &k_out.view, at, text), qv, false);
   return {q_out.tensor, k_out.tensor};
 }
@@ -46,8 +66,8 @@ void rotate_into(const Tensor& q, const MaybeTensor& k, const MaybeTensor& posit
                  const MaybeTensor& seq_len, const MaybeTensor& from_seq_len, const MaybeTensor& cu_seqlens,
                  const std::string& text, const Tensor& q_out, const MaybeTensor& k_out) {
   STD_TORCH_CHECK(k.has_value() == k_out.has_value(), "out: k_out must be given exactly where k is");
-  const RunTime at{positions, offset, seq_len, from_seq_len, cu_seqlens};
   const View qv("q", q), qo("q_out", q_out, &qv);
+  const RunTime at = run_time(qv, positions, offset, seq_len, from_seq_len, cu_seqlens);
   if (!k) return run(job_of(qv, nullptr, qo, nullptr, at, text), qv, true);
   const View kv("k", *k, &qv), ko("k_out", *k_out, &qv);
   run(job_of(qv, &kv, qo, &ko, at, text), qv, true);
@@ -91,7 +111,7 @@ std::tuple<Tensor, Tensor> rotate_table(const Tensor& q, const MaybeTensor& k, c
   job.tokens = qv.size[l.token];
   job.inverse = inverse;
   job.table = table_of(cos, sin, qv, job, rotary_dim);
-  const Made q_out = new_like(q, qv);
+  const Output q_out(qv);
   job.rows[0] = rows_of("q", qv, q_out.view, qv, l);
   job.num_rows = 1;
   if (!k) {
@@ -100,7 +120,7 @@ std::tuple<Tensor, Tensor> rotate_table(const Tensor& q, const MaybeTensor& k, c
   }
   const View kv("k", *k, &qv);
   STD_TORCH_CHECK(kv.dim == qv.dim, "k: rank");
-  const Made k_out = new_like(*k, kv);
+  const Output k_out(kv);
   job.rows[job.num_rows++] = rows_of("k", kv, k_out.view, qv, l);
   run(job, qv, false);
   return {q_out.tensor, k_out.tensor};
@@ -109,8 +129,8 @@ std::tuple<Tensor, Tensor> rotate_table(const Tensor& q, const MaybeTensor& k, c
 void rotate_in_place(const Tensor& q, const MaybeTensor& k, const MaybeTensor& positions, const MaybeTensor& offset,
                      const MaybeTensor& seq_len, const MaybeTensor& from_seq_len, const MaybeTensor& cu_seqlens,
                      const std::string& text) {
-  const RunTime at{positions, offset, seq_len, from_seq_len, cu_seqlens};
   const View qv("q", q);
+  const RunTime at = run_time(qv, positions, offset, seq_len, from_seq_len, cu_seqlens);
   if (!k) return run(job_of(qv, nullptr, qv, nullptr, at, text), qv, true);
   const View kv("k", *k, &qv);
   run(job_of(qv, &kv, qv, &kv, at, text), qv, true);
@@ -122,6 +142,12 @@ bool forwards_by_default() {
 }
 
 thread_local bool forwards = forwards_by_default();
+
+}  // namespace
+
+bool is_forwarding() { return forwards; }
+
+namespace {
 
 /// What the call through the dispatcher failed with; torch tells since 2.13.
 std::string last_error() {

@@ -35,6 +35,8 @@ struct FrequencyParams {
   std::int32_t rotated = 1;
 };
 
+ROPE_HD bool depends_on_length(const FrequencyParams& p) { return p.switch_length > 0 || p.dynamic_factor != 0.0; }
+
 /// Whether a sequence of `length` tokens takes the long row of multipliers and the long scaling.
 ROPE_HD bool is_long(const FrequencyParams& p, std::int64_t length) {
   return p.switch_length > 0 && length > p.switch_length;

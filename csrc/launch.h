@@ -5,6 +5,9 @@
 
 namespace rope::bindings {
 
+/// Whether this thread asked for another backend: then nothing runs here.
+bool is_forwarding();
+
 /// Runs a job on CPU memory. `given`: the outputs are buffers of the caller's, whose pages exist.
 void launch_cpu(Job& job, bool given);
 

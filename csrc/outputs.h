@@ -3,6 +3,10 @@
 
 #include <sys/mman.h>
 
+#include <array>
+#include <numeric>
+#include <utility>
+
 #include "tensor_job.h"
 
 namespace rope::bindings {
@@ -21,40 +25,61 @@ inline void ask_for_huge_pages([[maybe_unused]] const View& made) {
 #endif
 }
 
-/// Whether the dimensions are dense in the order given; then torch's empty_like would keep the strides.
-inline bool is_dense(const View& v, std::initializer_list<int> innermost_first) {
-  std::int64_t expected = 1;
-  for (const int dim : innermost_first) {
-    if (v.stride[dim] != expected) return false;
-    expected *= v.size[dim];
+constexpr std::int64_t kMaxRank = 4;
+using Order = std::array<std::int64_t, kMaxRank>;
+
+/// The dimensions from the innermost out, as torch orders them: by stride, then by size; a stride of 0 compares to
+/// none.
+inline Order innermost_first(const View& v) {
+  const auto compare = [&v](std::int64_t inner, std::int64_t outer) {
+    if (v.stride[inner] == 0 || v.stride[outer] == 0) return 0;
+    if (v.stride[inner] != v.stride[outer]) return v.stride[inner] < v.stride[outer] ? -1 : 1;
+    return v.size[inner] > v.size[outer] ? 1 : 0;
+  };
+  Order order{};
+  for (std::int64_t i = 0; i < v.dim; ++i) order[i] = v.dim - 1 - i;
+  for (std::int64_t i = 1; i < v.dim; ++i) {
+    for (std::int64_t at = i, below = i - 1; below >= 0; --below) {
+      const int comparison = compare(order[below], order[at]);
+      if (comparison < 0) break;
+      if (comparison > 0) std::swap(order[below], order[std::exchange(at, below)]);
+    }
   }
-  return expected > 0;
+  return order;
 }
 
-/// A new tensor and its view.
+/// The strides of torch's empty_like: those of `v` where it fills its memory, dense ones in the same order elsewhere.
+inline Order strides_like(const View& v) {
+  Order kept{}, dense{};
+  bool fills = true;
+  std::int64_t size = 1;
+  for (std::int64_t i = 0; const std::int64_t dim : innermost_first(v)) {
+    if (i++ == v.dim) break;
+    kept[dim] = v.stride[dim];
+    dense[dim] = size;
+    fills = fills && (v.size[dim] == 1 || v.stride[dim] == size);
+    size *= v.size[dim];
+  }
+  return fills || size == 0 ? kept : dense;
+}
+
+/// A new tensor, owned by who asked for it, and its view.
 struct Made {
-  Tensor tensor;
+  AtenTensorHandle tensor = nullptr;
   View view;
 };
 
-/// torch.empty_like, for the usual strides without a call through the dispatcher.
-inline Made empty_like(const Tensor& x, const View& v) {
-  const bool dense = v.dim == 4 ? is_dense(v, {3, 2, 1, 0}) || is_dense(v, {3, 1, 2, 0}) : is_dense(v, {2, 1, 0});
-  if (!dense) {
-    Tensor made = torch::stable::empty_like(x);
-    return {made, View("out", made)};
-  }
-  AtenTensorHandle made;
+/// torch.empty_like of what `x` views, without a call through the dispatcher.
+inline Made new_like(const View& x) {
+  Made made{nullptr, x};
+  const Order strides = strides_like(x);
   STABLE_TORCH_ERROR_CODE_CHECK(
-      aoti_torch_empty_strided(v.dim, v.size, v.stride, v.dtype, v.device_type, v.device_index, &made));
-  Tensor tensor(made);
-  return {tensor, v.of_like(tensor)};
-}
-
-/// Where the rotated `x`, viewed by `v`, goes.
-inline Made new_like(const Tensor& x, const View& v) {
-  Made made = empty_like(x, v);
-  if (v.device_type == aoti_torch_device_type_cpu()) ask_for_huge_pages(made.view);
+      aoti_torch_empty_strided(x.dim, x.size, strides.data(), x.dtype, x.device_type, x.device_index, &made.tensor));
+  std::int64_t* kept;
+  aoti_torch_get_strides(made.tensor, &kept);
+  aoti_torch_get_data_ptr(made.tensor, &made.view.data);
+  made.view.stride = kept;
+  if (x.device_type == aoti_torch_device_type_cpu()) ask_for_huge_pages(made.view);
   return made;
 }
 

@@ -51,6 +51,7 @@ struct Frequencies {
 
 /// Everything of a spec that does not change from call to call.
 struct Plan {
+  std::uint64_t id = 0;  // no two parsed specs of a process share one
   FrequencyParams params;
   Rotation rotation;
   std::vector<std::vector<double>> multipliers;
@@ -63,13 +64,14 @@ struct Plan {
   [[nodiscard]] Frequencies at(double alpha, bool is_long) const;
 };
 
-/// The frequencies at one length, kept until another length comes by: a call sees the same one over and over.
+/// The frequencies at one length, kept until another length or plan comes by: the layers of a decode step share both.
 class FrequencyCache {
  public:
   const Frequencies& at(const Plan& plan, std::int64_t length);
 
  private:
-  std::int64_t length_ = -1;
+  std::uint64_t plan_ = 0;
+  std::int64_t length_ = 0;
   Frequencies made_;
 };
 

@@ -55,7 +55,7 @@ const Isa& current() {
 }  // namespace
 
 void rotate_cpu(const Job& job, std::int64_t first, std::int64_t last) {
-  FrequencyCache caches[2];
+  thread_local FrequencyCache caches[2];
   current().rotate(job, first, last, caches);
 }
 

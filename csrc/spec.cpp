@@ -1,5 +1,6 @@
 // From the text of rope_kernels.spec to a Plan.
 #include <algorithm>
+#include <atomic>
 #include <charconv>
 #include <stdexcept>
 #include <string_view>
@@ -174,8 +175,9 @@ const Frequencies& FrequencyCache::at(const Plan& plan, std::int64_t length) {
   if (is_long(plan.params, length)) return plan.beyond;
   const double growth = alpha(plan.params, length);
   if (growth == 1.0) return plan.initial;
-  if (length != length_) {
+  if (plan.id != plan_ || length != length_) {
     made_ = plan.at(growth, false);
+    plan_ = plan.id;
     length_ = length;
   }
   return made_;
@@ -188,7 +190,9 @@ Plan parse_plan(const std::string& spec) {
     if (equals == std::string_view::npos) refuse("text", part);
     values.emplace(part.substr(0, equals), part.substr(equals + 1));
   }
+  static std::atomic<std::uint64_t> last_id = 0;
   Plan plan;
+  plan.id = ++last_id;
   plan.params = read_params(values);
   plan.rotation = read_rotation(values);
   check_fit(plan.rotation, plan.params);

@@ -10,6 +10,7 @@
 #include <mutex>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <unordered_map>
 
 #include "rotate.h"
@@ -29,6 +30,8 @@ struct View {
   std::int32_t device_type = 0;
   std::int32_t device_index = 0;
 
+  View() = default;
+
   /// `q`: the tensor whose device this one must be on.
   View(const char* name, const Tensor& t, const View* q = nullptr) {
     std::int64_t *sizes, *strides;
@@ -44,20 +47,13 @@ struct View {
     size = sizes;
     stride = strides;
   }
-
-  /// A tensor that was made like the viewed one, with its strides.
-  [[nodiscard]] View of_like(const Tensor& made) const {
-    View view = *this;
-    aoti_torch_get_data_ptr(made.get(), &view.data);
-    return view;
-  }
 };
 
 struct Layout {
   int batch, token, head;  // -1: there is none
 };
 
-inline Layout layout_of(const std::string& name) {
+inline Layout layout_of(std::string_view name) {
   if (name == "bshd") return {0, 1, 2};
   if (name == "bhsd") return {0, 2, 1};
   STD_TORCH_CHECK(name == "thd", "layout: got '", name, "', allowed are bshd, bhsd, thd");
@@ -71,13 +67,13 @@ struct Call {
   bool inverse = false;
   bool unscaled = false;
 
-  explicit Call(const std::string& text) {
+  explicit Call(std::string_view text) {
     const std::size_t at = text.find('@');
-    plan = rope::parse_plan(text.substr(0, at));
-    std::string words = at == std::string::npos ? "bshd" : text.substr(at + 1);
-    const auto drop = [&words](const std::string& word) {
+    plan = rope::parse_plan(std::string(text.substr(0, at)));
+    std::string_view words = at == std::string_view::npos ? "bshd" : text.substr(at + 1);
+    const auto drop = [&words](std::string_view word) {
       const bool ends = words.ends_with(word);
-      if (ends) words.resize(words.size() - word.size());
+      if (ends) words.remove_suffix(word.size());
       return ends;
     };
     unscaled = drop(",unscaled");
@@ -87,14 +83,14 @@ struct Call {
 };
 
 /// Calls by their text. One repeats the last text of its thread nearly always; none is ever dropped.
-inline const Call& call_of(const std::string& text) {
+inline const Call& call_of(std::string_view text) {
   thread_local std::string last;
   thread_local const Call* call = nullptr;
   if (call != nullptr && text == last) return *call;
   static std::mutex mutex;
   static auto* calls = new std::unordered_map<std::string, std::unique_ptr<Call>>();
   const std::lock_guard lock(mutex);
-  auto& made = (*calls)[text];
+  auto& made = (*calls)[std::string(text)];
   if (!made) made = std::make_unique<Call>(text);
   last = text;
   call = made.get();
@@ -152,29 +148,31 @@ inline rope::Positions positions_of(const View& p, const rope::Job& job, const L
   return out;
 }
 
-inline rope::PerGroup per_group(const char* name, const MaybeTensor& t, const View& q, std::int64_t groups) {
-  if (!t) return {};
-  const View v(name, *t, &q);
-  const bool fits = v.dim == 1 && (v.size[0] == 1 || v.size[0] == groups);
-  STD_TORCH_CHECK(fits && v.dtype == aoti_torch_dtype_int64(), name, ": must be int64, with 1 or ", groups, " entries");
-  return {static_cast<const std::int64_t*>(v.data), v.size[0], v.stride[0]};
+using MaybeView = std::optional<View>;
+
+inline rope::PerGroup per_group(const char* name, const MaybeView& v, std::int64_t groups) {
+  if (!v) return {};
+  const bool fits = v->dim == 1 && (v->size[0] == 1 || v->size[0] == groups);
+  STD_TORCH_CHECK(fits && v->dtype == aoti_torch_dtype_int64(), name, ": must be int64, with 1 or ", groups,
+                  " entries");
+  return {static_cast<const std::int64_t*>(v->data), v->size[0], v->stride[0]};
 }
 
-inline rope::Packed packed_of(const MaybeTensor& t, const View& q) {
-  if (!t) return {};
-  const View v("cu_seqlens", *t, &q);
-  const bool integer = v.dtype == aoti_torch_dtype_int64() || v.dtype == aoti_torch_dtype_int32();
-  STD_TORCH_CHECK(v.dim == 1 && v.size[0] >= 2 && integer, "cu_seqlens: must be (sequences + 1,), int32 or int64");
-  return {v.data, v.dtype == aoti_torch_dtype_int64(), v.size[0] - 1, v.stride[0]};
+inline rope::Packed packed_of(const MaybeView& v) {
+  if (!v) return {};
+  const bool integer = v->dtype == aoti_torch_dtype_int64() || v->dtype == aoti_torch_dtype_int32();
+  STD_TORCH_CHECK(v->dim == 1 && v->size[0] >= 2 && integer, "cu_seqlens: must be (sequences + 1,), int32 or int64");
+  return {v->data, v->dtype == aoti_torch_dtype_int64(), v->size[0] - 1, v->stride[0]};
 }
 
+/// What a call is given beside q and k, on q's device.
 struct RunTime {
-  const MaybeTensor &positions, &offset, &seq_len, &from_seq_len, &cu_seqlens;
+  MaybeView positions, offset, seq_len, from_seq_len, cu_seqlens;
 };
 
 /// The job of a call. Everything about the tensors is checked here, so nothing is written if it throws.
-inline rope::Job job_of(const View& q, const View* k, const View& q_out, const View* k_out, const RunTime& given_at,
-                        const std::string& text) {
+inline rope::Job job_of(const View& q, const View* k, const View& q_out, const View* k_out, const RunTime& given,
+                        std::string_view text) {
   const Call& call = call_of(text);
   const Layout& l = call.layout;
   rope::Job job;
@@ -187,13 +185,13 @@ inline rope::Job job_of(const View& q, const View* k, const View& q_out, const V
   job.rows[0] = rows_of("q", q, q_out, q, l);
   job.num_rows = 1;
   if (k != nullptr) job.rows[job.num_rows++] = rows_of("k", *k, *k_out, q, l);
-  if (given_at.positions) job.positions = positions_of(View("positions", *given_at.positions, &q), job, l);
-  job.packed = packed_of(given_at.cu_seqlens, q);
+  if (given.positions) job.positions = positions_of(*given.positions, job, l);
+  job.packed = packed_of(given.cu_seqlens);
   STD_TORCH_CHECK(job.packed.bounds == nullptr || job.batch == 1, "cu_seqlens: packed sequences have no batch");
   const std::int64_t groups = job.packed.bounds != nullptr ? job.packed.sequences : job.batch;
-  job.offset = per_group("offset", given_at.offset, q, groups);
-  job.seq_len = per_group("seq_len", given_at.seq_len, q, groups);
-  job.from_seq_len = per_group("from_seq_len", given_at.from_seq_len, q, groups);
+  job.offset = per_group("offset", given.offset, groups);
+  job.seq_len = per_group("seq_len", given.seq_len, groups);
+  job.from_seq_len = per_group("from_seq_len", given.from_seq_len, groups);
   job.inverse = call.inverse;
   job.unscaled = call.unscaled;
   return job;

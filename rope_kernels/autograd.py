@@ -14,7 +14,7 @@ import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
 
 from . import ops
-from .backends import current_override, reference, use_backend
+from .backends import current_override, direct, reference, use_backend
 from .spec import Call, Spec, adjoint, parse_call, parse_spec, with_call
 
 __all__ = ["is_differentiated", "is_transformed", "needs_gradient", "rotate", "rotate_eagerly"]
@@ -42,19 +42,27 @@ def is_differentiated(first: Tensor, second: Tensor | None) -> bool:
     return recorded or _transforms_active() or forward_ad._current_level >= 0
 
 
-def rotate(q: Tensor, k: Tensor | None, *rest: Any) -> tuple[Tensor, Tensor]:
-    """``rope_kernels::rotate``, differentiable in q and k by whatever is active."""
+def rotate(q: Tensor, k: Tensor | None, *rest: Any) -> tuple[Tensor, Tensor | None]:
+    """``rope_kernels::rotate``, differentiable in q and k by whatever is active; no k is ``None`` or an empty one."""
     if torch.compiler.is_compiling():
         return _composed(q, k, *rest) if is_transformed() else ops.rotate(q, k, *rest)
     return rotate_eagerly(q, k, *rest)
 
 
-def rotate_eagerly(q: Tensor, k: Tensor | None, *rest: Any) -> tuple[Tensor, Tensor]:
+def rotate_eagerly(q: Tensor, k: Tensor | None, *rest: Any) -> tuple[Tensor, Tensor | None]:
     """The same where nothing is being traced."""
     if is_transformed():
         return _Transformable.apply(q, k, *rest)
     if needs_gradient(q, k):
         return _record(q, k, rest)
+    return _unrecorded(q, k, rest)
+
+
+def _unrecorded(q: Tensor, k: Tensor | None, rest: tuple[Any, ...]) -> tuple[Tensor, Tensor | None]:
+    """The rotation itself, where nobody records it: straight to the kernel if it is a usual call."""
+    positions, offset, seq_len, from_seq_len, cu_seqlens, text = rest
+    if offset is seq_len is from_seq_len is cu_seqlens is None and (made := direct.rotate(q, k, positions, text)):
+        return made
     with _below_autograd():
         return _rotate(q, k, *rest)
 
@@ -102,7 +110,7 @@ def _adjoint(ctx: Any, grad_q: Tensor | None, grad_k: Tensor | None) -> tuple[Te
     return tuple(None if g is None else next(made) for g in (grad_q, grad_k))
 
 
-def _inverse(ctx: Any, first: Tensor, second: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def _inverse(ctx: Any, first: Tensor, second: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
     grads = [g if g is None or g.stride(-1) == 1 else g.contiguous() for g in (first, second)]
     args = (*grads, *ctx.saved_tensors, adjoint(ctx.spec))
     if ctx.backend is None or torch.compiler.is_compiling():
@@ -115,11 +123,10 @@ class _Eager(torch.autograd.Function):
     """Reverse mode alone: a third of the cost of the transformable form. What is no q or k comes as one tuple."""
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor | None, rest: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, q: Tensor, k: Tensor | None, rest: tuple[Any, ...]) -> tuple[Tensor, Tensor | None]:
         _save(ctx, k, rest)
         ctx.set_materialize_grads(False)
-        with _below_autograd():
-            return _rotate(q, k, *rest)
+        return _unrecorded(q, k, rest)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
@@ -147,7 +154,7 @@ class _Transformable(torch.autograd.Function):
         return _for_all(ctx, *grads)
 
     @staticmethod
-    def jvp(ctx: Any, tangent_q: Any, tangent_k: Any, *rest: Any) -> tuple[Tensor, Tensor]:
+    def jvp(ctx: Any, tangent_q: Any, tangent_k: Any, *rest: Any) -> tuple[Tensor, Tensor | None]:
         return rotate(tangent_q, tangent_k, *ctx.saved_tensors, ctx.spec)
 
     @staticmethod
@@ -167,7 +174,8 @@ def _vmap_as_heads(size: int, in_dims: tuple[Any, ...], args: tuple[Any, ...]) -
     folded: list[Any] = [fold(x, dim) for x, dim in zip(args[:2], in_dims[:2], strict=True)]
     outputs = rotate(*folded, *args[2:])
     unfolded = [
-        y if dim is None else y.unflatten(heads, (size, -1)) for y, dim in zip(outputs, in_dims[:2], strict=True)
+        y if dim is None or y is None else y.unflatten(heads, (size, -1))
+        for y, dim in zip(outputs, in_dims[:2], strict=True)
     ]
     return tuple(unfolded), tuple(None if dim is None else heads for dim in in_dims[:2])
 

@@ -70,9 +70,8 @@ class RopeConfig(RopeFields):
             specs[True] = Spec(params, _paired(rotation, "interleaved")).encode()
         object.__setattr__(self, "_params", params)
         object.__setattr__(self, "_rotation", rotation)
-        object.__setattr__(self, "_specs", specs)
-        # What a call needs that knows no length: an attribute, since a decode step is mostly Python.
-        object.__setattr__(self, "fixed_specs", {} if params.depends_on_length else specs)
+        # By the ``interleaved`` of a call, as an attribute: a decode step is mostly Python.
+        object.__setattr__(self, "specs", specs)
 
     def __repr__(self) -> str:
         """The given fields; of a long list its length."""
@@ -121,7 +120,7 @@ class RopeConfig(RopeFields):
         Raises:
             RopeConfigError: the pairs of the axis map are halves by definition, and interleaved ones were asked for.
         """
-        specs: dict[bool | None, str] = self.__dict__["_specs"]
+        specs: dict[bool | None, str] = self.__dict__["specs"]
         if interleaved not in specs:
             self.rotation("interleaved")  # raises
         return specs[interleaved]

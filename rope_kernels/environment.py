@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ._version import __version__
-from .backends import available_backends, native
+from .backends import available_backends, direct, native
 
 __all__ = ["describe", "version_of"]
 
@@ -39,6 +39,7 @@ def describe() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "cuda_device": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "native_kernels": _native_kernels(),
+        "direct_calls": direct.unavailable() or "yes",
         "backends": available_backends(),
     }
 

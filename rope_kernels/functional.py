@@ -6,9 +6,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 
 from . import autograd, checks, ops
-from .backends import native
+from .backends import direct, native
 from .backends.reference import pairs, unit_pairs
 from .config import RopeConfig
 from .errors import RopeShapeError
@@ -65,21 +66,20 @@ def apply_rope(
         RopeShapeError: a tensor does not fit; nothing has been written.
         RuntimeError: ``out`` was given and a gradient is needed.
     """
-    plain = seq_len is None and offset is None and cu_seqlens is None and (out is None or _are_on_cpu(*out))
-    spec = _spec_of_usual_call(q, k, positions, cfg, interleaved, plain)
-    if spec is not None:
-        try:
-            text = with_call(spec, layout, inverse)
-            if out is not None:
-                _write_out(q, k, out, positions, None, None, None, None, text)
+    text = _text_of_usual_call(cfg, interleaved, layout, inverse, seq_len, offset, cu_seqlens)
+    if text is not None:
+        if out is not None:
+            if direct.rotate_out(q, k, positions, text, *out):
                 return out
-            q_out, k_out = autograd.rotate_eagerly(q, k, positions, None, None, None, None, text)
-        except Exception:
-            prepare(q, k, positions, cfg, interleaved, layout)
-            if out is not None:
-                checks.check_outputs(q, k, out)
-            raise
-        return q_out, None if k is None else k_out
+        elif made := direct.rotate(q, k, positions, text):
+            return made
+        elif _reaches_native(q, k, positions, cfg):
+            try:
+                q_out, k_out = autograd.rotate_eagerly(q, k, positions, None, None, None, None, text)
+            except Exception:
+                prepare(q, k, positions, cfg, interleaved, layout)
+                raise
+            return q_out, None if k is None else k_out
     if is_distributed(q):
         _refuse_derivative_of_given(q, k, out)
         options = dict(interleaved=interleaved, inverse=inverse)
@@ -115,14 +115,8 @@ def apply_rope_(
         RopeShapeError: a tensor does not fit, or a view would be written twice; nothing has been written.
         RuntimeError: q or k needs a gradient.
     """
-    plain = seq_len is None and offset is None and cu_seqlens is None
-    spec = _spec_of_usual_call(q, k, positions, cfg, interleaved, plain)
-    if spec is not None:
-        try:
-            _in_place_eagerly(q, k, positions, None, None, None, None, with_call(spec, layout, inverse))
-        except Exception:
-            prepare(q, k, positions, cfg, interleaved, layout)
-            raise
+    text = _text_of_usual_call(cfg, interleaved, layout, inverse, seq_len, offset, cu_seqlens)
+    if text is not None and direct.rotate_(q, k, positions, text):
         return q, k
     if is_distributed(q):
         refuse_derivative(q, k)
@@ -169,26 +163,21 @@ def cos_sin(
     return tables[0], tables[1]
 
 
-def _spec_of_usual_call(
-    q: Tensor, k: Tensor | None, positions: Tensor | None, cfg: RopeConfig, interleaved: bool | None, is_plain: bool
-) -> str | None:
-    """The spec of a call that surely reaches the native kernel, which writes nothing before its own checks; or None.
+def _text_of_usual_call(
+    cfg: RopeConfig, interleaved: bool | None, layout: str, inverse: bool,
+    seq_len: int | Tensor | None, offset: int | Tensor | None, cu_seqlens: Tensor | None,
+) -> str | None:  # fmt: skip
+    """The operator's text for :mod:`.backends.direct`; ``None`` where it is not for a call, or the call is traced."""
+    if seq_len is not None or offset is not None or cu_seqlens is not None or is_compiling():
+        return None
+    specs: dict[bool | None, str] | None = getattr(cfg, "specs", None)
+    return with_call(specs[interleaved], layout, inverse) if specs and interleaved in specs else None
 
-    A decode step is mostly Python: what the kernel checks by itself is explained here only once it has refused.
-    """
+
+def _reaches_native(q: Tensor, k: Tensor | None, positions: Tensor | None, cfg: RopeConfig) -> bool:
+    """Whether the native kernel surely gets a call, which it checks itself: explained is only what it refused."""
     on_cpu = type(q) is Tensor and q.is_cpu and (k is None or k.is_cpu) and positions is not None and positions.is_cpu
-    if is_plain and on_cpu and native.thread.is_default:
-        specs: dict[bool | None, str] | None = getattr(cfg, "fixed_specs", None)
-        if specs is not None and not torch.compiler.is_compiling():
-            return specs.get(interleaved)
-    return None
-
-
-def _are_on_cpu(*tensors: Tensor | None) -> bool:
-    for x in tensors:  # noqa: SIM110 - a generator costs as much again
-        if x is not None and not (type(x) is Tensor and x.is_cpu):
-            return False
-    return True
+    return on_cpu and native.thread.is_default and not cfg.depends_on_length
 
 
 def rotate_in_place(q: Tensor, k: Tensor | None, *args: Any) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .backends import backend_for, native
+from .backends import backend_for, direct, native
 from .backends.inputs import Inputs
 from .rotation import Rotation
 from .spec import parse_call, parse_spec
@@ -167,6 +167,7 @@ for _name, _implementation, _fake in (
         torch.library.register_fake(f"rope_kernels::{_operator}", _fake, lib=LIBRARY)
 LIBRARY.define(f"native_rotate_out{_SCHEMAS['rotate_out']}")
 native.load()
+direct.load()
 
 rotate = torch.ops.rope_kernels.rotate.default
 rotate_ = torch.ops.rope_kernels.rotate_.default

@@ -27,6 +27,7 @@ _CMAKE = (
     "cmake", "-S", ".", "-B", "build/cmake", "-G", "Ninja", "--log-level=WARNING", "-DROPE_KERNELS_TESTS=OFF",
     "-DROPE_KERNELS_CUDA=OFF", f"-DPython_EXECUTABLE={sys.executable}",
 )  # fmt: skip
+_LIBRARY = sys.executable, "setup.py", "-q", "build_ext", "--inplace"
 
 SUITES: dict[str, list[Stage]] = {
     "triton": [
@@ -40,9 +41,10 @@ SUITES: dict[str, list[Stage]] = {
     "cpu": [
         Stage(
             (f"{_BACKENDS}/test_native.py", "tests/test_functional.py"),
-            ((sys.executable, "setup.py", "-q", "build_ext", "--inplace"),),
+            (_LIBRARY,),
         ),
         Stage(("tests/test_math_module.py",), (_CMAKE, ("ninja", "-C", "build/cmake", "rope_kernels_math"))),
     ],
+    "direct": [Stage((f"{_BACKENDS}/test_direct.py",), (_LIBRARY,))],
 }
 """By area of mutants."""

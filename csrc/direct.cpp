@@ -1,0 +1,217 @@
+// Usual calls on CPU tensors, from Python straight to the kernels: torch's dispatcher takes longer than a decode step.
+//
+// A function here does a call, or says that it is not for it (False, None) without having written anything; then the
+// operator is called, which does whatever can be done and explains the rest.
+#include <limits>
+
+#include "launch.h"
+#include "outputs.h"
+#include "overlap.h"
+#include "python_tensors.h"
+
+namespace rope::bindings {
+namespace {
+
+bool is_same(const View& a, const View& b) {
+  return a.data == b.data && a.dim == b.dim && std::equal(a.stride, a.stride + a.dim, b.stride);
+}
+
+/// max(position) + 1 over the call.
+std::int64_t longest(const View& positions) {
+  std::int64_t size[3] = {1, 1, 1}, stride[3] = {0, 0, 0}, most = std::numeric_limits<std::int64_t>::min();
+  std::copy(positions.size, positions.size + positions.dim, size);
+  std::copy(positions.stride, positions.stride + positions.dim, stride);
+  const bool wide = positions.dtype == aoti_torch_dtype_int64();
+  for (std::int64_t i = 0; i < size[0]; ++i) {
+    for (std::int64_t j = 0; j < size[1]; ++j) {
+      for (std::int64_t k = 0; k < size[2]; ++k) {
+        const std::int64_t at = i * stride[0] + j * stride[1] + k * stride[2];
+        most = std::max(most, wide ? static_cast<const std::int64_t*>(positions.data)[at]
+                                   : static_cast<const std::int32_t*>(positions.data)[at]);
+      }
+    }
+  }
+  return most + 1;
+}
+
+/// What a call reads: q, k or None, positions, text.
+struct Inputs {
+  View q;
+  MaybeView k;
+  RunTime at;
+  std::string_view text;
+
+  explicit Inputs(PyObject* const* arguments) : q(view_of(arguments[0])), k(maybe_view_of(arguments[1])) {
+    at.positions = view_of(arguments[2]);
+    if (!is_integer(*at.positions)) throw NotUsual();
+    Py_ssize_t length = 0;
+    const char* characters = PyUnicode_AsUTF8AndSize(arguments[3], &length);
+    if (characters == nullptr) throw NotUsual();
+    text = {characters, static_cast<std::size_t>(length)};
+  }
+
+  /// The rotation into given memory, which its writing surely does not harm.
+  void rotate(const View& q_out, const MaybeView& k_out, bool given) const {
+    Job job = job_of(q, k ? &*k : nullptr, q_out, k_out ? &*k_out : nullptr, at, text);
+    if (given && !is_safe(q_out, k_out)) throw NotUsual();
+    std::int64_t length = 0;
+    if (depends_on_length(job.plan->params)) {
+      length = longest(*at.positions);
+      job.seq_len = {&length, 1, 0};
+    }
+    PyThreadState* thread = PyEval_SaveThread();
+    try {
+      launch_each(job, [given](Job& each) { launch_cpu(each, given); });
+    } catch (...) {
+      PyEval_RestoreThread(thread);
+      throw;
+    }
+    PyEval_RestoreThread(thread);
+  }
+
+ private:
+  [[nodiscard]] bool is_safe(const View& q_out, const MaybeView& k_out) const {
+    const Outer q_to(q_out), q_from(q);
+    const bool q_stays = is_same(q, q_out);
+    if (!q_to.is_nested() || !(q_stays || are_apart(q_to, q_from))) return false;
+    if (!k) return true;
+    const Outer k_to(*k_out), k_from(*k);
+    const bool k_stays = is_same(*k, *k_out);
+    return k_to.is_nested() && are_apart(q_to, k_to) && (k_stays || are_apart(k_to, k_from)) &&
+           (k_stays || are_apart(q_to, k_from)) && (q_stays || are_apart(k_to, q_from));
+  }
+};
+
+/// Counts a new version of what was written: nobody else knows of it.
+void count_version(PyObject* first, PyObject* second) {
+  const Owned both(second == Py_None ? PyTuple_Pack(1, first) : PyTuple_Pack(2, first, second));
+  const Owned done(PyObject_CallFunctionObjArgs(torch_python.increment_version, both.get(), nullptr));
+  if (done.get() == nullptr) PyErr_Clear();
+}
+
+/// Whether a call that `tensors`, of which q is the first, take part in is for nobody but the kernel.
+bool is_for_us(std::initializer_list<PyObject*> tensors) {
+  static PyObject* is_cpu = PyUnicode_InternFromString("is_cpu");
+  const bool is_here = torch_python.exchange != nullptr && !is_forwarding() && has(*tensors.begin(), is_cpu);
+  return is_here && !is_recorded(tensors) && !is_watched();
+}
+
+PyObject* refused(PyObject* how) {
+  Py_INCREF(how);
+  return how;
+}
+
+/// Runs `body`; whatever it throws means that the call is not for us.
+template <class BODY>
+PyObject* unless_unusual(PyObject* otherwise, const BODY& body) {
+  try {
+    return body();
+  } catch (const NotUsual&) {
+  } catch (const std::exception&) {
+  }
+  PyErr_Clear();
+  return refused(otherwise);
+}
+
+/// (q, k, positions, text) -> whether q and k have been rotated in place.
+PyObject* rotate_in_place(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
+  return unless_unusual(Py_False, [arguments, count] {
+    if (count != 4 || !is_for_us({arguments[0], arguments[1]})) return refused(Py_False);
+    const Inputs inputs(arguments);
+    inputs.rotate(inputs.q, inputs.k, true);
+    count_version(arguments[0], arguments[1]);
+    return PyBool_FromLong(1);
+  });
+}
+
+/// (q, k, positions, text, q_out, k_out) -> whether the outputs have been written.
+PyObject* rotate_out(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
+  return unless_unusual(Py_False, [arguments, count] {
+    if (count != 6 || (arguments[1] == Py_None) != (arguments[5] == Py_None)) return refused(Py_False);
+    if (!is_for_us({arguments[0], arguments[1], arguments[4], arguments[5]})) return refused(Py_False);
+    const Inputs inputs(arguments);
+    inputs.rotate(view_of(arguments[4]), maybe_view_of(arguments[5]), true);
+    count_version(arguments[4], arguments[5]);
+    return PyBool_FromLong(1);
+  });
+}
+
+/// New tensors for results, until Python has them.
+class Outputs {
+ public:
+  explicit Outputs(const Inputs& like) {
+    q_ = new_like(like.q);
+    if (like.k) k_ = new_like(*like.k);
+  }
+  ~Outputs() {
+    for (const Made& made : {q_, k_}) {
+      if (made.tensor != nullptr) aoti_torch_delete_tensor_object(made.tensor);
+    }
+  }
+  Outputs(const Outputs&) = delete;
+  Outputs& operator=(const Outputs&) = delete;
+
+  [[nodiscard]] const View& q() const { return q_.view; }
+  [[nodiscard]] MaybeView k() const { return k_.tensor == nullptr ? MaybeView() : MaybeView(k_.view); }
+
+  /// (q, k or None) as Python's tensors.
+  PyObject* release() {
+    const Owned q(PyCapsule_New(q_.tensor, nullptr, nullptr));
+    const Owned k(k_.tensor == nullptr ? nullptr : PyCapsule_New(k_.tensor, nullptr, nullptr));
+    const Owned handles(PyTuple_Pack(k.get() == nullptr ? 1 : 2, q.get(), k.get()));
+    const Owned tensors(PyObject_CallFunctionObjArgs(torch_python.wrap, handles.get(), nullptr));
+    if (tensors.get() == nullptr) throw NotUsual();
+    const bool has_k = std::exchange(k_.tensor, nullptr) != nullptr;
+    q_.tensor = nullptr;
+    return has_k ? PyList_AsTuple(tensors.get()) : PyTuple_Pack(2, PyList_GetItem(tensors.get(), 0), Py_None);
+  }
+
+ private:
+  Made q_, k_;
+};
+
+/// (q, k, positions, text) -> (q, k or None) rotated; or None.
+PyObject* rotate(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
+  return unless_unusual(Py_None, [arguments, count] {
+    if (count != 4 || !is_for_us({arguments[0], arguments[1]})) return refused(Py_None);
+    const Inputs inputs(arguments);
+    if (inputs.q.dim > kMaxRank || (inputs.k && inputs.k->dim != inputs.q.dim)) throw NotUsual();
+    Outputs outputs(inputs);
+    inputs.rotate(outputs.q(), outputs.k(), false);
+    return outputs.release();
+  });
+}
+
+/// (DLPack's exchange capsule, Tensor, watchers, torch.autograd.forward_ad, _increment_version, wrap)
+PyObject* bind(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
+  if (count != 6) return PyBool_FromLong(0);
+  const void* capsule = PyCapsule_GetPointer(arguments[0], dlpack::kCapsuleName);
+  if (capsule == nullptr) return nullptr;
+  const auto* exchange = static_cast<const dlpack::ExchangeApi*>(capsule);
+  if (exchange->major_version != dlpack::kMajorVersion) return PyBool_FromLong(0);
+  for (int i = 1; i < 6; ++i) Py_INCREF(arguments[i]);
+  torch_python = {exchange, arguments[1], arguments[2], arguments[3], arguments[4], arguments[5]};
+  return PyBool_FromLong(1);
+}
+
+template <PyObject* (*FUNCTION)(PyObject*, PyObject* const*, Py_ssize_t)>
+constexpr PyMethodDef method(const char* name) {
+  return {name, reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(FUNCTION)), METH_FASTCALL, nullptr};
+}
+
+}  // namespace
+}  // namespace rope::bindings
+
+PyMODINIT_FUNC PyInit__native() {
+  using namespace rope::bindings;
+  static PyMethodDef methods[] = {
+      method<bind>("bind"),
+      method<rotate_in_place>("rotate_"),
+      method<rotate_out>("rotate_out"),
+      method<rotate>("rotate"),
+      {},
+  };
+  static PyModuleDef definition = {
+      PyModuleDef_HEAD_INIT, "_native", nullptr, 0, methods, nullptr, nullptr, nullptr, nullptr};
+  return PyModuleDef_Init(&definition);
+}

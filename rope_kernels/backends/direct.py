@@ -1,0 +1,66 @@
+"""Usual calls on CPU tensors straight into the library, past torch's dispatcher, which takes longer than a decode step.
+
+Each function does a call or refuses it (``None``, ``False``) with nothing written; the caller then calls the operator.
+Refused is whatever somebody beside the kernel must know of or explain: gradients to record, transforms, modes, tracers
+and profilers, another backend asked for, tensors that are no plain ones on the CPU or do not fit, and memory that is
+not clearly apart. Not for code that is being traced by ``torch.compile``: ask ``torch.compiler.is_compiling()`` first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.autograd.forward_ad as forward_ad
+from torch import Tensor
+
+__all__ = ["load", "rotate", "rotate_", "rotate_out", "unavailable"]
+
+_missing: str | None = "the extension has not been loaded"
+
+
+def _refuse(*arguments: object) -> None:
+    return None
+
+
+rotate: Callable[..., tuple[Tensor, Tensor | None] | None] = _refuse
+"""(q, k or ``None``, positions, the operator's text) -> (q, k or ``None``) rotated, or ``None``."""
+rotate_: Callable[..., bool | None] = _refuse
+"""(q, k or ``None``, positions, the operator's text) -> whether they have been rotated in place."""
+rotate_out: Callable[..., bool | None] = _refuse
+"""(q, k or ``None``, positions, the operator's text, q_out, k_out or ``None``) -> whether those have been written."""
+
+
+def load() -> None:
+    """Bind the functions to the library's; once, after torch has loaded it. Without it all calls are refused."""
+    global rotate, rotate_, rotate_out, _missing
+    try:
+        from .. import _native
+
+        is_bound = _native.bind(torch.Tensor.__dlpack_c_exchange_api__, Tensor, *_of_torch())
+    except (ImportError, AttributeError) as error:
+        _missing = str(error)
+        return
+    if not is_bound:
+        _missing = "this torch exchanges tensors by another major version of DLPack"
+        return
+    rotate, rotate_, rotate_out = _native.rotate, _native.rotate_, _native.rotate_out
+    _missing = None
+
+
+def _of_torch() -> tuple[Any, ...]:
+    """Who may have to see a call, each a function that says whether it does; and what the library calls torch for."""
+    watchers = (
+        torch._C._are_functorch_transforms_active,
+        torch._C._len_torch_dispatch_stack,
+        torch._C._len_torch_function_stack,
+        torch._C._is_tracing,
+        torch._C._autograd._profiler_enabled,
+    )
+    return watchers, forward_ad, torch._C._increment_version, torch._C._aoti.alloc_tensors_by_stealing_from_void_ptrs
+
+
+def unavailable() -> str | None:
+    """``None``, or why every call is refused."""
+    return _missing
