@@ -1,5 +1,6 @@
 // A job on torch's threads.
 #include "launch.h"
+#include "shares.h"
 
 namespace rope::bindings {
 namespace {
@@ -32,7 +33,14 @@ void launch_cpu(Job& job, bool given) {
   if (tokens == 0 || bytes == 0) return;
   const std::int64_t grain = 1 + kBytesPerThread / bytes;
   if (tokens <= grain) return rotate_cpu(job, 0, tokens);
-  torch::stable::parallel_for(0, tokens, grain, [&](std::int64_t a, std::int64_t b) { rotate_cpu(job, a, b); });
+  const std::int64_t threads = torch::stable::get_num_threads();
+  const std::int64_t parts = std::min(threads, (tokens + grain - 1) / grain);
+  Shares shares(tokens, parts, grain);
+  torch::stable::parallel_for(0, parts, 1, [&](std::int64_t a, std::int64_t b) {
+    for (std::int64_t part = a; part < b; ++part) {
+      shares.work(part, [&job](std::int64_t first, std::int64_t last) { rotate_cpu(job, first, last); });
+    }
+  });
 }
 
 }  // namespace rope::bindings
