@@ -39,8 +39,12 @@ def launch(case: Case, made: Made, outputs, rotate=triton_launch.rotate, given=N
 
 def run(case: Case, in_place: bool) -> None:
     """Rotate a case into NaN or in place; nothing but the results may change."""
-    attempt = Attempt(case, in_place)
-    launch(case, attempt.made, [*attempt.outputs, None][:2], given=attempt.arguments)
+    rotate(Attempt(case, in_place))
+
+
+def rotate(attempt: Attempt) -> None:
+    """Make and check an attempt."""
+    launch(attempt.case, attempt.made, [*attempt.outputs, None][:2], given=attempt.arguments)
     attempt.check()
 
 

@@ -5,12 +5,12 @@ from itertools import product
 
 import pytest
 import torch
+from no_angles import NO_ANGLES
 
 from cases import CASES, CONFIGS, Case, check, config_of, make
 from emulation.cuda import build
-from emulation.cuda.calls import CudaAttempt, ReferenceAttempt
+from emulation.cuda.calls import CudaAttempt
 from emulation.cuda.kernels import KERNEL_CASES
-from emulation.cuda.no_angles import no_angles
 from rope_kernels.backends import reference
 
 if build.nvcc() is None:
@@ -84,7 +84,7 @@ def test_dtypes_of_positions(cuda, dtype, arch):
     case = BY_NAME["positions-float"]
     made = make(case)
     made.positions = made.positions.to(dtype)
-    attempt = ReferenceAttempt(case, False, made, atol=3e-6)
+    attempt = CudaAttempt(case, False, made, atol=3e-6)
     run(cuda, attempt, arch)
     attempt.check()
 
@@ -94,7 +94,7 @@ def test_dtypes_of_positions(cuda, dtype, arch):
 def test_table_dtype_rounds_cosines_and_sines(cuda, dtype, arch):
     """Where the two sines straddle a rounding boundary they may differ by one step."""
     case = Case("rounded", dict(head_dim=64, table_dtype=dtype, phase="float32"), start=40)
-    attempt = ReferenceAttempt(case, False, make(case), atol=0.02)
+    attempt = CudaAttempt(case, False, make(case), atol=0.02)
     run(cuda, attempt, arch)
     attempt.check()
     step = {"bfloat16": 2.0**-8, "float16": 2.0**-11}[dtype]
@@ -106,7 +106,8 @@ def test_table_dtype_rounds_cosines_and_sines(cuda, dtype, arch):
 
 @pytest.mark.parametrize("way", WAYS, ids=names(WAYS))
 def test_a_position_without_an_angle_gives_nan_to_the_pairs_that_turn_by_it(cuda, way):
-    for attempt in no_angles(way[1]):
+    for call in NO_ANGLES:
+        attempt = call.attempt(way[1], CudaAttempt)
         run(cuda, attempt, way[0])
         attempt.check()
 

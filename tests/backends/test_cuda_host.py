@@ -1,12 +1,12 @@
 """The CUDA kernels compiled as plain C++ under AddressSanitizer and UBSan: every case, in both orders of threads."""
 
 import pytest
+from no_angles import NO_ANGLES
 
 from cases import CASES
 from emulation.cuda import build, host
 from emulation.cuda.calls import CudaAttempt
 from emulation.cuda.kernels import KERNEL_CASES
-from emulation.cuda.no_angles import no_angles
 
 if build.nvcc() is None:
     pytest.skip("there is no nvcc, whose headers the CUDA kernels include", allow_module_level=True)
@@ -16,7 +16,7 @@ if build.nvcc() is None:
 @pytest.mark.parametrize("backwards", [False, True], ids=["forwards", "backwards"])
 def test_cases(backwards, in_place, tmp_path):
     attempts = [CudaAttempt(case, in_place) for case in (*CASES, *KERNEL_CASES)]
-    wrong = host.run([*attempts, *no_angles(in_place)], tmp_path, backwards)
+    wrong = host.run([*attempts, *(call.attempt(in_place, CudaAttempt) for call in NO_ANGLES)], tmp_path, backwards)
     assert not wrong, "\n".join(wrong)
 
 

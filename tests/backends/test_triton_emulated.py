@@ -3,13 +3,14 @@
 from itertools import product
 
 import pytest
+from attempts import Attempt
+from no_angles import NO_ANGLES
 
 from cases import CASES
 
 pytest.importorskip("triton")
 
 import launches
-from test_triton_interpreter import WITHOUT_ANGLES, run_without_angles
 
 from emulation.ptx.code import INSTRUCTIONS
 from emulation.triton_driver import emulated
@@ -107,20 +108,18 @@ def test_dtypes_of_positions(dtype, target):
 
 
 @pytest.mark.filterwarnings("ignore:invalid value")
-@pytest.mark.parametrize(
-    ("name", "dtype", "target"), [(*call, TARGETS[i % 4]) for i, call in enumerate(WITHOUT_ANGLES)]
-)
-def test_positions_that_are_no_numbers(name, dtype, target):
+@pytest.mark.parametrize(("call", "target"), [(call, TARGETS[i % 4]) for i, call in enumerate(NO_ANGLES)], ids=str)
+def test_a_position_without_an_angle_gives_nan_to_the_pairs_that_turn_by_it(call, target):
     with emulated(target):
-        run_without_angles(name, dtype)
+        launches.rotate(call.attempt(target >= 100, Attempt))
 
 
 @pytest.mark.full
 @pytest.mark.filterwarnings("ignore:invalid value")
 @on_every_target
-@pytest.mark.parametrize(("name", "dtype"), WITHOUT_ANGLES)
-def test_positions_that_are_no_numbers_everywhere(name, dtype, target):
-    test_positions_that_are_no_numbers(name, dtype, target)
+@pytest.mark.parametrize("call", NO_ANGLES, ids=str)
+def test_positions_without_an_angle_everywhere(call, target):
+    test_a_position_without_an_angle_gives_nan_to_the_pairs_that_turn_by_it(call, target)
 
 
 @pytest.mark.parametrize(("dtype", "target"), [("bfloat16", 80), ("float16", 100)])

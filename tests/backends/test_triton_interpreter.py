@@ -4,7 +4,9 @@ import dataclasses
 
 import pytest
 import torch
+from attempts import Attempt
 from calls import arguments
+from no_angles import NO_ANGLES
 
 from cases import CASES, make
 
@@ -14,41 +16,9 @@ import launches
 
 from emulation.interpreter import interpreted
 from rope_kernels import ops
-from rope_kernels.backends import reference, triton_kernels, triton_launch
+from rope_kernels.backends import triton_kernels, triton_launch
 from rope_kernels.rotation import Rotation
 from rope_kernels.spec import parse_spec
-
-WITHOUT_ANGLES = [
-    ("positions-float", torch.float32),
-    ("positions-float-axes", torch.float32),
-    ("positions-float-axes", torch.float64),
-    ("positions-float-longrope", torch.bfloat16),
-    ("rerotate-longrope", torch.float32),
-    ("float32_phase-near", torch.float64),
-    ("proportional-near", torch.float16),
-    ("nope_first-near", torch.float32),
-    ("partial_odd-near", torch.float64),
-    ("interleaved_to_half-float32-inverse", torch.float32),
-    ("layout-thd", torch.float32),
-]
-"""(name of a case, dtype of its positions)"""
-
-
-def run_without_angles(name, dtype):
-    """Positions that are NaN or infinite, in fp32 where phases are, make NaN of the channels that they turn only."""
-    case = launches.BY_NAME[name]
-    made = make(case)
-    made.positions = made.positions.to(dtype, copy=True, memory_format=torch.contiguous_format)
-    last = made.positions.reshape(-1, case.tokens)[-1]  # of several axes, or batch entries, the last one only
-    last[1:] = torch.tensor([float("nan"), 1e300 if name.startswith("float32_phase") else float("inf")], dtype=dtype)
-    packed = dict(cu_seqlens=torch.tensor([0, 2])) if case.layout == "thd" else {}
-    got, wanted = (tuple(map(torch.zeros_like, (made.q, made.k))) for _ in range(2))
-    launches.launch(case, made, got, **packed)
-    launches.launch(case, made, wanted, reference.rotate, **packed)
-    for y, expected in zip(got, wanted, strict=True):
-        assert expected.isnan().any()
-        assert expected.isfinite().any()
-        torch.testing.assert_close(y, expected, rtol=0, atol=3e-6, equal_nan=True)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -84,9 +54,10 @@ def test_dtypes_of_positions(dtype):
 
 
 @pytest.mark.filterwarnings("ignore:invalid value")
-@pytest.mark.parametrize(("name", "dtype"), WITHOUT_ANGLES)
-def test_positions_that_are_no_numbers(name, dtype):
-    run_without_angles(name, dtype)
+@pytest.mark.parametrize("in_place", [False, True], ids=["apart", "in_place"])
+@pytest.mark.parametrize("call", NO_ANGLES, ids=str)
+def test_a_position_without_an_angle_gives_nan_to_the_pairs_that_turn_by_it(call, in_place):
+    launches.rotate(call.attempt(in_place, Attempt))
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

@@ -11,11 +11,9 @@ from torch import Tensor
 
 from cases import Case, Made
 from rope_kernels import ops
-from rope_kernels.backends import reference
 from rope_kernels.backends.inputs import Inputs
-from rope_kernels.spec import parse_spec
 
-__all__ = ["CudaAttempt", "CudaCall", "ReferenceAttempt", "cuda_call"]
+__all__ = ["CudaAttempt", "CudaCall", "cuda_call"]
 
 DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 NUMBERS = {
@@ -87,25 +85,7 @@ class CudaAttempt(Attempt):
     Outputs are laid out otherwise than inputs, so that strides cannot be taken for each other.
     """
 
-    def __init__(self, case: Case, in_place: bool, made: Made | None = None) -> None:
-        super().__init__(case, in_place, made, view="fused" if case.view == "dense" else "dense")
+    def __init__(self, case: Case, in_place: bool, made: Made | None = None, atol: float | None = None) -> None:
+        super().__init__(case, in_place, made, "fused" if case.view == "dense" else "dense", atol)
         *run_time, spec, layout, inverse, unscaled = self.arguments
         self.call = cuda_call(self.sides, ops.inputs_of(run_time, layout, inverse, unscaled), spec, layout)
-
-
-class ReferenceAttempt(CudaAttempt):
-    """One whose case the oracle does not know: it is held to the plain torch backend, NaN for NaN."""
-
-    def __init__(self, case: Case, in_place: bool, made: Made, atol: float) -> None:
-        super().__init__(case, in_place, made)
-        self.atol = atol
-        *run_time, spec, layout, inverse, unscaled = self.arguments
-        self.expected = [torch.empty_like(x) for x in self.inputs]
-        views = [ops.tokens_first(x, layout) for x in (*self.before, *self.expected)]
-        reference.rotate(*views, ops.inputs_of(run_time, layout, inverse, unscaled), parse_spec(spec))
-
-    def check(self) -> None:
-        """Assert that the outputs are the reference's, and that nothing else was written."""
-        for got, want in zip(self.outputs, self.expected, strict=True):
-            torch.testing.assert_close(got, want, rtol=0, atol=self.atol, equal_nan=True)
-        self.check_the_rest()
