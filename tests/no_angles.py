@@ -65,8 +65,6 @@ NO_ANGLES = [
     NoAngle(Case("float32 phase", CONFIGS["float32_phase"]), torch.float64, 3e-6),
     NoAngle(Case("rounded table", dict(head_dim=64, table_dtype="bfloat16")), torch.float32, 0.04),
     NoAngle(Case("two lengths", _LONGROPE, seq_len=40, from_seq_len=8, unscaled=True), torch.float32, 3e-6),
-    NoAngle(
-        Case("packed, a tail", _LONGROPE, layout="thd", lengths=(2, 1), seq_len=(40, 8)), torch.bfloat16, 3e-6
-    ),
+    NoAngle(Case("packed, a tail", _LONGROPE, layout="thd", lengths=(2, 1), seq_len=(40, 8)), torch.bfloat16, 3e-6),
 ]
 """In each kind of kernel that takes floating positions."""
