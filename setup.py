@@ -27,7 +27,7 @@ AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mf16c", "-mprefer-vector-width=512"]
 CUDA_ARCHS = (75, 80, 86, 89, 90, 100, 120)
 NVCCFLAGS = ["-std=c++20", "-O3", "-Xcompiler", "-fPIC,-fvisibility=hidden", "-Werror=all-warnings", "-t", "2"]
-ISAS = {"avx2": AVX2, "avx512": AVX512}
+ISAS = {"avx512": AVX512, "avx512_bf16": [*AVX512, "-mavx512bf16"], "avx2": AVX2}
 
 
 class MissingToolError(Exception):

@@ -2,10 +2,11 @@
 
 set(ISAS)
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64)$")
-  set(ISAS avx2 avx512)
+  set(ISAS avx2 avx512 avx512_bf16)
 endif()
 set(FLAGS_avx2 -mavx2 -mfma -mf16c)
 set(FLAGS_avx512 -mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma -mf16c -mprefer-vector-width=512)
+set(FLAGS_avx512_bf16 ${FLAGS_avx512} -mavx512bf16)
 
 function(rope_kernels_library name)
   set(folder ${PROJECT_SOURCE_DIR}/csrc)

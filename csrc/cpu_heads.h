@@ -5,6 +5,7 @@ struct Flags {
   bool split;        // word path: two neighbours of a half at a time
   bool read_pairs;   // members of a pair are neighbours as read
   bool write_pairs;  // and as written
+  bool prefetch;
 };
 
 /// L pairs from the i-th on, as read and as written: neighbours, or in two halves.
@@ -56,17 +57,15 @@ ROPE_INLINE void rotate_lanes(const typename D::T* x1, const typename D::T* x2, 
 /// All heads of one block of PAIRS pairs: cosines stay in registers, and a head is read before any of it is written.
 template <class D, int PAIRS, bool READ, bool WRITE, bool STREAM>
 ROPE_INLINE void heads_of_block(const typename D::T* x, typename D::T* y, int distance, const Rows& rows,
-                                const Turns& turns) {
+                                const Turns& turns, bool prefetch) {
   constexpr int W = vector_for(PAIRS), L = Vec<W>::L, N = PAIRS / L;
   F<W> cosine[N], sine[N], p[N], q[N];
   for (int j = 0; j < N; ++j) {
     cosine[j] = load_as<F<W>>(turns.cosine + j * L);
     sine[j] = load_as<F<W>>(turns.sine + j * L);
   }
-  constexpr int kBytes = 2 * PAIRS * static_cast<int>(sizeof(*x));
   for (std::int64_t h = 0; h < rows.heads; ++h, x += rows.from.head, y += rows.to.head) {
-    const auto* ahead = reinterpret_cast<const char*>(x) + kPrefetchBytes;
-    for (int d = 0; d < kBytes; d += 64) __builtin_prefetch(ahead + d);
+    if (prefetch) prefetch_ahead(x, 2 * PAIRS * static_cast<int>(sizeof(*x)));
 #pragma GCC unroll 16
     for (int j = 0; j < N; ++j) {
       F<W> a, b;
@@ -81,13 +80,14 @@ ROPE_INLINE void heads_of_block(const typename D::T* x, typename D::T* y, int di
 
 /// All heads of a token, any geometry.
 template <class D, bool READ, bool WRITE, bool STREAM, bool TABLE>
-void heads_of_pairs(const Job& job, const Rows& rows, const typename D::T* x, typename D::T* y, const Turns& turns) {
+void heads_of_pairs(const Job& job, const Rows& rows, const typename D::T* x, typename D::T* y, const Turns& turns,
+                    bool prefetch) {
   const Rotation& r = job.plan->rotation;
   const int width = r.num_pairs / r.blocks;
   if constexpr (!TABLE) {
     const auto block = [&](auto pairs) {
-      heads_of_block<D, pairs(), READ, WRITE, STREAM>(x + r.rotary_offset, y + r.rotary_offset, r.distance, rows,
-                                                      turns);
+      heads_of_block<D, pairs(), READ, WRITE, STREAM>(x + r.rotary_offset, y + r.rotary_offset, r.distance, rows, turns,
+                                                      prefetch);
     };
     if (r.blocks == 1 && with_usual_pairs(r.num_pairs, block)) return;
   }
@@ -95,9 +95,8 @@ void heads_of_pairs(const Job& job, const Rows& rows, const typename D::T* x, ty
   alignas(64) typename D::T copy[2 * kMaxPairs];
   const bool aside = READ != WRITE && job.in_place;
   for (std::int64_t h = 0; h < rows.heads; ++h, x += rows.from.head, y += rows.to.head) {
-    const auto* ahead = reinterpret_cast<const char*>(x);
     const int bytes = 2 * r.num_pairs * static_cast<int>(sizeof(*x));
-    for (int d = 0; d < bytes; d += 64) __builtin_prefetch(ahead + d + kPrefetchBytes);
+    if (prefetch) prefetch_ahead(x, bytes);
     const typename D::T* from = x + r.rotary_offset;
     typename D::T* to = y + r.rotary_offset;
     if (aside) {
@@ -119,16 +118,16 @@ void rotate_token(const Job& job, const Flags& flags, const Rows& rows, std::int
   const T* x = static_cast<const T*>(rows.in) + batch * rows.from.batch + token * rows.from.token;
   T* y = static_cast<T*>(rows.out) + batch * rows.to.batch + token * rows.to.token;
   if constexpr (std::is_same_v<D, BFloat16>) {
-    if (flags.split) return heads_of_split<STREAM>(job.plan->rotation, rows, x, y, turns);
+    if (flags.split) return heads_of_split<STREAM>(job.plan->rotation, rows, x, y, turns, flags.prefetch);
   }
   if (flags.read_pairs && flags.write_pairs) {
-    heads_of_pairs<D, true, true, STREAM, TABLE>(job, rows, x, y, turns);
+    heads_of_pairs<D, true, true, STREAM, TABLE>(job, rows, x, y, turns, flags.prefetch);
   } else if (flags.read_pairs) {
-    heads_of_pairs<D, true, false, STREAM, TABLE>(job, rows, x, y, turns);
+    heads_of_pairs<D, true, false, STREAM, TABLE>(job, rows, x, y, turns, flags.prefetch);
   } else if (flags.write_pairs) {
-    heads_of_pairs<D, false, true, STREAM, TABLE>(job, rows, x, y, turns);
+    heads_of_pairs<D, false, true, STREAM, TABLE>(job, rows, x, y, turns, flags.prefetch);
   } else {
-    heads_of_pairs<D, false, false, STREAM, TABLE>(job, rows, x, y, turns);
+    heads_of_pairs<D, false, false, STREAM, TABLE>(job, rows, x, y, turns, flags.prefetch);
   }
 }
 

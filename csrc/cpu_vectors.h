@@ -25,6 +25,12 @@ ROPE_INLINE V load_as(const void* from) {
   return value;
 }
 
+/// Asks for the bytes that come 4 KiB after these.
+ROPE_INLINE void prefetch_ahead(const void* from, int bytes) {
+  const auto* ahead = static_cast<const char*>(from) + 4096;
+  for (int d = 0; d < bytes; d += 64) __builtin_prefetch(ahead + d);
+}
+
 /// Stores a whole vector; a streaming store needs it aligned and leaves the caches alone.
 template <bool STREAM, class V>
 ROPE_INLINE void store_as(void* to, V value) {
@@ -83,9 +89,8 @@ inline __attribute__((always_inline)) U<32> pack_bf16<32>(F<32> first, F<32> sec
 }
 #endif
 #if defined(__AVX512BW__)
-/// Five instructions; VCVTNE2PS2BF16 is four alone, and wants a permutation and checks for denormals.
-template <>
-inline __attribute__((always_inline)) U<64> pack_bf16<64>(F<64> first, F<64> second) {
+/// Five instructions.
+ROPE_INLINE U<64> pack_by_integers(F<64> first, F<64> second) {
   const __m512i a = (__m512i)first, b = (__m512i)second;
   const __m512i swapped = _mm512_broadcast_i32x4(_mm_set_epi32(0x0d0c0f0e, 0x09080b0a, 0x05040706, 0x01000302));
   const __m512i kept = _mm512_mask_shuffle_epi8(b, 0x3333333333333333, a, swapped);
@@ -94,6 +99,20 @@ inline __attribute__((always_inline)) U<64> pack_bf16<64>(F<64> first, F<64> sec
   const __m512i up_from =
       _mm512_ternarylogic_epi32(kept, _mm512_set1_epi16(1), _mm512_set1_epi16(static_cast<short>(0x8000)), kOrNot);
   return (U<64>)_mm512_mask_sub_epi16(kept, _mm512_cmpge_epu16_mask(cut, up_from), kept, _mm512_set1_epi16(-1));
+}
+template <>
+inline __attribute__((always_inline)) U<64> pack_bf16<64>(F<64> first, F<64> second) {
+#if defined(__AVX512BF16__)
+  // The instruction takes denormals for zeros, so zeros are looked at again.
+  const auto packed = (__m512i)_mm512_cvtne2ps_pbh((__m512)second, (__m512)first);
+  if (__builtin_expect(_mm512_testn_epi16_mask(packed, _mm512_set1_epi16(0x7fff)) == 0, 1)) {
+    alignas(64) static constexpr std::uint16_t kTurns[32] = {0,  16, 1,  17, 2,  18, 3,  19, 4,  20, 5,
+                                                             21, 6,  22, 7,  23, 8,  24, 9,  25, 10, 26,
+                                                             11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+    return (U<64>)_mm512_permutexvar_epi16(_mm512_load_si512(kTurns), packed);
+  }
+#endif
+  return pack_by_integers(first, second);
 }
 #endif
 

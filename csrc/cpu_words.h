@@ -71,7 +71,7 @@ ROPE_INLINE void rotate_words(const std::uint16_t* x, std::uint16_t* y, int dist
 /// All heads of a token, for WORDS words per half known at compile time: cosines stay in registers.
 template <int WORDS, bool STREAM>
 ROPE_INLINE void heads_of_words(const std::uint16_t* x, std::uint16_t* y, int distance, const Rows& rows,
-                                const Turns& turns) {
+                                const Turns& turns, bool prefetch) {
   constexpr int W = vector_for(WORDS), L = Vec<W>::L, N = WORDS / L;
   F<W> c0[N], c1[N], s0[N], s1[N];
   for (int j = 0; j < N; ++j) {
@@ -81,7 +81,7 @@ ROPE_INLINE void heads_of_words(const std::uint16_t* x, std::uint16_t* y, int di
     s1[j] = load_as<F<W>>(turns.sine + WORDS + j * L);
   }
   for (std::int64_t h = 0; h < rows.heads; ++h, x += rows.from.head, y += rows.to.head) {
-    for (int d = 0; d < 4 * WORDS; d += 32) __builtin_prefetch(reinterpret_cast<const char*>(x + d) + kPrefetchBytes);
+    if (prefetch) prefetch_ahead(x, 8 * WORDS);
 #pragma GCC unroll 8
     for (int j = 0; j < N; ++j) {
       U<W> a = load_as<U<W>>(x + 2 * j * L), b = load_as<U<W>>(x + distance + 2 * j * L);
@@ -94,15 +94,14 @@ ROPE_INLINE void heads_of_words(const std::uint16_t* x, std::uint16_t* y, int di
 
 /// All heads of a token as words.
 template <bool STREAM>
-void heads_of_split(const Rotation& r, const Rows& rows, const std::uint16_t* x, std::uint16_t* y, const Turns& turns) {
+void heads_of_split(const Rotation& r, const Rows& rows, const std::uint16_t* x, std::uint16_t* y, const Turns& turns,
+                    bool prefetch) {
   x += r.rotary_offset;
   y += r.rotary_offset;
-  const auto words = [&](auto pairs) { heads_of_words<pairs() / 2, STREAM>(x, y, r.distance, rows, turns); };
+  const auto words = [&](auto pairs) { heads_of_words<pairs() / 2, STREAM>(x, y, r.distance, rows, turns, prefetch); };
   if (with_usual_pairs(r.num_pairs, words)) return;
   for (std::int64_t h = 0; h < rows.heads; ++h, x += rows.from.head, y += rows.to.head) {
-    for (int d = 0; d < 2 * r.num_pairs; d += 32) {
-      __builtin_prefetch(reinterpret_cast<const char*>(x + d) + kPrefetchBytes);
-    }
+    if (prefetch) prefetch_ahead(x, 4 * r.num_pairs);
     rotate_words<ROPE_VECTOR, STREAM>(x, y, r.distance, turns.cosine, turns.sine, 0, r.num_pairs / 2);
   }
 }

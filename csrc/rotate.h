@@ -75,6 +75,12 @@ class FrequencyCache {
   Frequencies made_;
 };
 
+/// What a thread keeps from call to call, and knows of its machine.
+struct Thread {
+  FrequencyCache frequencies, frequencies_before;
+  bool prefetch = true;  // the machine reads ahead less than it could
+};
+
 /// Parses rope_kernels.spec's text. Throws std::invalid_argument naming the field.
 Plan parse_plan(const std::string& spec);
 

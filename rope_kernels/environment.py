@@ -14,7 +14,7 @@ from .backends import available_backends, direct, native
 
 __all__ = ["describe", "version_of"]
 
-_FEATURES = ("avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512dq", "avx512vl")
+_FEATURES = ("avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16")
 
 
 def version_of(package: str) -> str | None:

@@ -36,6 +36,16 @@ def test_the_portable_kernel_is_always_built():
         native.force_isa("mmx")
 
 
+def test_the_instruction_set_that_this_machine_is_fastest_on_comes_first():
+    cpuinfo = Path("/proc/cpuinfo").read_text()
+    features = set(re.search(r"^(?:flags|Features)\s*:(.*)", cpuinfo, re.M)[1].split())
+    needed = {"avx512": {"avx512bw", "avx512dq", "avx512vl"}, "avx2": {"avx2", "fma", "f16c"}, "portable": set()}
+    expected = [isa for isa in needed if needed[isa] <= features]
+    if "avx512" in expected and "avx512_bf16" in features:
+        expected.insert(0 if "AuthenticAMD" in cpuinfo else 1, "avx512_bf16")
+    assert expected == ISAS
+
+
 def rotate_and_check(case, isa):
     native.force_isa(isa)
     made = make(case)

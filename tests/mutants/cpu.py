@@ -79,6 +79,8 @@ _VECTORS = in_file(
     ("_mm512_cmpge_epu16_mask(cut, up_from)", "_mm512_cmpgt_epu16_mask(cut, up_from)", "AVX-512 rounds ties down"),
     ("_mm512_cmpge_epu16_mask(cut, up_from)", "_mm512_cmpge_epi16_mask(cut, up_from)",
      "AVX-512 compares what is cut off as signed"),
+    ("_mm512_testn_epi16_mask(packed, _mm512_set1_epi16(0x7fff)) == 0, 1)", "true, 1)", "bf16 denormals are zeros"),
+    ("kTurns[32] = {0,  16, 1,", "kTurns[32] = {16, 0,  1,", "order of the words that bf16 instructions make"),
     ("_mm256_andnot_si256(kept, _mm256_set1_epi16(1))", "_mm256_and_si256(kept, _mm256_set1_epi16(1))",
      "AVX2 rounds ties to odd"),
     ("_mm_andnot_si128(kept, _mm_set1_epi16(1))", "_mm_and_si128(kept, _mm_set1_epi16(1))",
