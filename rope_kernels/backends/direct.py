@@ -39,8 +39,11 @@ def load() -> None:
         from .. import _native
 
         is_bound = _native.bind(torch.Tensor.__dlpack_c_exchange_api__, Tensor, *_of_torch())
-    except (ImportError, AttributeError) as error:
-        _missing = str(error)
+    except ImportError as error:
+        _missing = f"the extension was built without them, where there were no headers of Python ({error})"
+        return
+    except AttributeError as error:
+        _missing = f"this torch lacks what they need ({error})"
         return
     if not is_bound:
         _missing = "this torch exchanges tensors by another major version of DLPack"

@@ -1,6 +1,7 @@
 """Calls past the dispatcher: the operator's bits where they are done; nothing written, nobody passed over elsewhere."""
 
 import gc
+import re
 import subprocess
 import sys
 import sysconfig
@@ -47,6 +48,29 @@ def qk(**options):
 
 def test_the_library_is_bound():
     assert direct.unavailable() is None
+
+
+def lacks_headers(patch):
+    patch.setitem(sys.modules, "rope_kernels._native", None)
+    patch.delattr(rk, "_native")
+
+
+def lacks_the_exchange(patch):
+    patch.delattr(torch.Tensor, "__dlpack_c_exchange_api__")
+
+
+@pytest.mark.parametrize(
+    ("take", "reason"),
+    [
+        (lacks_headers, "the extension was built without them, where there were no headers of Python"),
+        (lacks_the_exchange, "this torch lacks what they need .*__dlpack_c_exchange_api__"),
+    ],
+)
+def test_what_is_missing_is_said(take, reason, monkeypatch):
+    monkeypatch.setattr(direct, "_missing", None)
+    take(monkeypatch)
+    direct.load()
+    assert re.match(reason, direct.unavailable())
 
 
 @pytest.mark.parametrize("case", USUAL, ids=str)
