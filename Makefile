@@ -30,7 +30,7 @@ bench: $(READY) ## Measure against peers and memory floors, and write benchmarks
 	$(BIN)/python -m pytest benchmarks -rs --benchmark-quiet --benchmark-json=build/benchmark.json
 	$(BIN)/python benchmarks/report.py
 
-bench-check: $(READY) ## Compare the last `make bench` with the committed baseline
+bench-check: $(READY) ## Compare the last `make bench` with the committed baseline of the same processor
 	$(BIN)/python benchmarks/regressions.py
 
 gpu-check: $(READY) ## On a machine with a CUDA GPU: every case on it, beside the emulator, in graphs; then its speed

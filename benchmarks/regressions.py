@@ -1,4 +1,4 @@
-"""Whether a run is slower than the committed baseline: ``python benchmarks/regressions.py``.
+"""Whether a run is slower than its processor's committed baseline: ``python benchmarks/regressions.py``.
 
 Ratios are compared, never times: a row is suspect where its ratio is below the baseline's by more than both runs'
 noise, the middle half of their rounds. What is suspect is measured again, and has regressed where the median of all
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import statistics
 import subprocess
 import sys
@@ -25,9 +26,9 @@ from rich.table import Table
 from measurements import DATA, Run, read
 from rows import Result
 
-__all__ = ["BASELINE", "Comparison", "Entry", "baseline_of", "compared", "confirmed"]
+__all__ = ["BASELINES", "Comparison", "Entry", "baseline_of", "compared", "confirmed", "path_of"]
 
-BASELINE = Path(__file__).parent / "baseline.json"
+BASELINES = Path(__file__).parent / "baselines"
 REPEATS = 2
 _MACHINE = ("processor", "isa", "cores", "torch")
 
@@ -78,6 +79,11 @@ def baseline_of(runs: Iterable[Run]) -> dict[str, Any]:
     return {"machine": machine, "runs": len(runs), "commit": runs[0].commit["id"], "rows": rows}
 
 
+def path_of(run: Run) -> Path:
+    """Where the baseline of the run's processor is, if there is one."""
+    return BASELINES / f"{re.sub('[^a-z0-9]+', '-', str(run.environment['processor']).lower()).strip('-')}.json"
+
+
 def compared(baseline: dict[str, Any], results: dict[str, Result]) -> list[Comparison]:
     """The rows that both have."""
     return [
@@ -105,7 +111,7 @@ def _measure_again(names: list[str]) -> dict[str, Result]:
     with tempfile.TemporaryDirectory() as folder:
         rows, data = Path(folder) / "rows.json", Path(folder) / "data.json"
         rows.write_text(json.dumps(names), encoding="utf-8")
-        command = [sys.executable, "-m", "pytest", str(BASELINE.parent), "-q", "--benchmark-quiet",
+        command = [sys.executable, "-m", "pytest", str(BASELINES.parent), "-q", "--benchmark-quiet",
                    f"--rows={rows}", f"--benchmark-json={data}"]  # fmt: skip
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         return read(data).results
@@ -130,18 +136,22 @@ def _print(console: Console, baseline: dict[str, Any], run: Run, rows: list[Comp
 def main(
     data: Annotated[Path, typer.Argument(help="of the run; the first, with --write")] = DATA,
     more: Annotated[list[Path] | None, typer.Argument(help="further runs, with --write")] = None,
-    baseline: Annotated[Path, typer.Option(help="what to compare with")] = BASELINE,
+    baseline: Annotated[Path | None, typer.Option(help="what to compare with, or write")] = None,
     write: Annotated[bool, typer.Option("--write", help="make these runs the baseline")] = False,
     repeat: Annotated[bool, typer.Option(help="measure again what is suspect")] = True,
 ) -> None:
     """Compare a run's ratios with the baseline's; exit code 1 where one is lower beyond the noise."""
+    run = read(data)
+    baseline = baseline or path_of(run)
     if write:
-        made = baseline_of(read(path) for path in (data, *(more or [])))
+        made = baseline_of([run, *map(read, more or [])])
         baseline.write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
         return
     if not baseline.exists():
-        raise typer.BadParameter(f"{baseline}: there is none; make one with --write", param_hint="--baseline")
-    known, run, console = json.loads(baseline.read_text(encoding="utf-8")), read(data), Console()
+        others = ", ".join(path.name for path in sorted(baseline.parent.glob("*.json"))) or "nothing"
+        reason = f"{baseline}: there is none, beside it {others}; --write makes one of quiet runs"
+        raise typer.BadParameter(reason, param_hint="--baseline")
+    known, console = json.loads(baseline.read_text(encoding="utf-8")), Console()
     rows = compared(known, run.results)
     if not rows:
         raise typer.BadParameter(f"{data} and {baseline} have no row in common", param_hint="DATA")

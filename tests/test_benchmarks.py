@@ -157,6 +157,16 @@ def test_baseline_of_several_runs_takes_their_range_as_noise():
     assert regressions.baseline_of(runs)["rows"]["a"] == {"speed": 2.1, "noise": round(0.2 / 2.1, 4)}
 
 
+def test_every_processor_has_a_baseline_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.setattr(regressions, "BASELINES", tmp_path)
+    (tmp_path / "other.json").touch()
+    run = run_of(result("a"), environment={"processor": "Some(R) CPU  9"})
+    assert regressions.path_of(run) == tmp_path / "some-r-cpu-9.json"
+    written_by_pytest(tmp_path / "now", result("a"))
+    with pytest.raises(typer.BadParameter, match=r"there is none, beside it other\.json; --write makes one"):
+        regressions.main(tmp_path / "now")
+
+
 @pytest.mark.parametrize(("speed", "spread", "slower"), [
     (1.0, 0.02, True), (1.9, 0.02, True), (1.96, 0.02, False), (2.0, 0.02, False), (3.0, 0.02, False),
     (1.9, 0.2, False),
