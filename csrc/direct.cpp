@@ -16,8 +16,8 @@ bool is_same(const View& a, const View& b) {
   return a.data == b.data && a.dim == b.dim && std::equal(a.stride, a.stride + a.dim, b.stride);
 }
 
-/// max(position) + 1 over the call.
-std::int64_t longest(const View& positions) {
+/// max(position) + 1 over positions that are given.
+std::int64_t longest_given(const View& positions) {
   std::int64_t size[3] = {1, 1, 1}, stride[3] = {0, 0, 0}, most = std::numeric_limits<std::int64_t>::min();
   std::copy(positions.size, positions.size + positions.dim, size);
   std::copy(positions.stride, positions.stride + positions.dim, stride);
@@ -34,18 +34,50 @@ std::int64_t longest(const View& positions) {
   return most + 1;
 }
 
-/// What a call reads: q, k or None, positions, text.
+/// The same over positions that are counted, as rope_kernels/lengths.py: 0 for a sequence without tokens.
+std::int64_t longest_counted(const Job& job) {
+  const Packed& packed = job.packed;
+  std::int64_t most = std::numeric_limits<std::int64_t>::min();
+  for (std::int64_t i = 0, n = packed.bounds != nullptr ? packed.sequences : job.batch; i < n; ++i) {
+    const std::int64_t tokens = packed.bounds != nullptr ? packed.bound(i + 1) - packed.bound(i) : job.tokens;
+    most = std::max(most, tokens > 0 ? tokens + (job.offset.count ? job.offset[i] : 0) : 0);
+  }
+  return most;
+}
+
+/// One int64, or one a sequence; or None.
+struct Lengths {
+  MaybeView view;
+  std::optional<std::int64_t> number;
+
+  explicit Lengths(PyObject* object) : number(maybe_number(object)) {
+    if (!number && object != Py_None) view = view_of(object, 0);
+    if (view && view->dim == 0 && view->dtype == aoti_torch_dtype_int64()) {
+      number = *static_cast<const std::int64_t*>(view->data);
+      view.reset();
+    }
+  }
+
+  [[nodiscard]] bool is_given() const { return view || number; }
+  [[nodiscard]] PerGroup number_for_all() const { return {&*number, 1, 0}; }
+};
+
+/// What a call reads: q, k or None, positions, offset, seq_len, cu_seqlens, each of which may be None, and text.
 struct Inputs {
+  static constexpr Py_ssize_t kCount = 7;
   View q;
   MaybeView k;
+  Lengths offset, seq_len;
   RunTime at;
   std::string_view text;
 
-  explicit Inputs(PyObject* const* arguments) : q(view_of(arguments[0])), k(maybe_view_of(arguments[1])) {
-    at.positions = view_of(arguments[2]);
-    if (!is_integer(*at.positions)) throw NotUsual();
+  explicit Inputs(PyObject* const* arguments)
+      : q(view_of(arguments[0])), k(maybe_view_of(arguments[1])), offset(arguments[3]), seq_len(arguments[4]) {
+    at = {maybe_view_of(arguments[2]), offset.view, seq_len.view, {}, maybe_view_of(arguments[5])};
+    if (at.positions && (!is_integer(*at.positions) || offset.is_given())) throw NotUsual();
+    if (at.cu_seqlens && (q.dim != 3 || (at.positions && !seq_len.view))) throw NotUsual();
     Py_ssize_t length = 0;
-    const char* characters = PyUnicode_AsUTF8AndSize(arguments[3], &length);
+    const char* characters = PyUnicode_AsUTF8AndSize(arguments[6], &length);
     if (characters == nullptr) throw NotUsual();
     text = {characters, static_cast<std::size_t>(length)};
   }
@@ -54,10 +86,15 @@ struct Inputs {
   void rotate(const View& q_out, const MaybeView& k_out, bool given) const {
     Job job = job_of(q, k ? &*k : nullptr, q_out, k_out ? &*k_out : nullptr, at, text);
     if (given && !is_safe(q_out, k_out)) throw NotUsual();
-    std::int64_t length = 0;
-    if (depends_on_length(job.plan->params)) {
-      length = longest(*at.positions);
-      job.seq_len = {&length, 1, 0};
+    std::int64_t longest = 0;
+    if (offset.number) job.offset = offset.number_for_all();
+    if (!depends_on_length(job.plan->params)) {
+      job.seq_len = {};
+    } else if (seq_len.number) {
+      job.seq_len = seq_len.number_for_all();
+    } else if (!seq_len.view) {
+      longest = at.positions ? longest_given(*at.positions) : longest_counted(job);
+      job.seq_len = {&longest, 1, 0};
     }
     PyThreadState* thread = PyEval_SaveThread();
     try {
@@ -113,10 +150,10 @@ PyObject* unless_unusual(PyObject* otherwise, const BODY& body) {
   return refused(otherwise);
 }
 
-/// (q, k, positions, text) -> whether q and k have been rotated in place.
+/// (what Inputs says) -> whether q and k have been rotated in place.
 PyObject* rotate_in_place(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   return unless_unusual(Py_False, [arguments, count] {
-    if (count != 4 || !is_for_us({arguments[0], arguments[1]})) return refused(Py_False);
+    if (count != Inputs::kCount || !is_for_us({arguments[0], arguments[1]})) return refused(Py_False);
     const Inputs inputs(arguments);
     inputs.rotate(inputs.q, inputs.k, true);
     count_version(arguments[0], arguments[1]);
@@ -124,14 +161,15 @@ PyObject* rotate_in_place(PyObject*, PyObject* const* arguments, Py_ssize_t coun
   });
 }
 
-/// (q, k, positions, text, q_out, k_out) -> whether the outputs have been written.
+/// (what Inputs says, q_out, k_out) -> whether the outputs have been written.
 PyObject* rotate_out(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   return unless_unusual(Py_False, [arguments, count] {
-    if (count != 6 || (arguments[1] == Py_None) != (arguments[5] == Py_None)) return refused(Py_False);
-    if (!is_for_us({arguments[0], arguments[1], arguments[4], arguments[5]})) return refused(Py_False);
+    PyObject* const* outputs = arguments + Inputs::kCount;
+    if (count != Inputs::kCount + 2 || (arguments[1] == Py_None) != (outputs[1] == Py_None)) return refused(Py_False);
+    if (!is_for_us({arguments[0], arguments[1], outputs[0], outputs[1]})) return refused(Py_False);
     const Inputs inputs(arguments);
-    inputs.rotate(view_of(arguments[4]), maybe_view_of(arguments[5]), true);
-    count_version(arguments[4], arguments[5]);
+    inputs.rotate(view_of(outputs[0]), maybe_view_of(outputs[1]), true);
+    count_version(outputs[0], outputs[1]);
     return PyBool_FromLong(1);
   });
 }
@@ -170,10 +208,10 @@ class Outputs {
   Made q_, k_;
 };
 
-/// (q, k, positions, text) -> (q, k or None) rotated; or None.
+/// (what Inputs says) -> (q, k or None) rotated; or None.
 PyObject* rotate(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   return unless_unusual(Py_None, [arguments, count] {
-    if (count != 4 || !is_for_us({arguments[0], arguments[1]})) return refused(Py_None);
+    if (count != Inputs::kCount || !is_for_us({arguments[0], arguments[1]})) return refused(Py_None);
     const Inputs inputs(arguments);
     if (inputs.q.dim > kMaxRank || (inputs.k && inputs.k->dim != inputs.q.dim)) throw NotUsual();
     Outputs outputs(inputs);

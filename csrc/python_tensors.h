@@ -17,7 +17,10 @@
 #pragma weak PyErr_Clear
 #pragma weak PyEval_RestoreThread
 #pragma weak PyEval_SaveThread
+#pragma weak PyErr_Occurred
 #pragma weak PyLong_AsLong
+#pragma weak PyLong_AsLongLong
+#pragma weak PyLong_Type
 #pragma weak PyModuleDef_Init
 #pragma weak PyObject_CallFunctionObjArgs
 #pragma weak PyObject_CallNoArgs
@@ -101,12 +104,12 @@ inline std::int32_t dtype_of(const dlpack::DataType& type) {
   throw NotUsual();
 }
 
-/// A plain tensor in CPU memory.
-inline View view_of(PyObject* object) {
+/// A plain tensor in CPU memory, of a rank of `least` or more.
+inline View view_of(PyObject* object, int least = 1) {
   const bool is_tensor = reinterpret_cast<PyObject*>(Py_TYPE(object)) == torch_python.tensor_type;
   dlpack::Tensor t;
   if (!is_tensor || torch_python.exchange->tensor_from_py_object(object, &t) != 0) throw NotUsual();
-  if (t.device_type != dlpack::kCpu || t.data == nullptr || t.dim == 0) throw NotUsual();
+  if (t.device_type != dlpack::kCpu || t.data == nullptr || t.dim < least) throw NotUsual();
   View view;
   view.data = static_cast<char*>(t.data) + t.byte_offset;
   view.size = t.size;
@@ -120,6 +123,14 @@ inline View view_of(PyObject* object) {
 
 inline bool is_integer(const View& v) {
   return v.dtype == aoti_torch_dtype_int64() || v.dtype == aoti_torch_dtype_int32();
+}
+
+/// An int; nothing for what is none.
+inline std::optional<std::int64_t> maybe_number(PyObject* object) {
+  if (Py_TYPE(object) != &PyLong_Type) return std::nullopt;
+  const long long number = PyLong_AsLongLong(object);
+  if (number == -1 && PyErr_Occurred() != nullptr) throw NotUsual();
+  return number;
 }
 
 inline MaybeView maybe_view_of(PyObject* object) {

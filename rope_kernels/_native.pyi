@@ -16,8 +16,35 @@ def bind(
     wrap: object,
     /,
 ) -> bool: ...
-def rotate(q: Tensor, k: Tensor | None, positions: Tensor, text: str, /) -> tuple[Tensor, Tensor | None] | None: ...
-def rotate_(q: Tensor, k: Tensor | None, positions: Tensor, text: str, /) -> bool: ...
+def rotate(
+    q: Tensor,
+    k: Tensor | None,
+    positions: Tensor | None,
+    offset: int | Tensor | None,
+    seq_len: int | Tensor | None,
+    cu_seqlens: Tensor | None,
+    text: str,
+    /,
+) -> tuple[Tensor, Tensor | None] | None: ...
+def rotate_(
+    q: Tensor,
+    k: Tensor | None,
+    positions: Tensor | None,
+    offset: int | Tensor | None,
+    seq_len: int | Tensor | None,
+    cu_seqlens: Tensor | None,
+    text: str,
+    /,
+) -> bool: ...
 def rotate_out(
-    q: Tensor, k: Tensor | None, positions: Tensor, text: str, q_out: Tensor, k_out: Tensor | None, /
+    q: Tensor,
+    k: Tensor | None,
+    positions: Tensor | None,
+    offset: int | Tensor | None,
+    seq_len: int | Tensor | None,
+    cu_seqlens: Tensor | None,
+    text: str,
+    q_out: Tensor,
+    k_out: Tensor | None,
+    /,
 ) -> bool: ...

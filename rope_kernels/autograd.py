@@ -61,8 +61,9 @@ def rotate_eagerly(q: Tensor, k: Tensor | None, *rest: Any) -> tuple[Tensor, Ten
 def _unrecorded(q: Tensor, k: Tensor | None, rest: tuple[Any, ...]) -> tuple[Tensor, Tensor | None]:
     """The rotation itself, where nobody records it: straight to the kernel if it is a usual call."""
     positions, offset, seq_len, from_seq_len, cu_seqlens, text = rest
-    if offset is seq_len is from_seq_len is cu_seqlens is None and (made := direct.rotate(q, k, positions, text)):
-        return made
+    usual = None if from_seq_len is not None else direct.rotate(q, k, positions, offset, seq_len, cu_seqlens, text)
+    if usual is not None:
+        return usual
     with _below_autograd():
         return _rotate(q, k, *rest)
 

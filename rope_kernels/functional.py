@@ -66,14 +66,14 @@ def apply_rope(
         RopeShapeError: a tensor does not fit; nothing has been written.
         RuntimeError: ``out`` was given and a gradient is needed.
     """
-    text = _text_of_usual_call(cfg, interleaved, layout, inverse, seq_len, offset, cu_seqlens)
+    text = _text_of_usual_call(cfg, interleaved, layout, inverse)
     if text is not None:
         if out is not None:
-            if direct.rotate_out(q, k, positions, text, *out):
+            if direct.rotate_out(q, k, positions, offset, seq_len, cu_seqlens, text, *out):
                 return out
-        elif made := direct.rotate(q, k, positions, text):
+        elif made := direct.rotate(q, k, positions, offset, seq_len, cu_seqlens, text):
             return made
-        elif _reaches_native(q, k, positions, cfg):
+        elif seq_len is offset is cu_seqlens is None and _reaches_native(q, k, positions, cfg):
             try:
                 q_out, k_out = autograd.rotate_eagerly(q, k, positions, None, None, None, None, text)
             except Exception:
@@ -115,8 +115,8 @@ def apply_rope_(
         RopeShapeError: a tensor does not fit, or a view would be written twice; nothing has been written.
         RuntimeError: q or k needs a gradient.
     """
-    text = _text_of_usual_call(cfg, interleaved, layout, inverse, seq_len, offset, cu_seqlens)
-    if text is not None and direct.rotate_(q, k, positions, text):
+    text = _text_of_usual_call(cfg, interleaved, layout, inverse)
+    if text is not None and direct.rotate_(q, k, positions, offset, seq_len, cu_seqlens, text):
         return q, k
     if is_distributed(q):
         refuse_derivative(q, k)
@@ -163,12 +163,9 @@ def cos_sin(
     return tables[0], tables[1]
 
 
-def _text_of_usual_call(
-    cfg: RopeConfig, interleaved: bool | None, layout: str, inverse: bool,
-    seq_len: int | Tensor | None, offset: int | Tensor | None, cu_seqlens: Tensor | None,
-) -> str | None:  # fmt: skip
-    """The operator's text for :mod:`.backends.direct`; ``None`` where it is not for a call, or the call is traced."""
-    if seq_len is not None or offset is not None or cu_seqlens is not None or is_compiling():
+def _text_of_usual_call(cfg: RopeConfig, interleaved: bool | None, layout: str, inverse: bool) -> str | None:
+    """The operator's text for :mod:`.backends.direct`; ``None`` where there is none, or the call is traced."""
+    if is_compiling():
         return None
     specs: dict[bool | None, str] | None = getattr(cfg, "specs", None)
     return with_call(specs[interleaved], layout, inverse) if specs and interleaved in specs else None

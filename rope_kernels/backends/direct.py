@@ -25,11 +25,14 @@ def _refuse(*arguments: object) -> None:
 
 
 rotate: Callable[..., tuple[Tensor, Tensor | None] | None] = _refuse
-"""(q, k or ``None``, positions, the operator's text) -> (q, k or ``None``) rotated, or ``None``."""
+"""(q, k, positions, offset, seq_len, cu_seqlens, the operator's text) -> (q, k) rotated, or ``None``.
+
+As ``apply_rope`` is given them: all but q and the text may be ``None``.
+"""
 rotate_: Callable[..., bool | None] = _refuse
-"""(q, k or ``None``, positions, the operator's text) -> whether they have been rotated in place."""
+"""(the same) -> whether they have been rotated in place."""
 rotate_out: Callable[..., bool | None] = _refuse
-"""(q, k or ``None``, positions, the operator's text, q_out, k_out or ``None``) -> whether those have been written."""
+"""(the same, q_out, k_out or ``None``) -> whether those have been written."""
 
 
 def load() -> None:

@@ -27,6 +27,7 @@ from rope_kernels.spec import with_call
 
 CONFIG = rk.RopeConfig(head_dim=16)
 TEXT = CONFIG.spec()
+NO_LENGTHS = None, None, None  # offset, seq_len, cu_seqlens
 
 
 def text_of(case):
@@ -34,9 +35,12 @@ def text_of(case):
 
 
 def is_usual(case):
-    given = case.seq_len, case.offset, *case.lengths
-    has_positions = case.positions not in ("none", "float") and case.tokens * case.batch > 0
-    return is_public(case) and has_positions and given == (None, None)
+    return is_public(case) and case.positions != "float" and case.tokens * case.batch > 0
+
+
+def arguments(case, made):
+    index = (made.options.get(name) for name in ("offset", "seq_len", "cu_seqlens"))
+    return made.q, made.k, made.positions, *index, text_of(case)
 
 
 USUAL = [case for case in CASES if is_usual(case)]
@@ -77,7 +81,7 @@ def test_what_is_missing_is_said(take, reason, monkeypatch):
 def test_a_usual_case_gives_the_bits_of_the_operator(case):
     made = make(case)
     wanted = ops.rotate(made.q, made.k, *operands(case, made))
-    got = direct.rotate(made.q, made.k, made.positions, text_of(case))
+    got = direct.rotate(*arguments(case, made))
     assert got is not None
     for x, y, z in zip((made.q, made.k), got, wanted, strict=True):
         if x is None:
@@ -87,23 +91,18 @@ def test_a_usual_case_gives_the_bits_of_the_operator(case):
             assert y.stride() == torch.empty_like(x).stride()
             assert y.device == x.device
     for attempt in (Attempt(case, False), Attempt(case, True)):
-        q, k = attempt.made.q, attempt.made.k
         if attempt.in_place:
-            assert direct.rotate_(q, k, attempt.made.positions, text_of(case)) is True
+            assert direct.rotate_(*arguments(case, attempt.made)) is True
         else:
             out = [*attempt.outputs, None][:2]
-            assert direct.rotate_out(q, k, attempt.made.positions, text_of(case), *out) is True
+            assert direct.rotate_out(*arguments(case, attempt.made), *out) is True
         attempt.check()
         assert all(torch.equal(y, z) for y, z in zip(attempt.outputs, wanted, strict=False))
 
 
-UNCOUNTED = [case for case in CASES if case.positions in ("none", "float") or not case.tokens * case.batch]
-
-
-@pytest.mark.parametrize("case", UNCOUNTED, ids=str)
+@pytest.mark.parametrize("case", [c for c in CASES if c.positions == "float" or not c.tokens * c.batch], ids=str)
 def test_a_case_without_a_position_of_int_for_each_token_is_refused(case):
-    made = make(case)
-    assert direct.rotate(made.q, made.k, made.positions, text_of(case)) is None
+    assert direct.rotate(*arguments(case, make(case))) is None
 
 
 def test_the_public_calls_come_here(monkeypatch):
@@ -132,10 +131,32 @@ def test_lengths_are_those_of_the_longest_sequence(name, dtype):
             positions = torch.zeros(shape, dtype=dtype)
             positions.flatten()[-2] = last
             for config in configs:
-                got = direct.rotate(q, k, positions, config.spec())
+                got = direct.rotate(q, k, positions, *NO_LENGTHS, config.spec())
                 with rk.use_backend("reference"):
                     wanted = rk.apply_rope(q, k, positions, config)
                 torch.testing.assert_close(got, wanted, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["default", "longrope", "dynamic"])
+@pytest.mark.parametrize(
+    "offset",
+    [None, 0, 13, -9, torch.tensor(14), torch.tensor([29]), torch.tensor([13, -2]), torch.tensor([-2, 29])],
+    ids=str,
+)
+@pytest.mark.parametrize("seq_len", [None, 9, 40, torch.tensor(33), torch.tensor([40]), torch.tensor([9, 40])], ids=str)
+@pytest.mark.parametrize("lengths", [(), (3, 0), (1, 2), (0, 0)])
+def test_counted_positions_and_given_lengths(name, offset, seq_len, lengths):
+    config = rk.RopeConfig(**CONFIGS[name])
+    options = dict(offset=offset, seq_len=seq_len, layout="thd" if lengths else "bshd")
+    q, k = torch.randn(2, 3, 4, config.head_dim), torch.randn(2, 3, 1, config.head_dim)
+    if lengths:
+        q, k = q[0], k[0]
+        options["cu_seqlens"] = torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0)
+    text = with_call(config.spec(), options["layout"])
+    got = direct.rotate(q, k, None, offset, seq_len, options.get("cu_seqlens"), text)
+    with rk.use_backend("reference"):
+        wanted = rk.apply_rope(q, k, None, config, **options)
+    torch.testing.assert_close(got, wanted, rtol=0, atol=1e-5)
 
 
 class Seen(TorchDispatchMode):
@@ -191,10 +212,12 @@ def test_a_tracer_records_the_operator():
 
 def test_transforms_and_tangents_are_left_to_torch():
     q, k, positions = qk()
-    assert not torch.func.vmap(lambda x: torch.tensor(bool(direct.rotate(q, k, positions, TEXT))))(torch.zeros(2)).any()
+    assert not torch.func.vmap(lambda x: torch.tensor(bool(direct.rotate(q, k, positions, *NO_LENGTHS, TEXT))))(
+        torch.zeros(2)
+    ).any()
     with forward_ad.dual_level():
-        assert direct.rotate(q, k, positions, TEXT) is None
-    assert direct.rotate(q, k, positions, TEXT) is not None
+        assert direct.rotate(q, k, positions, *NO_LENGTHS, TEXT) is None
+    assert direct.rotate(q, k, positions, *NO_LENGTHS, TEXT) is not None
 
 
 @pytest.mark.parametrize("needing", range(4))
@@ -202,56 +225,75 @@ def test_gradients_are_left_to_autograd(needing):
     q, k, positions = qk()
     out = torch.empty_like(q), torch.empty_like(k)
     (q, k, *out)[needing].requires_grad_()
-    assert not direct.rotate_out(q, k, positions, TEXT, *out)
+    assert not direct.rotate_out(q, k, positions, *NO_LENGTHS, TEXT, *out)
     if needing < 2:
-        assert direct.rotate(q, k, positions, TEXT) is None
-        assert not direct.rotate_(q, k, positions, TEXT)
+        assert direct.rotate(q, k, positions, *NO_LENGTHS, TEXT) is None
+        assert not direct.rotate_(q, k, positions, *NO_LENGTHS, TEXT)
     with torch.no_grad():
-        assert direct.rotate_out(q, k, positions, TEXT, *out)
+        assert direct.rotate_out(q, k, positions, *NO_LENGTHS, TEXT, *out)
 
 
 def test_another_backend_is_left_to_the_dispatch_rule():
     q, k, positions = qk()
     with rk.use_backend("reference"):
-        assert direct.rotate(q, k, positions, TEXT) is None
+        assert direct.rotate(q, k, positions, *NO_LENGTHS, TEXT) is None
     with rk.use_backend("native"):
-        assert direct.rotate(q, k, positions, TEXT) is not None
+        assert direct.rotate(q, k, positions, *NO_LENGTHS, TEXT) is not None
 
 
 class Subclass(torch.Tensor):
     pass
 
 
+THD = with_call(TEXT, "thd")
+
+
+def packed(q, k):
+    return q[0], k[0]
+
+
 UNUSUAL = {
-    "no q": lambda q, k, p: (None, k, p, TEXT),
-    "no positions": lambda q, k, p: (q, k, None, TEXT),
-    "no text": lambda q, k, p: (q, k, p, None),
+    "no q": lambda q, k, p: (None, k, p, *NO_LENGTHS, TEXT),
+    "no text": lambda q, k, p: (q, k, p, *NO_LENGTHS, None),
     "too few": lambda q, k, p: (q, k, p),
-    "too many": lambda q, k, p: (q, k, p, TEXT, TEXT),
-    "a number": lambda q, k, p: (1.0, k, p, TEXT),
-    "a list": lambda q, k, p: (q, [0.0], p, TEXT),
-    "a parameter": lambda q, k, p: (torch.nn.Parameter(q, requires_grad=False), k, p, TEXT),
-    "a subclass": lambda q, k, p: (q, k.as_subclass(Subclass), p, TEXT),
-    "meta": lambda q, k, p: (q.to("meta"), k, p, TEXT),
-    "k on meta": lambda q, k, p: (q, k.to("meta"), p, TEXT),
-    "sparse": lambda q, k, p: (q, k, p.to_sparse(), TEXT),
-    "an efficient zero": lambda q, k, p: (q, torch._efficientzerotensor(k.shape), p, TEXT),
-    "float positions": lambda q, k, p: (q, k, p.float(), TEXT),
-    "boolean positions": lambda q, k, p: (q, k, p > 0, TEXT),
-    "a scalar": lambda q, k, p: (q, k, p[0], TEXT),
-    "double": lambda q, k, p: (q.double(), k.double(), p, TEXT),
-    "integers": lambda q, k, p: (q.int(), k.int(), p, TEXT),
-    "two dtypes": lambda q, k, p: (q, k.half(), p, TEXT),
-    "head_dim": lambda q, k, p: (q[..., :8], k[..., :8], p, TEXT),
-    "rank": lambda q, k, p: (q[0], k[0], p, TEXT),
-    "k's rank": lambda q, k, p: (q, k[0], p, TEXT),
-    "five dimensions": lambda q, k, p: (q[None], k[None], p, TEXT),
-    "other tokens": lambda q, k, p: (q, k[:, :2], p, TEXT),
-    "fewer positions": lambda q, k, p: (q, k, p[:2], TEXT),
-    "last stride": lambda q, k, p: (q.transpose(1, 3).contiguous().transpose(1, 3), k, p, TEXT),
-    "no tokens": lambda q, k, p: (q[:, :0], k[:, :0], p[:0], TEXT),
-    "a broken text": lambda q, k, p: (q, k, p, "theta=abc;head_dim=16;num_pairs=8"),
-    "a layout that is none": lambda q, k, p: (q, k, p, TEXT + "@sbhd"),
+    "too many": lambda q, k, p: (q, k, p, TEXT, *NO_LENGTHS, TEXT),
+    "a number": lambda q, k, p: (1.0, k, p, *NO_LENGTHS, TEXT),
+    "a list": lambda q, k, p: (q, [0.0], p, *NO_LENGTHS, TEXT),
+    "a parameter": lambda q, k, p: (torch.nn.Parameter(q, requires_grad=False), k, p, *NO_LENGTHS, TEXT),
+    "a subclass": lambda q, k, p: (q, k.as_subclass(Subclass), p, *NO_LENGTHS, TEXT),
+    "meta": lambda q, k, p: (q.to("meta"), k, p, *NO_LENGTHS, TEXT),
+    "k on meta": lambda q, k, p: (q, k.to("meta"), p, *NO_LENGTHS, TEXT),
+    "sparse": lambda q, k, p: (q, k, p.to_sparse(), *NO_LENGTHS, TEXT),
+    "an efficient zero": lambda q, k, p: (q, torch._efficientzerotensor(k.shape), p, *NO_LENGTHS, TEXT),
+    "float positions": lambda q, k, p: (q, k, p.float(), *NO_LENGTHS, TEXT),
+    "boolean positions": lambda q, k, p: (q, k, p > 0, *NO_LENGTHS, TEXT),
+    "a scalar": lambda q, k, p: (q, k, p[0], *NO_LENGTHS, TEXT),
+    "double": lambda q, k, p: (q.double(), k.double(), p, *NO_LENGTHS, TEXT),
+    "integers": lambda q, k, p: (q.int(), k.int(), p, *NO_LENGTHS, TEXT),
+    "two dtypes": lambda q, k, p: (q, k.half(), p, *NO_LENGTHS, TEXT),
+    "head_dim": lambda q, k, p: (q[..., :8], k[..., :8], p, *NO_LENGTHS, TEXT),
+    "rank": lambda q, k, p: (q[0], k[0], p, *NO_LENGTHS, TEXT),
+    "k's rank": lambda q, k, p: (q, k[0], p, *NO_LENGTHS, TEXT),
+    "five dimensions": lambda q, k, p: (q[None], k[None], p, *NO_LENGTHS, TEXT),
+    "other tokens": lambda q, k, p: (q, k[:, :2], p, *NO_LENGTHS, TEXT),
+    "fewer positions": lambda q, k, p: (q, k, p[:2], *NO_LENGTHS, TEXT),
+    "last stride": lambda q, k, p: (q.transpose(1, 3).contiguous().transpose(1, 3), k, p, *NO_LENGTHS, TEXT),
+    "no tokens": lambda q, k, p: (q[:, :0], k[:, :0], p[:0], *NO_LENGTHS, TEXT),
+    "positions and an offset": lambda q, k, p: (q, k, p, 5, None, None, TEXT),
+    "an offset of bool": lambda q, k, p: (q, k, None, True, None, None, TEXT),
+    "an offset beyond int64": lambda q, k, p: (q, k, None, 1 << 63, None, None, TEXT),
+    "an offset of int32": lambda q, k, p: (q, k, None, torch.tensor([5], dtype=torch.int32), None, None, TEXT),
+    "a scalar offset of int32": lambda q, k, p: (q, k, None, torch.tensor(5, dtype=torch.int32), None, None, TEXT),
+    "offsets of other sequences": lambda q, k, p: (q, k, None, torch.arange(2), None, None, TEXT),
+    "an offset on meta": lambda q, k, p: (q, k, None, torch.arange(1, device="meta"), None, None, TEXT),
+    "a fraction of a length": lambda q, k, p: (q, k, p, None, 2.5, None, TEXT),
+    "cu_seqlens of a batch": lambda q, k, p: (q, k, None, None, None, torch.tensor([0, 3]), TEXT),
+    "cu_seqlens of one bound": lambda q, k, p: (*packed(q, k), None, None, None, torch.tensor([0]), THD),
+    "cu_seqlens and positions": lambda q, k, p: (*packed(q, k), p, None, None, torch.tensor([0, 3]), THD),
+    "cu_seqlens, positions and one length": lambda q, k, p: (*packed(q, k), p, None, 9, torch.tensor([0, 3]), THD),
+    "cu_seqlens of fractions": lambda q, k, p: (*packed(q, k), None, None, None, torch.tensor([0.0, 3.0]), THD),
+    "a broken text": lambda q, k, p: (q, k, p, *NO_LENGTHS, "theta=abc;head_dim=16;num_pairs=8"),
+    "a layout that is none": lambda q, k, p: (q, k, p, *NO_LENGTHS, TEXT + "@sbhd"),
 }
 
 
@@ -283,7 +325,7 @@ def test_outputs_that_do_not_fit_are_refused_and_not_written(name):
     q, k, positions = qk()
     out = [x if x is None or x.data_ptr() == q.data_ptr() else x.fill_(7.0) for x in OUT[name](q, k)]
     before = [None if x is None else x.clone() for x in out]
-    assert not direct.rotate_out(q, k, positions, TEXT, *out)
+    assert not direct.rotate_out(q, k, positions, *NO_LENGTHS, TEXT, *out)
     assert all(x is None or torch.equal(x, y) for x, y in zip(out, before, strict=True))
 
 
@@ -307,10 +349,10 @@ def test_views_of_one_storage_are_written_only_if_no_order_of_writing_matters(q_
     text = with_call(config.spec(), "thd")
     k_out = view(storage, to, 2)
     if in_place:
-        done, (got_q, got_k) = direct.rotate_(q, k, positions, text), (q, k)
+        done, (got_q, got_k) = direct.rotate_(q, k, positions, *NO_LENGTHS, text), (q, k)
     else:
         q_out = torch.empty(2, 3, 4)
-        done, (got_q, got_k) = direct.rotate_out(q, k, positions, text, q_out, k_out), (q_out, k_out)
+        done, (got_q, got_k) = direct.rotate_out(q, k, positions, *NO_LENGTHS, text, q_out, k_out), (q_out, k_out)
     if done:
         assert torch.equal(got_q, wanted[0])
         assert torch.equal(got_k, wanted[1])
@@ -326,7 +368,7 @@ def test_q_and_k_of_one_projection_are_done():
             q, k = (part.narrow(heads, 0, part.shape[heads])[..., :16] for part in parts[:2])
             q, k = (x.transpose(0, heads)[stretch].transpose(0, heads) for x in (q, k))
             wanted = rk.apply_rope(q.clone(), k.clone(), torch.arange(3), CONFIG, layout=layout)
-            assert direct.rotate_(q, k, torch.arange(3), with_call(TEXT, layout)) is True
+            assert direct.rotate_(q, k, torch.arange(3), *NO_LENGTHS, with_call(TEXT, layout)) is True
             assert torch.equal(q, wanted[0])
             assert torch.equal(k, wanted[1])
 
@@ -349,17 +391,17 @@ def test_results_have_the_strides_of_empty_like(order, sizes, more, expanded):
             q = q.narrow(d, 0, 1).expand([sizes[e] if e == d else -1 for e in range(4)])
     positions, config = torch.arange(q.shape[1]), rk.RopeConfig(head_dim=4)
     wanted = torch.empty_like(q).stride()
-    assert direct.rotate(q, None, positions, config.spec())[0].stride() == wanted
+    assert direct.rotate(q, None, positions, *NO_LENGTHS, config.spec())[0].stride() == wanted
     assert ops.rotate(q, None, positions, None, None, None, None, config.spec())[0].stride() == wanted
 
 
 def test_versions_are_counted():
     q, k, positions = qk()
     out = torch.empty_like(q), torch.empty_like(k)
-    assert direct.rotate_out(q, k, positions, TEXT, *out)
+    assert direct.rotate_out(q, k, positions, *NO_LENGTHS, TEXT, *out)
     assert (q._version, k._version, *(x._version for x in out)) == (0, 0, 1, 1)
-    assert direct.rotate_(q, k, positions, TEXT)
-    assert direct.rotate_(q, None, positions, TEXT)
+    assert direct.rotate_(q, k, positions, *NO_LENGTHS, TEXT)
+    assert direct.rotate_(q, None, positions, *NO_LENGTHS, TEXT)
     assert (q._version, k._version) == (2, 1)
 
 
@@ -367,9 +409,9 @@ def test_inference_tensors_are_rotated():
     with torch.inference_mode():
         q, k, positions = qk()
         wanted = ops.rotate(q, k, positions, None, None, None, None, TEXT)
-        got = direct.rotate(q, k, positions, TEXT)
+        got = direct.rotate(q, k, positions, *NO_LENGTHS, TEXT)
         assert all(x.is_inference() for x in got)
-        assert direct.rotate_(q, k, positions, TEXT)
+        assert direct.rotate_(q, k, positions, *NO_LENGTHS, TEXT)
         assert all(torch.equal(x, y) and torch.equal(x, z) for x, y, z in zip(wanted, got, (q, k), strict=True))
 
 
@@ -377,7 +419,7 @@ def test_nothing_is_kept():
     """Every reference taken is given back, in calls that are done and in calls that are refused at any point."""
     q, k, positions = qk()
     out = torch.empty_like(q), torch.empty_like(k)
-    objects = (q, k, positions, TEXT, *out, None, True, False)
+    objects = (q, k, positions, *NO_LENGTHS, TEXT, *out, None, True, False)
 
     def counts():
         gc.collect()
@@ -385,16 +427,16 @@ def test_nothing_is_kept():
 
     before = counts()
     for _ in range(1000):
-        direct.rotate(q, k, positions, TEXT)
-        direct.rotate(q, None, positions, TEXT)
-        direct.rotate_(q, k, positions, TEXT)
-        direct.rotate_out(q, k, positions, TEXT, *out)
-        direct.rotate(q, k, positions.float(), TEXT)
-        direct.rotate_(q, q, positions, TEXT)
-        direct.rotate_out(q, k, positions, TEXT, k, q)
-        direct.rotate(q, positions, positions, TEXT)
+        direct.rotate(q, k, positions, *NO_LENGTHS, TEXT)
+        direct.rotate(q, None, positions, *NO_LENGTHS, TEXT)
+        direct.rotate_(q, k, positions, *NO_LENGTHS, TEXT)
+        direct.rotate_out(q, k, positions, *NO_LENGTHS, TEXT, *out)
+        direct.rotate(q, k, positions.float(), *NO_LENGTHS, TEXT)
+        direct.rotate_(q, q, positions, *NO_LENGTHS, TEXT)
+        direct.rotate_out(q, k, positions, *NO_LENGTHS, TEXT, k, q)
+        direct.rotate(q, positions, positions, *NO_LENGTHS, TEXT)
     assert all(abs(after - one) < 100 for one, after in zip(before, counts(), strict=True))
-    made = direct.rotate(q, k, positions, TEXT)
+    made = direct.rotate(q, k, positions, *NO_LENGTHS, TEXT)
     references = [weakref.ref(x) for x in made]
     storages = [weakref.ref(x.untyped_storage()) for x in made]
     usual = torch.empty_like(q), torch.empty_like(k)
