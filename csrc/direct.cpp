@@ -134,7 +134,7 @@ bool is_for_us(std::initializer_list<PyObject*> tensors) {
 }
 
 PyObject* refused(PyObject* how) {
-  Py_INCREF(how);
+  Py_IncRef(how);
   return how;
 }
 
@@ -227,7 +227,7 @@ PyObject* bind(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   if (capsule == nullptr) return nullptr;
   const auto* exchange = static_cast<const dlpack::ExchangeApi*>(capsule);
   if (exchange->major_version != dlpack::kMajorVersion) return PyBool_FromLong(0);
-  for (int i = 1; i < 6; ++i) Py_INCREF(arguments[i]);
+  for (int i = 1; i < 6; ++i) Py_IncRef(arguments[i]);
   torch_python = {exchange, arguments[1], arguments[2], arguments[3], arguments[4], arguments[5]};
   return PyBool_FromLong(1);
 }

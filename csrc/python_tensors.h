@@ -15,9 +15,11 @@
 #pragma weak PyCapsule_GetPointer
 #pragma weak PyCapsule_New
 #pragma weak PyErr_Clear
+#pragma weak PyErr_Occurred
 #pragma weak PyEval_RestoreThread
 #pragma weak PyEval_SaveThread
-#pragma weak PyErr_Occurred
+#pragma weak PyList_AsTuple
+#pragma weak PyList_GetItem
 #pragma weak PyLong_AsLong
 #pragma weak PyLong_AsLongLong
 #pragma weak PyLong_Type
@@ -26,14 +28,13 @@
 #pragma weak PyObject_CallNoArgs
 #pragma weak PyObject_GetAttr
 #pragma weak PyObject_IsTrue
-#pragma weak PyList_AsTuple
-#pragma weak PyList_GetItem
 #pragma weak PyTuple_GetItem
 #pragma weak PyTuple_Pack
 #pragma weak PyTuple_Size
 #pragma weak PyUnicode_AsUTF8AndSize
 #pragma weak PyUnicode_InternFromString
-#pragma weak _Py_Dealloc
+#pragma weak Py_DecRef
+#pragma weak Py_IncRef
 #pragma weak _Py_FalseStruct
 #pragma weak _Py_NoneStruct
 
@@ -50,11 +51,11 @@ struct Torch {
 };
 inline Torch torch_python;
 
-/// An owned reference.
+/// An owned reference. Counted by functions: the macros of this ABI know nothing of immortal objects.
 class Owned {
  public:
   explicit Owned(PyObject* object) : object_(object) {}
-  ~Owned() { Py_XDECREF(object_); }
+  ~Owned() { Py_DecRef(object_); }
   Owned(const Owned&) = delete;
   Owned& operator=(const Owned&) = delete;
   [[nodiscard]] PyObject* get() const { return object_; }

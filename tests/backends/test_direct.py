@@ -458,3 +458,10 @@ def test_the_library_loads_where_there_is_no_python(tmp_path):
     environment = {"LD_LIBRARY_PATH": f"{libraries}:{sysconfig.get_config_var('LIBDIR')}"}
     done = subprocess.run([program, library], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
+
+
+def test_references_are_counted_by_functions():
+    """The macros of an old stable ABI count immortal objects, too, and end in _Py_Dealloc."""
+    symbols = (Path(rk.__file__).parent / "_native.so").read_bytes()
+    assert b"Py_DecRef" in symbols
+    assert b"_Py_Dealloc" not in symbols

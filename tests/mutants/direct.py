@@ -60,7 +60,7 @@ _PYTHON = in_file(
     "csrc/python_tensors.h",
     ("PyLong_AsLong(current.get()) >= 0", "PyLong_AsLong(current.get()) > 0", "the first level of forward mode"),
     ("if (!is_tensor || torch_python", "if (torch_python", "subclasses of tensors"),
-    ("~Owned() { Py_XDECREF(object_); }", "~Owned() {}", "references are kept"),
+    ("~Owned() { Py_DecRef(object_); }", "~Owned() {}", "references are kept"),
     ("#pragma weak PyTuple_Pack\n", "", "the library needs Python"),
 )
 
