@@ -33,6 +33,11 @@ def _names(dtypes: tuple[torch.dtype, ...]) -> str:
     return ", ".join(str(d).removeprefix("torch.") for d in dtypes)
 
 
+def _check_tensor(name: str, x: object) -> None:
+    if not isinstance(x, Tensor):
+        raise RopeShapeError(f"{name}: got {type(x).__name__}, a tensor is needed")
+
+
 def check_config(cfg: RopeConfig, layout: str) -> tuple[int | None, int, int]:
     """The axes of ``layout``.
 
@@ -42,7 +47,7 @@ def check_config(cfg: RopeConfig, layout: str) -> tuple[int | None, int, int]:
     """
     if not isinstance(cfg, RopeConfig):
         raise TypeError(f"cfg: got {type(cfg).__name__}, a RopeConfig is needed (RopeConfig.from_hf reads other forms)")
-    if layout not in LAYOUTS:
+    if not isinstance(layout, str) or layout not in LAYOUTS:
         raise RopeShapeError(f"layout: got {layout!r}, allowed are {', '.join(LAYOUTS)}")
     return LAYOUTS[layout]
 
@@ -66,6 +71,7 @@ def check_qk(q: Tensor, k: Tensor | None, head_dim: int, layout: str) -> None:
 
 def check_heads(name: str, x: Tensor, head_dim: int, layout: str) -> None:
     """Raise :class:`RopeShapeError` unless ``x`` is a tensor of heads in ``layout``."""
+    _check_tensor(name, x)
     rank = 3 if layout == "thd" else 4
     if x.dim() != rank:
         raise RopeShapeError(f"{name}: shape {tuple(x.shape)} has {x.dim()} dimensions, layout {layout} has {rank}")
@@ -79,6 +85,7 @@ def check_heads(name: str, x: Tensor, head_dim: int, layout: str) -> None:
 
 def check_positions(positions: Tensor, q: Tensor, layout: str, num_axes: int) -> None:
     """Raise :class:`RopeShapeError` unless ``positions`` names a place for every token of q."""
+    _check_tensor("positions", positions)
     if positions.dtype not in _POSITION_DTYPES:
         raise RopeShapeError(f"positions: dtype {positions.dtype}, allowed are {_names(_POSITION_DTYPES)}")
     if positions.device != q.device:
@@ -115,6 +122,8 @@ def index_vector(name: str, value: int | Tensor, q: Tensor, counts: tuple[int, .
         return value.reshape(-1).to(torch.int64)
     if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
         raise RopeShapeError(f"{name}: got {value!r}, allowed are an int and an int32 or int64 tensor")
+    if isinstance(value, int) and not -(1 << 63) <= value < 1 << 63:
+        raise RopeShapeError(f"{name}: got {value}, beyond int64")
     return torch.full((1,), value, dtype=torch.int64, device=q.device)
 
 
@@ -122,6 +131,7 @@ def check_cu_seqlens(cu_seqlens: Tensor, q: Tensor, layout: str) -> None:
     """Raise :class:`RopeShapeError` unless ``cu_seqlens`` can bound packed sequences of q."""
     if layout != "thd":
         raise RopeShapeError(f"cu_seqlens: given with layout {layout}, packed sequences need layout thd")
+    _check_tensor("cu_seqlens", cu_seqlens)
     if cu_seqlens.dtype not in _INDEX_DTYPES:
         raise RopeShapeError(f"cu_seqlens: dtype {cu_seqlens.dtype}, allowed are {_names(_INDEX_DTYPES)}")
     if cu_seqlens.dim() != 1 or cu_seqlens.shape[0] < 2:
@@ -132,9 +142,10 @@ def check_cu_seqlens(cu_seqlens: Tensor, q: Tensor, layout: str) -> None:
 
 def check_outputs(q: Tensor, k: Tensor | None, out: tuple[Tensor, Tensor | None]) -> None:
     """Raise :class:`RopeShapeError` unless ``out`` is like the inputs."""
-    if len(out) != 2 or (out[1] is None) != (k is None):
+    if not isinstance(out, (tuple, list)) or len(out) != 2 or (out[1] is None) != (k is None):
         raise RopeShapeError("out: must be (q_out, k_out), with k_out None exactly where k is None")
     for name, x, y in _with_outputs(q, k, out):
+        _check_tensor(f"out: {name}_out", y)
         if y.shape != x.shape or y.dtype != x.dtype or y.device != x.device:
             raise RopeShapeError(
                 f"out: {name}_out is {tuple(y.shape)} {y.dtype} on {y.device}, "

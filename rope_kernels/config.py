@@ -118,9 +118,12 @@ class RopeConfig(RopeFields):
         """The op's encoded :class:`Spec`: ``None`` has the config's pairing, ``True`` interleaved, ``False`` half.
 
         Raises:
-            RopeConfigError: the pairs of the axis map are halves by definition, and interleaved ones were asked for.
+            RopeConfigError: another value; or the pairs of the axis map are halves by definition, and interleaved ones
+                were asked for.
         """
         specs: dict[bool | None, str] = self.__dict__["specs"]
+        if interleaved is not None and not isinstance(interleaved, bool):
+            raise RopeConfigError("interleaved", f"got {interleaved!r}, allowed are None, True and False")
         if interleaved not in specs:
             self.rotation("interleaved")  # raises
         return specs[interleaved]

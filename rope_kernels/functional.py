@@ -69,7 +69,7 @@ def apply_rope(
     text = _text_of_usual_call(cfg, interleaved, layout, inverse)
     if text is not None:
         if out is not None:
-            if direct.rotate_out(q, k, positions, offset, seq_len, cu_seqlens, text, *out):
+            if type(out) is tuple and direct.rotate_out(q, k, positions, offset, seq_len, cu_seqlens, text, *out):
                 return out
         elif made := direct.rotate(q, k, positions, offset, seq_len, cu_seqlens, text):
             return made
@@ -165,7 +165,7 @@ def cos_sin(
 
 def _text_of_usual_call(cfg: RopeConfig, interleaved: bool | None, layout: str, inverse: bool) -> str | None:
     """The operator's text for :mod:`.backends.direct`; ``None`` where there is none, or the call is traced."""
-    if is_compiling():
+    if is_compiling() or not (interleaved is None or isinstance(interleaved, bool)) or not isinstance(layout, str):
         return None
     specs: dict[bool | None, str] | None = getattr(cfg, "specs", None)
     return with_call(specs[interleaved], layout, inverse) if specs and interleaved in specs else None
@@ -173,8 +173,8 @@ def _text_of_usual_call(cfg: RopeConfig, interleaved: bool | None, layout: str, 
 
 def _reaches_native(q: Tensor, k: Tensor | None, positions: Tensor | None, cfg: RopeConfig) -> bool:
     """Whether the native kernel surely gets a call, which it checks itself: explained is only what it refused."""
-    on_cpu = type(q) is Tensor and q.is_cpu and (k is None or k.is_cpu) and positions is not None and positions.is_cpu
-    return on_cpu and native.thread.is_default and not cfg.depends_on_length
+    on_cpu = all(isinstance(x, Tensor) and x.is_cpu for x in (q, positions, q if k is None else k))
+    return on_cpu and type(q) is Tensor and native.thread.is_default and not cfg.depends_on_length
 
 
 def rotate_in_place(q: Tensor, k: Tensor | None, *args: Any) -> None:

@@ -102,6 +102,47 @@ def test_forward_then_inverse_is_the_identity(pairing):
     torch.testing.assert_close(back, made.q, rtol=0, atol=2e-6)
 
 
+@pytest.mark.parametrize("value", ["yes", 1, [True], torch.tensor(True)], ids=str)
+@pytest.mark.parametrize("backend", ["native", "reference"])
+def test_interleaved_is_a_bool_or_none(value, backend):
+    q, positions = torch.randn(1, 3, 2, 16), torch.arange(3)
+    before, config = q.clone(), rk.RopeConfig(head_dim=16)
+    with rk.use_backend(backend):
+        for call in (rk.apply_rope, rk.apply_rope_):
+            with pytest.raises(rk.RopeConfigError, match=r"interleaved: got .*, allowed are None, True and False"):
+                call(q, None, positions, config, interleaved=value)
+    assert torch.equal(q, before)
+
+
+NO_TENSORS = {
+    "q": lambda q, k, p: ((q.tolist(), k, p), {}, "q: got list, a tensor is needed"),
+    "no q": lambda q, k, p: ((None, k, p), {}, "q: got NoneType, a tensor is needed"),
+    "k": lambda q, k, p: ((q, 1.0, p), {}, "k: got float, a tensor is needed"),
+    "positions": lambda q, k, p: ((q, k, [0, 1, 2]), {}, "positions: got list, a tensor is needed"),
+    "a position": lambda q, k, p: ((q, k, 3), {}, "positions: got int, a tensor is needed"),
+    "cu_seqlens": lambda q, k, p: ((q[0], k[0], None), dict(layout="thd", cu_seqlens=[0, 3]),
+                                   "cu_seqlens: got list, a tensor is needed"),
+    "offset": lambda q, k, p: ((q, k, None), dict(offset=1 << 63), "offset: got 9223372036854775808, beyond int64"),
+    "layout": lambda q, k, p: ((q, k, p), dict(layout=["bshd"]), r"layout: got \['bshd'\], allowed are bshd"),
+    "out": lambda q, k, p: ((q, k, p), dict(out=5), r"out: must be \(q_out, k_out\)"),
+    "q_out": lambda q, k, p: ((q, k, p), dict(out=([], k)), "out: q_out: got list, a tensor is needed"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NO_TENSORS)
+@pytest.mark.parametrize("backend", ["native", "reference"])
+def test_what_is_no_tensor_is_named(name, backend):
+    q, k, positions = torch.randn(1, 3, 2, 16), torch.randn(1, 3, 1, 16), torch.arange(3)
+    before = q.clone(), k.clone()
+    args, options, says = NO_TENSORS[name](q, k, positions)
+    with rk.use_backend(backend):
+        for call in (rk.apply_rope,) if "out" in options else (rk.apply_rope, rk.apply_rope_):
+            with pytest.raises(rk.RopeShapeError, match=says):
+                call(*args, rk.RopeConfig(head_dim=16), **options)
+    assert torch.equal(q, before[0])
+    assert torch.equal(k, before[1])
+
+
 def test_interleaved_overrides_the_pairing():
     case = Case("override", cases.CONFIGS["yarn_mscale"])
     for flag, pairing in ((True, "interleaved"), (False, "half")):
