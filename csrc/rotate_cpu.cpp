@@ -1,6 +1,7 @@
 // Which instruction set runs: the best this machine has, unless one is forced.
 #include <algorithm>
 #include <atomic>
+#include <string_view>
 
 #include "rotate.h"
 
@@ -57,7 +58,7 @@ const std::vector<const Isa*>& machine() {
     }
     // One conversion of two vectors takes AMD's processors 1.3 cycles, and Intel's longer than five integer
     // instructions.
-    if (isas.size() == std::size(kIsas) && !is_amd()) std::swap(isas[0], isas[1]);
+    if (isas.front()->name == std::string_view("avx512_bf16") && !is_amd()) std::swap(isas[0], isas[1]);
     return isas;
   }();
   return found;
