@@ -173,8 +173,9 @@ def _text_of_usual_call(cfg: RopeConfig, interleaved: bool | None, layout: str, 
 
 def _reaches_native(q: Tensor, k: Tensor | None, positions: Tensor | None, cfg: RopeConfig) -> bool:
     """Whether the native kernel surely gets a call, which it checks itself: explained is only what it refused."""
-    on_cpu = all(isinstance(x, Tensor) and x.is_cpu for x in (q, positions, q if k is None else k))
-    return on_cpu and type(q) is Tensor and native.thread.is_default and not cfg.depends_on_length
+    on_cpu = type(q) is Tensor and q.is_cpu and isinstance(positions, Tensor) and positions.is_cpu
+    on_cpu = on_cpu and (k is None or (isinstance(k, Tensor) and k.is_cpu))
+    return on_cpu and native.thread.is_default and not cfg.depends_on_length
 
 
 def rotate_in_place(q: Tensor, k: Tensor | None, *args: Any) -> None:
