@@ -6,6 +6,11 @@ A library that was built without Python's headers has none of it.
 from types import ModuleType
 
 from torch import Tensor
+from typing_extensions import Unpack
+
+_Lengths = int | Tensor | None
+# q, k, positions, offset, seq_len, cu_seqlens, the operator's text
+_Inputs = tuple[Tensor, Tensor | None, Tensor | None, _Lengths, _Lengths, Tensor | None, str]
 
 def bind(
     exchange: object,
@@ -16,35 +21,6 @@ def bind(
     wrap: object,
     /,
 ) -> bool: ...
-def rotate(
-    q: Tensor,
-    k: Tensor | None,
-    positions: Tensor | None,
-    offset: int | Tensor | None,
-    seq_len: int | Tensor | None,
-    cu_seqlens: Tensor | None,
-    text: str,
-    /,
-) -> tuple[Tensor, Tensor | None] | None: ...
-def rotate_(
-    q: Tensor,
-    k: Tensor | None,
-    positions: Tensor | None,
-    offset: int | Tensor | None,
-    seq_len: int | Tensor | None,
-    cu_seqlens: Tensor | None,
-    text: str,
-    /,
-) -> bool: ...
-def rotate_out(
-    q: Tensor,
-    k: Tensor | None,
-    positions: Tensor | None,
-    offset: int | Tensor | None,
-    seq_len: int | Tensor | None,
-    cu_seqlens: Tensor | None,
-    text: str,
-    q_out: Tensor,
-    k_out: Tensor | None,
-    /,
-) -> bool: ...
+def rotate(*inputs: Unpack[_Inputs]) -> tuple[Tensor, Tensor | None] | None: ...
+def rotate_(*inputs: Unpack[_Inputs]) -> bool: ...
+def rotate_out(*inputs_and_outputs: Unpack[tuple[Unpack[_Inputs], Tensor, Tensor | None]]) -> bool: ...
