@@ -41,11 +41,6 @@ struct Work {
   int without_angle[kMaxPairs];
 };
 
-/// Where a token is: its sequence, and its place in it if positions are counted.
-struct Place {
-  std::int64_t batch, token, group, counted;
-};
-
 Place place_of(const Job& job, std::int64_t flat, std::int64_t last_group) {
   Place at{flat / job.tokens, flat % job.tokens, 0, 0};
   at.group = at.batch;

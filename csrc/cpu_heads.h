@@ -54,80 +54,78 @@ ROPE_INLINE void rotate_lanes(const typename D::T* x1, const typename D::T* x2, 
   }
 }
 
-/// All heads of one block of PAIRS pairs: cosines stay in registers, and a head is read before any of it is written.
+/// All heads of a token of one block of PAIRS pairs: cosines stay in registers, for q and for k.
 template <class D, int PAIRS, bool READ, bool WRITE, bool STREAM>
-ROPE_INLINE void heads_of_block(const typename D::T* x, typename D::T* y, int distance, const Rows& rows,
-                                const Turns& turns, bool prefetch) {
+ROPE_INLINE void heads_of_block(const Job& job, const Place& at, const Turns& turns, bool prefetch) {
+  using T = typename D::T;
   constexpr int W = vector_for(PAIRS), L = Vec<W>::L, N = PAIRS / L;
+  // Neighbours that are written apart, or the other way, are all read before any is written. So are others, if the
+  // registers hold them.
+  constexpr bool kWhole = READ != WRITE || 4 * N < kRegisters;
+  const int distance = job.plan->rotation.distance;
   F<W> cosine[N], sine[N], p[N], q[N];
   for (int j = 0; j < N; ++j) {
     cosine[j] = load_as<F<W>>(turns.cosine + j * L);
     sine[j] = load_as<F<W>>(turns.sine + j * L);
   }
-  for (std::int64_t h = 0; h < rows.heads; ++h, x += rows.from.head, y += rows.to.head) {
-    if (prefetch) prefetch_ahead(x, 2 * PAIRS * static_cast<int>(sizeof(*x)));
+  for_each_head<T>(job, at, [&](const T* x, T* y) {
+    if (prefetch) prefetch_ahead(x, 2 * PAIRS * static_cast<int>(sizeof(T)));
+    const auto store = [&](int j) { store_members<D, W, WRITE, STREAM>(y, y + distance, j * L, p[j], q[j]); };
 #pragma GCC unroll 16
     for (int j = 0; j < N; ++j) {
       F<W> a, b;
       load_members<D, W, READ>(x, x + distance, j * L, a, b);
       p[j] = a * cosine[j] - b * sine[j];
       q[j] = b * cosine[j] + a * sine[j];
+      if (!kWhole) store(j);
     }
 #pragma GCC unroll 16
-    for (int j = 0; j < N; ++j) store_members<D, W, WRITE, STREAM>(y, y + distance, j * L, p[j], q[j]);
-  }
+    for (int j = 0; kWhole && j < N; ++j) store(j);
+  });
 }
 
 /// All heads of a token, any geometry.
 template <class D, bool READ, bool WRITE, bool STREAM, bool TABLE>
-void heads_of_pairs(const Job& job, const Rows& rows, const typename D::T* x, typename D::T* y, const Turns& turns,
-                    bool prefetch) {
+void heads_of_pairs(const Job& job, const Place& at, const Turns& turns, bool prefetch) {
+  using T = typename D::T;
   const Rotation& r = job.plan->rotation;
   const int width = r.num_pairs / r.blocks;
   if constexpr (!TABLE) {
-    const auto block = [&](auto pairs) {
-      heads_of_block<D, pairs(), READ, WRITE, STREAM>(x + r.rotary_offset, y + r.rotary_offset, r.distance, rows, turns,
-                                                      prefetch);
-    };
+    const auto block = [&](auto pairs) { heads_of_block<D, pairs(), READ, WRITE, STREAM>(job, at, turns, prefetch); };
     if (r.blocks == 1 && with_usual_pairs(r.num_pairs, block)) return;
   }
   // A pair that is read as neighbours and written apart would, in place, write what later pairs read.
-  alignas(64) typename D::T copy[2 * kMaxPairs];
+  alignas(64) T copy[2 * kMaxPairs];
   const bool aside = READ != WRITE && job.in_place;
-  for (std::int64_t h = 0; h < rows.heads; ++h, x += rows.from.head, y += rows.to.head) {
-    const int bytes = 2 * r.num_pairs * static_cast<int>(sizeof(*x));
-    if (prefetch) prefetch_ahead(x, bytes);
-    const typename D::T* from = x + r.rotary_offset;
-    typename D::T* to = y + r.rotary_offset;
+  for_each_head<T>(job, at, [&](const T* from, T* to) {
+    const int bytes = 2 * r.num_pairs * static_cast<int>(sizeof(T));
+    if (prefetch) prefetch_ahead(from, bytes);
     if (aside) {
       std::memcpy(copy, from, static_cast<std::size_t>(bytes));
       from = copy;
     }
     for (int block = 0; block < r.blocks; ++block) {
-      const int at = 2 * block * r.distance, pair = block * width;
-      rotate_lanes<D, ROPE_VECTOR, READ, WRITE, STREAM, TABLE>(from + at, from + at + r.distance, to + at,
-                                                               to + at + r.distance, turns, pair, 0, width);
+      const int start = 2 * block * r.distance, pair = block * width;
+      rotate_lanes<D, ROPE_VECTOR, READ, WRITE, STREAM, TABLE>(from + start, from + start + r.distance, to + start,
+                                                               to + start + r.distance, turns, pair, 0, width);
     }
-  }
+  });
 }
 
+/// q's and k's heads of a token.
 template <class D, bool STREAM, bool TABLE>
-void rotate_token(const Job& job, const Flags& flags, const Rows& rows, std::int64_t batch, std::int64_t token,
-                  const Turns& turns) {
-  using T = typename D::T;
-  const T* x = static_cast<const T*>(rows.in) + batch * rows.from.batch + token * rows.from.token;
-  T* y = static_cast<T*>(rows.out) + batch * rows.to.batch + token * rows.to.token;
+void rotate_token(const Job& job, const Flags& flags, const Place& at, const Turns& turns) {
   if constexpr (std::is_same_v<D, BFloat16>) {
-    if (flags.split) return heads_of_split<STREAM>(job.plan->rotation, rows, x, y, turns, flags.prefetch);
+    if (flags.split) return heads_of_split<STREAM>(job, at, turns, flags.prefetch);
   }
   if (flags.read_pairs && flags.write_pairs) {
-    heads_of_pairs<D, true, true, STREAM, TABLE>(job, rows, x, y, turns, flags.prefetch);
+    heads_of_pairs<D, true, true, STREAM, TABLE>(job, at, turns, flags.prefetch);
   } else if (flags.read_pairs) {
-    heads_of_pairs<D, true, false, STREAM, TABLE>(job, rows, x, y, turns, flags.prefetch);
+    heads_of_pairs<D, true, false, STREAM, TABLE>(job, at, turns, flags.prefetch);
   } else if (flags.write_pairs) {
-    heads_of_pairs<D, false, true, STREAM, TABLE>(job, rows, x, y, turns, flags.prefetch);
+    heads_of_pairs<D, false, true, STREAM, TABLE>(job, at, turns, flags.prefetch);
   } else {
-    heads_of_pairs<D, false, false, STREAM, TABLE>(job, rows, x, y, turns, flags.prefetch);
+    heads_of_pairs<D, false, false, STREAM, TABLE>(job, at, turns, flags.prefetch);
   }
 }
 

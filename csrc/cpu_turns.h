@@ -1,6 +1,8 @@
 // The cosines and sines of one token, and the head sizes that have code of their own. Included like cpu_vectors.h.
 #include "cpu_vectors.h"
 
+constexpr int kRegisters = ROPE_VECTOR == 64 ? 32 : 16;  // of vectors
+
 /// Cosines and sines of one token, in natural or split order; a caller's table has its own for second members.
 struct Turns {
   alignas(64) float cosine[kMaxPairs + kPad];
@@ -32,5 +34,22 @@ ROPE_INLINE bool with_usual_pairs(int num_pairs, const HEADS& heads) {
       return heads(std::integral_constant<int, 128>()), true;
     default:
       return false;
+  }
+}
+
+/// Where a token is: its sequence, and its place in it if positions are counted.
+struct Place {
+  std::int64_t batch, token, group, counted;
+};
+
+/// Calls `head(x, y)` for q's heads of a token and then for k's: what turns, as it is and where it goes.
+template <class T, class HEAD>
+ROPE_INLINE void for_each_head(const Job& job, const Place& at, const HEAD& head) {
+  for (int i = 0; i < job.num_rows; ++i) {
+    const Rows& rows = job.rows[i];
+    const std::int32_t first = job.plan->rotation.rotary_offset;
+    const T* x = static_cast<const T*>(rows.in) + at.batch * rows.from.batch + at.token * rows.from.token + first;
+    T* y = static_cast<T*>(rows.out) + at.batch * rows.to.batch + at.token * rows.to.token + first;
+    for (std::int64_t h = 0; h < rows.heads; ++h, x += rows.from.head, y += rows.to.head) head(x, y);
   }
 }

@@ -9,12 +9,15 @@ struct Vec {
   static constexpr int L = W / 4;
   typedef float F __attribute__((vector_size(W)));
   typedef std::uint32_t U __attribute__((vector_size(W)));
+  typedef std::int32_t I __attribute__((vector_size(W)));  // for comparisons, which SSE2 and AVX2 have of these alone
   typedef std::uint16_t H __attribute__((vector_size(W / 2)));
 };
 template <int W>
 using F = typename Vec<W>::F;
 template <int W>
 using U = typename Vec<W>::U;
+template <int W>
+using I = typename Vec<W>::I;
 template <int W>
 using H = typename Vec<W>::H;
 
@@ -206,9 +209,9 @@ template <int W>
 ROPE_INLINE F<W> widen_fp16(U<W> half) {
   const U<W> magnitude = half & 0x7fffU, sign = (half & 0x8000U) << 16;
   const U<W> finite = (U<W>)((F<W>)(magnitude << 13) * 5.192296858534828e+33F);
-  const U<W> quiet = (magnitude > 0x7c00U) ? (magnitude & 0) + 0x00400000U : magnitude & 0;
-  const U<W> other = ((magnitude << 13) + 0x70000000U) | quiet;
-  return (F<W>)(((magnitude >= 0x7c00U) ? other : finite) | sign);
+  const U<W> special = (U<W>)((I<W>)magnitude >= 0x7c00) & 0x7f800000U;
+  const U<W> quiet = (U<W>)((I<W>)magnitude > 0x7c00) & 0x00400000U;
+  return (F<W>)(finite | special | quiet | sign);
 }
 
 /// fp32 as fp16 bits, to nearest even.
@@ -219,9 +222,9 @@ ROPE_INLINE U<W> narrow_fp16(F<W> value) {
   // 0.5's last place is fp16's smallest denormal
   const U<W> denormal = (U<W>)((F<W>)magnitude + 0.5F) - 0x3f000000U;
   const U<W> infinity = (magnitude & 0) + 0x7c00U, nan = ((magnitude >> 13) & 0x3ffU) | 0x7e00U;
-  const U<W> finite = (magnitude >= 0x38800000U) ? normal : denormal;
-  const U<W> large = (magnitude > 0x7f800000U) ? nan : infinity;
-  return ((magnitude >= 0x477ff000U) ? large : finite) | sign;
+  const U<W> finite = ((I<W>)magnitude >= 0x38800000) ? normal : denormal;
+  const U<W> large = ((I<W>)magnitude > 0x7f800000) ? nan : infinity;
+  return (((I<W>)magnitude >= 0x477ff000) ? large : finite) | sign;
 }
 
 struct Float16 {

@@ -68,11 +68,11 @@ ROPE_INLINE void rotate_words(const std::uint16_t* x, std::uint16_t* y, int dist
   }
 }
 
-/// All heads of a token, for WORDS words per half known at compile time: cosines stay in registers.
+/// All heads of a token, for WORDS words per half known at compile time: cosines stay in registers, for q and for k.
 template <int WORDS, bool STREAM>
-ROPE_INLINE void heads_of_words(const std::uint16_t* x, std::uint16_t* y, int distance, const Rows& rows,
-                                const Turns& turns, bool prefetch) {
+ROPE_INLINE void heads_of_words(const Job& job, const Place& at, const Turns& turns, bool prefetch) {
   constexpr int W = vector_for(WORDS), L = Vec<W>::L, N = WORDS / L;
+  const int distance = job.plan->rotation.distance;
   F<W> c0[N], c1[N], s0[N], s1[N];
   for (int j = 0; j < N; ++j) {
     c0[j] = load_as<F<W>>(turns.cosine + j * L);
@@ -80,7 +80,7 @@ ROPE_INLINE void heads_of_words(const std::uint16_t* x, std::uint16_t* y, int di
     s0[j] = load_as<F<W>>(turns.sine + j * L);
     s1[j] = load_as<F<W>>(turns.sine + WORDS + j * L);
   }
-  for (std::int64_t h = 0; h < rows.heads; ++h, x += rows.from.head, y += rows.to.head) {
+  for_each_head<std::uint16_t>(job, at, [&](const std::uint16_t* x, std::uint16_t* y) {
     if (prefetch) prefetch_ahead(x, 8 * WORDS);
 #pragma GCC unroll 8
     for (int j = 0; j < N; ++j) {
@@ -89,19 +89,17 @@ ROPE_INLINE void heads_of_words(const std::uint16_t* x, std::uint16_t* y, int di
       store_as<STREAM>(y + 2 * j * L, a);
       store_as<STREAM>(y + distance + 2 * j * L, b);
     }
-  }
+  });
 }
 
 /// All heads of a token as words.
 template <bool STREAM>
-void heads_of_split(const Rotation& r, const Rows& rows, const std::uint16_t* x, std::uint16_t* y, const Turns& turns,
-                    bool prefetch) {
-  x += r.rotary_offset;
-  y += r.rotary_offset;
-  const auto words = [&](auto pairs) { heads_of_words<pairs() / 2, STREAM>(x, y, r.distance, rows, turns, prefetch); };
-  if (with_usual_pairs(r.num_pairs, words)) return;
-  for (std::int64_t h = 0; h < rows.heads; ++h, x += rows.from.head, y += rows.to.head) {
-    if (prefetch) prefetch_ahead(x, 4 * r.num_pairs);
-    rotate_words<ROPE_VECTOR, STREAM>(x, y, r.distance, turns.cosine, turns.sine, 0, r.num_pairs / 2);
-  }
+void heads_of_split(const Job& job, const Place& at, const Turns& turns, bool prefetch) {
+  const int pairs = job.plan->rotation.num_pairs, distance = job.plan->rotation.distance;
+  const auto usual = [&](auto number) { heads_of_words<number() / 2, STREAM>(job, at, turns, prefetch); };
+  if (with_usual_pairs(pairs, usual)) return;
+  for_each_head<std::uint16_t>(job, at, [&](const std::uint16_t* x, std::uint16_t* y) {
+    if (prefetch) prefetch_ahead(x, 4 * pairs);
+    rotate_words<ROPE_VECTOR, STREAM>(x, y, distance, turns.cosine, turns.sine, 0, pairs / 2);
+  });
 }

@@ -43,12 +43,14 @@ void rotate_range(const Job& job, std::int64_t first, std::int64_t last, Thread&
       }
       turns_of(job, work);
     }
-    for (int i = 0; i < job.num_rows; ++i) {
-      if (outside && !job.in_place) copy_channels(job, job.rows[i], at.batch, at.token, {0, r.head_dim});
-      if (outside) continue;
-      if (!job.in_place) copy_untouched(job, job.rows[i], at.batch, at.token);
-      rotate_token<D, STREAM, TABLE>(job, flags, job.rows[i], at.batch, at.token, work.turns);
+    for (int i = 0; !job.in_place && i < job.num_rows; ++i) {
+      if (outside) {
+        copy_channels(job, job.rows[i], at.batch, at.token, {0, r.head_dim});
+      } else {
+        copy_untouched(job, job.rows[i], at.batch, at.token);
+      }
     }
+    if (!outside) rotate_token<D, STREAM, TABLE>(job, flags, at, work.turns);
   }
 #if defined(__x86_64__)
   if (STREAM) _mm_sfence();
