@@ -1,5 +1,5 @@
 // From positions to the cosines and sines of one token. Included like cpu_vectors.h.
-#include "cpu_heads.h"
+#include "cpu_table.h"
 
 std::int64_t integer_position(const Positions& p, std::int64_t at) {
   return p.kind == Number::kInt32 ? static_cast<const std::int32_t*>(p.data)[at]
@@ -31,7 +31,6 @@ double float32_angle(double position, std::int64_t integer, bool is_integer, dou
 struct Work {
   FrequencyCache* now;
   FrequencyCache* before;
-  Turns turns;
   alignas(64) std::uint32_t phase[kMaxPairs];
   std::int64_t group = -2;
   const Frequencies* frequencies = nullptr;
@@ -148,6 +147,14 @@ void general_phases(const Job& job, const Place& at, Work& work) {
   }
 }
 
+/// Whether one integer position of a token, times a frequency, is a pair's phase.
+bool is_plain(const Job& job) {
+  const Rotation& r = job.plan->rotation;
+  const Number kind = job.positions.kind;
+  const bool integer = kind == Number::kNone || kind == Number::kInt32 || kind == Number::kInt64;
+  return integer && r.axis.empty() && r.phase == Phase::kExact && job.from_seq_len.count == 0;
+}
+
 void plain_phases(const Job& job, const Place& at, Work& work, bool split) {
   const Positions& p = job.positions;
   const std::int64_t position = p.kind == Number::kNone ? at.counted + (job.offset.count ? job.offset[at.group] : 0)
@@ -157,65 +164,26 @@ void plain_phases(const Job& job, const Place& at, Work& work, bool split) {
                         split ? f.split_high.data() : f.high.data(), 0, job.plan->rotation.num_pairs, work.phase);
 }
 
-/// One entry of a caller's table. Its NaN becomes the one whose lower half is empty: see round_bf16.
-float table_entry(const Table& t, const void* data, std::int64_t at) {
-  float value;
-  switch (t.kind) {
-    case Number::kBFloat16:
-      value = BFloat16::widen(static_cast<const std::uint16_t*>(data)[at]);
-      break;
-    case Number::kFloat16:
-      value = Float16::widen(static_cast<const std::uint16_t*>(data)[at]);
-      break;
-    case Number::kFloat64:
-      value = static_cast<float>(static_cast<const double*>(data)[at]);
-      break;
-    default:
-      value = static_cast<const float*>(data)[at];
-  }
-  return value == value ? value : std::numeric_limits<float>::quiet_NaN();
-}
-
-/// Turns by the caller's table, laid out as a rotation writes: the adjoint swaps and negates the members' sines.
-void turns_of_table(const Job& job, const Place& at, Turns& turns) {
-  const Rotation& r = job.plan->rotation;
-  const Table& t = job.table;
-  const std::int64_t next = r.pairing == Pairing::kInterleaved ? 2 : 1;
-  const std::int64_t apart = r.pairing == Pairing::kInterleaved ? 1 : r.distance;
-  const std::int64_t cosine = at.batch * t.cosine_strides.batch + at.token * t.cosine_strides.token;
-  const std::int64_t sine = at.batch * t.sine_strides.batch + at.token * t.sine_strides.token;
-  for (int i = 0; i < r.num_pairs; ++i) {
-    const std::int64_t first = i * next, second = first + apart;
-    turns.cosine[i] = table_entry(t, t.cosine, cosine + first * t.cosine_strides.head);
-    turns.second_cosine[i] = table_entry(t, t.cosine, cosine + second * t.cosine_strides.head);
-    const float s1 = table_entry(t, t.sine, sine + first * t.sine_strides.head);
-    const float s2 = table_entry(t, t.sine, sine + second * t.sine_strides.head);
-    turns.sine[i] = job.inverse ? -s2 : s1;
-    turns.second_sine[i] = job.inverse ? -s1 : s2;
-  }
-}
-
-void turns_of(const Job& job, Work& work) {
+void turns_of(const Job& job, Work& work, const Turns& turns) {
   const Rotation& r = job.plan->rotation;
   const float c_scale = work.scaling, s_scale = job.inverse ? -work.scaling : work.scaling;
-  Turns& turns = work.turns;
   for (int i = 0; i < r.num_pairs; ++i) {
     float s, c;
     sin_cos(work.phase[i], s, c);
-    turns.sine[i] = s * s_scale;
+    turns.sine()[i] = s * s_scale;
     turns.cosine[i] = c * c_scale;
   }
   for (int i = 0; i < work.num_without_angle; ++i) {
     const int pair = work.without_angle[i];
-    turns.sine[pair] = turns.cosine[pair] = std::numeric_limits<float>::quiet_NaN();
+    turns.sine()[pair] = turns.cosine[pair] = std::numeric_limits<float>::quiet_NaN();
   }
   work.num_without_angle = 0;
-  std::fill_n(turns.sine + r.num_pairs, kPad, 0.0F);
+  std::fill_n(turns.sine() + r.num_pairs, kPad, 0.0F);
   std::fill_n(turns.cosine + r.num_pairs, kPad, 0.0F);
   if (r.table_dtype == Number::kNone) return;
   const bool bf16 = r.table_dtype == Number::kBFloat16;
   for (int i = 0; i < r.num_pairs; ++i) {
-    for (float* value : {&turns.sine[i], &turns.cosine[i]}) {
+    for (float* value : {&turns.sine()[i], &turns.cosine[i]}) {
       *value = bf16 ? BFloat16::widen(BFloat16::narrow(*value)) : Float16::widen(Float16::narrow(*value));
     }
   }

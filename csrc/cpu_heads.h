@@ -1,4 +1,4 @@
-// All heads of one token: rows in, rows out, by cosines and sines that are there. Included like cpu_vectors.h.
+// All heads of a block of tokens: rows in, rows out, by cosines and sines that are there. Included like cpu_vectors.h.
 #include "cpu_words.h"
 
 struct Flags {
@@ -33,9 +33,9 @@ template <class D, int W, bool READ, bool WRITE, bool STREAM, bool TABLE>
 ROPE_INLINE void rotate_lanes(const typename D::T* x1, const typename D::T* x2, typename D::T* y1, typename D::T* y2,
                               const Turns& turns, int first, int i, int n) {
   constexpr int L = Vec<W>::L;
-  const float *cosine = turns.cosine + first, *sine = turns.sine + first;
-  const float* cosine2 = TABLE ? turns.second_cosine + first : cosine;
-  const float* sine2 = TABLE ? turns.second_sine + first : sine;
+  const float *cosine = turns.cosine + first, *sine = turns.sine() + first;
+  const float* cosine2 = TABLE ? turns.second_cosine() + first : cosine;
+  const float* sine2 = TABLE ? turns.second_sine() + first : sine;
   for (; i + L <= n; i += L) {
     F<W> a, b;
     load_members<D, W, READ>(x1, x2, i, a, b);
@@ -54,21 +54,23 @@ ROPE_INLINE void rotate_lanes(const typename D::T* x1, const typename D::T* x2, 
   }
 }
 
-/// All heads of a token of one block of PAIRS pairs: cosines stay in registers, for q and for k.
+/// All heads of a block, for PAIRS pairs known at compile time: cosines stay in registers, for q and for k.
 template <class D, int PAIRS, bool READ, bool WRITE, bool STREAM>
-ROPE_INLINE void heads_of_block(const Job& job, const Place& at, const Turns& turns, bool prefetch) {
+ROPE_INLINE void heads_of_usual(const Job& job, const Block& block, bool prefetch) {
   using T = typename D::T;
   constexpr int W = vector_for(PAIRS), L = Vec<W>::L, N = PAIRS / L;
   // Neighbours that are written apart, or the other way, are all read before any is written. So are others, if the
-  // registers hold them.
-  constexpr bool kWhole = READ != WRITE || 4 * N < kRegisters;
+  // registers hold them, or take long to convert.
+  constexpr bool kWhole = READ != WRITE || 4 * N < kRegisters || std::is_same_v<D, Float16>;
   const int distance = job.plan->rotation.distance;
   F<W> cosine[N], sine[N], p[N], q[N];
-  for (int j = 0; j < N; ++j) {
-    cosine[j] = load_as<F<W>>(turns.cosine + j * L);
-    sine[j] = load_as<F<W>>(turns.sine + j * L);
-  }
-  for_each_head<T>(job, at, [&](const T* x, T* y) {
+  const auto take = [&](const Turns& turns) {
+    for (int j = 0; j < N; ++j) {
+      cosine[j] = load_as<F<W>>(turns.cosine + j * L);
+      sine[j] = load_as<F<W>>(turns.sine() + j * L);
+    }
+  };
+  for_each_head<T>(job, block, take, [&](const T* x, T* y, const Turns&) {
     if (prefetch) prefetch_ahead(x, 2 * PAIRS * static_cast<int>(sizeof(T)));
     const auto store = [&](int j) { store_members<D, W, WRITE, STREAM>(y, y + distance, j * L, p[j], q[j]); };
 #pragma GCC unroll 16
@@ -84,48 +86,48 @@ ROPE_INLINE void heads_of_block(const Job& job, const Place& at, const Turns& tu
   });
 }
 
-/// All heads of a token, any geometry.
+/// All heads of a block, any geometry.
 template <class D, bool READ, bool WRITE, bool STREAM, bool TABLE>
-void heads_of_pairs(const Job& job, const Place& at, const Turns& turns, bool prefetch) {
+void heads_of_pairs(const Job& job, const Block& block, bool prefetch) {
   using T = typename D::T;
   const Rotation& r = job.plan->rotation;
   const int width = r.num_pairs / r.blocks;
   if constexpr (!TABLE) {
-    const auto block = [&](auto pairs) { heads_of_block<D, pairs(), READ, WRITE, STREAM>(job, at, turns, prefetch); };
-    if (r.blocks == 1 && with_usual_pairs(r.num_pairs, block)) return;
+    const auto usual = [&](auto pairs) { heads_of_usual<D, pairs(), READ, WRITE, STREAM>(job, block, prefetch); };
+    if (r.blocks == 1 && with_usual_pairs(r.num_pairs, usual)) return;
   }
   // A pair that is read as neighbours and written apart would, in place, write what later pairs read.
   alignas(64) T copy[2 * kMaxPairs];
   const bool aside = READ != WRITE && job.in_place;
-  for_each_head<T>(job, at, [&](const T* from, T* to) {
+  const auto take = [](const Turns&) {};
+  for_each_head<T>(job, block, take, [&](const T* from, T* to, const Turns& turns) {
     const int bytes = 2 * r.num_pairs * static_cast<int>(sizeof(T));
     if (prefetch) prefetch_ahead(from, bytes);
     if (aside) {
       std::memcpy(copy, from, static_cast<std::size_t>(bytes));
       from = copy;
     }
-    for (int block = 0; block < r.blocks; ++block) {
-      const int start = 2 * block * r.distance, pair = block * width;
+    for (int part = 0; part < r.blocks; ++part) {
+      const int start = 2 * part * r.distance, pair = part * width;
       rotate_lanes<D, ROPE_VECTOR, READ, WRITE, STREAM, TABLE>(from + start, from + start + r.distance, to + start,
                                                                to + start + r.distance, turns, pair, 0, width);
     }
   });
 }
 
-/// q's and k's heads of a token.
 template <class D, bool STREAM, bool TABLE>
-void rotate_token(const Job& job, const Flags& flags, const Place& at, const Turns& turns) {
-  if constexpr (std::is_same_v<D, BFloat16>) {
-    if (flags.split) return heads_of_split<STREAM>(job, at, turns, flags.prefetch);
+void rotate_block(const Job& job, const Flags& flags, const Block& block) {
+  if constexpr (std::is_same_v<D, BFloat16> && !TABLE) {
+    if (flags.split) return heads_of_split<STREAM>(job, block, flags.prefetch);
   }
   if (flags.read_pairs && flags.write_pairs) {
-    heads_of_pairs<D, true, true, STREAM, TABLE>(job, at, turns, flags.prefetch);
+    heads_of_pairs<D, true, true, STREAM, TABLE>(job, block, flags.prefetch);
   } else if (flags.read_pairs) {
-    heads_of_pairs<D, true, false, STREAM, TABLE>(job, at, turns, flags.prefetch);
+    heads_of_pairs<D, true, false, STREAM, TABLE>(job, block, flags.prefetch);
   } else if (flags.write_pairs) {
-    heads_of_pairs<D, false, true, STREAM, TABLE>(job, at, turns, flags.prefetch);
+    heads_of_pairs<D, false, true, STREAM, TABLE>(job, block, flags.prefetch);
   } else {
-    heads_of_pairs<D, false, false, STREAM, TABLE>(job, at, turns, flags.prefetch);
+    heads_of_pairs<D, false, false, STREAM, TABLE>(job, block, flags.prefetch);
   }
 }
 
@@ -154,4 +156,15 @@ void copy_untouched(const Job& job, const Rows& rows, std::int64_t batch, std::i
     return;
   }
   for (const Span& span : job.plan->untouched) copy_channels(job, rows, batch, token, span);
+}
+
+/// Copies what a token's heads keep to other buffers: all of it, of a token outside all sequences.
+void copy_others(const Job& job, const Place& at, bool outside) {
+  for (int i = 0; !job.in_place && i < job.num_rows; ++i) {
+    if (outside) {
+      copy_channels(job, job.rows[i], at.batch, at.token, {0, job.plan->rotation.head_dim});
+    } else {
+      copy_untouched(job, job.rows[i], at.batch, at.token);
+    }
+  }
 }

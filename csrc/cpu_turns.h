@@ -2,13 +2,36 @@
 #include "cpu_vectors.h"
 
 constexpr int kRegisters = ROPE_VECTOR == 64 ? 32 : 16;  // of vectors
+constexpr std::int64_t kRuns = 8;                        // through memory at a time
 
-/// Cosines and sines of one token, in natural or split order; a caller's table has its own for second members.
+/// Cosines and sines of one token, in natural or split order; a caller's table may have its own for second members.
+/// One pointer, and distances that compilers know.
 struct Turns {
-  alignas(64) float cosine[kMaxPairs + kPad];
-  alignas(64) float sine[kMaxPairs + kPad];
-  alignas(64) float second_cosine[kMaxPairs];
-  alignas(64) float second_sine[kMaxPairs];
+  float* cosine;
+  [[nodiscard]] float* sine() const { return cosine + kKindFloats; }
+  [[nodiscard]] float* second_cosine() const { return cosine + 2 * kKindFloats; }
+  [[nodiscard]] float* second_sine() const { return cosine + 3 * kKindFloats; }
+};
+
+/// Where a token is: its sequence, and its place in it if positions are counted.
+struct Place {
+  std::int64_t batch, token, group, counted;
+};
+
+/// Neighbouring tokens of a batch's row, and what each of them turns by.
+class Block {
+ public:
+  std::int64_t batch = 0, token = 0;
+  int count = 0;
+
+  Block(int num_pairs, float* floats) : step_((num_pairs + kPad + 15) / 16 * 16), floats_(floats) {}
+
+  [[nodiscard]] int capacity() const { return std::min(kKindFloats / step_, kBlockTokens); }
+  [[nodiscard]] Turns operator[](int i) const { return {floats_ + i * step_}; }
+
+ private:
+  int step_;  // floats from a token to the next one
+  float* floats_;
 };
 
 /// Bytes of the widest vector whose lanes divide n.
@@ -37,19 +60,47 @@ ROPE_INLINE bool with_usual_pairs(int num_pairs, const HEADS& heads) {
   }
 }
 
-/// Where a token is: its sequence, and its place in it if positions are counted.
-struct Place {
-  std::int64_t batch, token, group, counted;
+/// Where q's or k's heads of a block begin, as they are and where they go: what turns of them.
+template <class T>
+struct Heads {
+  const T* x;
+  T* y;
+  const Rows& rows;
+
+  Heads(const Job& job, const Block& block, int i)
+      : x(static_cast<const T*>(job.rows[i].in) + first(job, block, job.rows[i].from)),
+        y(static_cast<T*>(job.rows[i].out) + first(job, block, job.rows[i].to)),
+        rows(job.rows[i]) {}
+
+  static std::int64_t first(const Job& job, const Block& block, const Strides& s) {
+    return block.batch * s.batch + block.token * s.token + job.plan->rotation.rotary_offset;
+  }
 };
 
-/// Calls `head(x, y)` for q's heads of a token and then for k's: what turns, as it is and where it goes.
-template <class T, class HEAD>
-ROPE_INLINE void for_each_head(const Job& job, const Place& at, const HEAD& head) {
+/// Calls `head(x, y, turns)` for all heads of the tokens of a block, q's and then k's; and `take(turns)` before, when
+/// the token is another one. Of several tokens few heads come at a time: each of them is one run through memory.
+template <class T, class TAKE, class HEAD>
+ROPE_INLINE void for_each_head(const Job& job, const Block& block, const TAKE& take, const HEAD& head) {
+  if (block.count == 1) {
+    const Turns turns = block[0];
+    take(turns);
+    for (int i = 0; i < job.num_rows; ++i) {
+      auto [x, y, rows] = Heads<T>(job, block, i);
+      for (std::int64_t h = 0; h < rows.heads; ++h, x += rows.from.head, y += rows.to.head) head(x, y, turns);
+    }
+    return;
+  }
   for (int i = 0; i < job.num_rows; ++i) {
-    const Rows& rows = job.rows[i];
-    const std::int32_t first = job.plan->rotation.rotary_offset;
-    const T* x = static_cast<const T*>(rows.in) + at.batch * rows.from.batch + at.token * rows.from.token + first;
-    T* y = static_cast<T*>(rows.out) + at.batch * rows.to.batch + at.token * rows.to.token + first;
-    for (std::int64_t h = 0; h < rows.heads; ++h, x += rows.from.head, y += rows.to.head) head(x, y);
+    const auto [x, y, rows] = Heads<T>(job, block, i);
+    for (std::int64_t first = 0; first < rows.heads; first += kRuns) {
+      const std::int64_t end = std::min(first + kRuns, rows.heads);
+      for (int j = 0; j < block.count; ++j) {
+        const Turns turns = block[j];
+        take(turns);
+        for (std::int64_t h = first; h < end; ++h) {
+          head(x + h * rows.from.head + j * rows.from.token, y + h * rows.to.head + j * rows.to.token, turns);
+        }
+      }
+    }
   }
 }

@@ -68,19 +68,21 @@ ROPE_INLINE void rotate_words(const std::uint16_t* x, std::uint16_t* y, int dist
   }
 }
 
-/// All heads of a token, for WORDS words per half known at compile time: cosines stay in registers, for q and for k.
+/// All heads of a block, for WORDS words per half known at compile time: cosines stay in registers, for q and for k.
 template <int WORDS, bool STREAM>
-ROPE_INLINE void heads_of_words(const Job& job, const Place& at, const Turns& turns, bool prefetch) {
+ROPE_INLINE void heads_of_words(const Job& job, const Block& block, bool prefetch) {
   constexpr int W = vector_for(WORDS), L = Vec<W>::L, N = WORDS / L;
   const int distance = job.plan->rotation.distance;
   F<W> c0[N], c1[N], s0[N], s1[N];
-  for (int j = 0; j < N; ++j) {
-    c0[j] = load_as<F<W>>(turns.cosine + j * L);
-    c1[j] = load_as<F<W>>(turns.cosine + WORDS + j * L);
-    s0[j] = load_as<F<W>>(turns.sine + j * L);
-    s1[j] = load_as<F<W>>(turns.sine + WORDS + j * L);
-  }
-  for_each_head<std::uint16_t>(job, at, [&](const std::uint16_t* x, std::uint16_t* y) {
+  const auto take = [&](const Turns& turns) {
+    for (int j = 0; j < N; ++j) {
+      c0[j] = load_as<F<W>>(turns.cosine + j * L);
+      c1[j] = load_as<F<W>>(turns.cosine + WORDS + j * L);
+      s0[j] = load_as<F<W>>(turns.sine() + j * L);
+      s1[j] = load_as<F<W>>(turns.sine() + WORDS + j * L);
+    }
+  };
+  for_each_head<std::uint16_t>(job, block, take, [&](const std::uint16_t* x, std::uint16_t* y, const Turns&) {
     if (prefetch) prefetch_ahead(x, 8 * WORDS);
 #pragma GCC unroll 8
     for (int j = 0; j < N; ++j) {
@@ -92,14 +94,15 @@ ROPE_INLINE void heads_of_words(const Job& job, const Place& at, const Turns& tu
   });
 }
 
-/// All heads of a token as words.
+/// All heads of a block as words.
 template <bool STREAM>
-void heads_of_split(const Job& job, const Place& at, const Turns& turns, bool prefetch) {
+void heads_of_split(const Job& job, const Block& block, bool prefetch) {
   const int pairs = job.plan->rotation.num_pairs, distance = job.plan->rotation.distance;
-  const auto usual = [&](auto number) { heads_of_words<number() / 2, STREAM>(job, at, turns, prefetch); };
+  const auto usual = [&](auto number) { heads_of_words<number() / 2, STREAM>(job, block, prefetch); };
   if (with_usual_pairs(pairs, usual)) return;
-  for_each_head<std::uint16_t>(job, at, [&](const std::uint16_t* x, std::uint16_t* y) {
+  const auto take = [](const Turns&) {};
+  for_each_head<std::uint16_t>(job, block, take, [=](const std::uint16_t* x, std::uint16_t* y, const Turns& turns) {
     if (prefetch) prefetch_ahead(x, 4 * pairs);
-    rotate_words<ROPE_VECTOR, STREAM>(x, y, distance, turns.cosine, turns.sine, 0, pairs / 2);
+    rotate_words<ROPE_VECTOR, STREAM>(x, y, distance, turns.cosine, turns.sine(), 0, pairs / 2);
   });
 }

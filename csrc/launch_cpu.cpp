@@ -35,7 +35,8 @@ void launch_cpu(Job& job, bool given) {
   if (tokens <= grain) return rotate_cpu(job, 0, tokens);
   const std::int64_t threads = torch::stable::get_num_threads();
   const std::int64_t parts = std::min(threads, (tokens + grain - 1) / grain);
-  Shares shares(tokens, parts, grain);
+  const std::int64_t run = job.is_head_first() ? std::min<std::int64_t>(kBlockTokens, tokens / threads) : 1;
+  Shares shares(tokens, parts, std::max(grain, run));
   torch::stable::parallel_for(0, parts, 1, [&](std::int64_t a, std::int64_t b) {
     for (std::int64_t part = a; part < b; ++part) {
       shares.work(part, [&job](std::int64_t first, std::int64_t last) { rotate_cpu(job, first, last); });

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -39,6 +40,9 @@ struct Span {
 };
 
 constexpr std::int32_t kMaxPairs = 1024;
+constexpr std::int32_t kBlockTokens = 256;   // at most, that a head's are rotated of in one go: 64 KiB in bf16
+constexpr std::int32_t kKindFloats = 20992;  // for their cosines, and as many for the sines: 82 KiB
+static_assert(kKindFloats > kMaxPairs + 64);
 
 /// The frequencies of a call, in the order in which a kernel keeps its cosines.
 ///
@@ -75,9 +79,15 @@ class FrequencyCache {
   Frequencies made_;
 };
 
+/// Cosines and sines of a block of tokens, and those of second members.
+struct alignas(64) Floats {
+  float data[4 * kKindFloats];
+};
+
 /// What a thread keeps from call to call, and knows of its machine.
 struct Thread {
   FrequencyCache frequencies, frequencies_before;
+  std::unique_ptr<Floats> floats = std::make_unique_for_overwrite<Floats>();
   bool prefetch = true;  // the machine reads ahead less than it could
 };
 
@@ -153,6 +163,11 @@ struct Job {
   bool in_place = false;
   bool words = false;      // all rows are aligned to words of two 16-bit elements
   bool streaming = false;  // stores pass by the caches: for given buffers larger than those
+
+  /// Whether a head's next token is nearer than the token's next head: then a head's tokens are rotated in one go.
+  [[nodiscard]] bool is_head_first() const {
+    return packed.bounds == nullptr && rows[0].heads > 1 && rows[0].from.token < rows[0].from.head;
+  }
 };
 
 /// Rotates tokens [first, last) of the flattened (batch, tokens), on the best instruction set of this machine.

@@ -20,37 +20,46 @@ constexpr int kPad = ROPE_VECTOR / 4;  // a masked vector reads so far past the 
 template <class D, bool STREAM, bool TABLE = false>
 void rotate_range(const Job& job, std::int64_t first, std::int64_t last, Thread& thread) {
   const Rotation& r = job.plan->rotation;
-  const Positions& p = job.positions;
-  const bool integer = p.kind == Number::kNone || p.kind == Number::kInt32 || p.kind == Number::kInt64;
-  const bool plain = integer && r.axis.empty() && r.phase == Phase::kExact && job.from_seq_len.count == 0;
   const bool mixed = r.pairing == Pairing::kInterleavedToHalf, pairs = r.pairing == Pairing::kInterleaved;
-  const bool split = !TABLE && plain && job.words && job.plan->splits && job.dtype == DType::kBFloat16;
+  const bool plain = is_plain(job);
+  const bool split = (plain || TABLE) && job.words && job.plan->splits && job.dtype == DType::kBFloat16;
   const Flags flags{split, pairs || (mixed && !job.inverse), pairs || (mixed && job.inverse), thread.prefetch};
   Work work;
   work.now = &thread.frequencies;
   work.before = &thread.frequencies_before;
-  for (std::int64_t flat = first; flat < last; ++flat) {
-    const Place at = place_of(job, flat, work.group);
+  Block block(r.num_pairs, thread.floats->data);
+  const std::int64_t most = job.is_head_first() ? block.capacity() : 1;
+  for (std::int64_t flat = first; flat < last; flat += block.count) {
+    Place at = place_of(job, flat, work.group);
+    block.batch = at.batch;
+    block.token = at.token;
+    block.count = static_cast<int>(std::min({most, last - flat, job.tokens - at.token}));
     const bool outside = job.packed.bounds != nullptr && at.group == job.packed.sequences;
-    if constexpr (TABLE) {
-      turns_of_table(job, at, work.turns);
-    } else if (!outside) {
-      enter_group(job, at, work);
-      if (plain) {
-        plain_phases(job, at, work, split);
+    bool same = true;
+    for (int i = 0; i < block.count; ++i, ++at.token, ++at.counted) {
+      copy_others(job, at, outside);
+      if (outside) continue;
+      if constexpr (TABLE) {
+        const bool is_same = turns_of_table(job, at, block[i]);
+        if (i == 0) same = is_same;
+        if (is_same != same) block.count = i;  // a block's tokens are of one kind; this one begins the next
       } else {
-        general_phases(job, at, work);
-      }
-      turns_of(job, work);
-    }
-    for (int i = 0; !job.in_place && i < job.num_rows; ++i) {
-      if (outside) {
-        copy_channels(job, job.rows[i], at.batch, at.token, {0, r.head_dim});
-      } else {
-        copy_untouched(job, job.rows[i], at.batch, at.token);
+        enter_group(job, at, work);
+        if (plain) {
+          plain_phases(job, at, work, split);
+        } else {
+          general_phases(job, at, work);
+        }
+        turns_of(job, work, block[i]);
       }
     }
-    if (!outside) rotate_token<D, STREAM, TABLE>(job, flags, at, work.turns);
+    if (outside) continue;
+    if (TABLE && !same) {
+      rotate_block<D, STREAM, true>(job, flags, block);
+      continue;
+    }
+    for (int i = 0; TABLE && split && i < block.count; ++i) split_turns(block[i], r.num_pairs);
+    rotate_block<D, STREAM, false>(job, flags, block);
   }
 #if defined(__x86_64__)
   if (STREAM) _mm_sfence();

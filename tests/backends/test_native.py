@@ -126,6 +126,30 @@ def test_threads_and_streaming_stores_do_not_change_a_bit(dtype, pairing, head_d
 
 
 @pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("pairing", ["half", "interleaved", "interleaved_to_half"])
+@pytest.mark.parametrize("head_dim", [64, 80, 512])
+def test_heads_before_tokens_do_not_change_a_bit(isa, dtype, pairing, head_dim):
+    """Several blocks of tokens, the last of them short, and of heads, on one thread and on two."""
+    native.force_isa(isa)
+    config = rk.RopeConfig(head_dim=head_dim, pairing=pairing)
+    q, k = (torch.randn(2, 300, heads, head_dim).to(dtype) for heads in (11, 1))
+    positions = torch.randint(2**20, (2, 300))
+    wanted = rk.apply_rope(q, k, positions, config)
+    q, k = (x.transpose(1, 2).contiguous() for x in (q, k))
+    try:
+        for threads in 1, 2:
+            torch.set_num_threads(threads)
+            for a, b in zip(rk.apply_rope(q, k, positions, config, layout="bhsd"), wanted, strict=True):
+                assert torch.equal(a.transpose(1, 2), b)
+    finally:
+        torch.set_num_threads(1)
+    rk.apply_rope_(q, k, positions, config, layout="bhsd")
+    assert torch.equal(q.transpose(1, 2), wanted[0])
+    assert torch.equal(k.transpose(1, 2), wanted[1])
+
+
+@pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("pairing", ["half", "interleaved"])
 @pytest.mark.parametrize("head_dim", [64, 96], ids=lambda d: f"d{d}")
@@ -166,6 +190,32 @@ def test_table(isa, pairing, inverse):
                 wanted = ops.rotate_table(*args)
             for a, b in zip(got, wanted, strict=True):
                 torch.testing.assert_close(a, b, equal_nan=True)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("pairing", ["half", "interleaved"])
+@pytest.mark.parametrize("inverse", [False, True])
+def test_a_table_whose_members_turn_by_the_same_but_for_some_tokens(isa, pairing, inverse):
+    """In both orders of memory, bit for bit, and as the reference turns by it."""
+    native.force_isa(isa)
+    angles = torch.randn(2, 70, 32)
+    cos, sin = (
+        t.repeat_interleave(2, -1) if pairing == "interleaved" else t.tile(2) for t in (angles.cos(), angles.sin())
+    )
+    cos[0, 9, 3] = sin[0, 33:35, -1] = 2.0
+    cos[1, 69, 0] = float("nan")
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        for table_dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16):
+            table = cos.to(table_dtype), sin.to(table_dtype)
+            q, k = torch.randn(2, 70, 9, 64).to(dtype), torch.randn(2, 70, 1, 64).to(dtype)
+            made = ops.rotate_table(q, k, *table, 64, pairing, "bshd", inverse)
+            first = [x.transpose(1, 2).contiguous() for x in (q, k)]
+            again = ops.rotate_table(*first, *table, 64, pairing, "bhsd", inverse)
+            with rk.use_backend("reference"):
+                wanted = ops.rotate_table(q, k, *table, 64, pairing, "bshd", inverse)
+            for a, b, c in zip(made, again, wanted, strict=True):
+                torch.testing.assert_close(a, c, equal_nan=True)
+                torch.testing.assert_close(a, b.transpose(1, 2), rtol=0, atol=0, equal_nan=True)
 
 
 shapes = st.builds(

@@ -84,9 +84,10 @@ struct Shape {
   std::int64_t batch, tokens, heads, head_dim;
 };
 
-/// Elements before the first one and after the last one of every head, token and batch.
+/// Elements before the first one and after the last one of every head, token and batch; and what of these comes first.
 struct Gaps {
   std::int64_t before, head, token, batch;
+  bool head_first = false;
 };
 
 /// A (batch, tokens, heads, head_dim) tensor; its gaps hold random bits too.
@@ -94,9 +95,15 @@ class Tensor {
  public:
   Tensor(rope::DType dtype, const Shape& shape, const Gaps& gaps, std::mt19937& random)
       : dtype_(dtype), shape_(shape), before_(gaps.before) {
-    strides_.head = shape.head_dim + gaps.head;
-    strides_.token = shape.heads * strides_.head + gaps.token;
-    strides_.batch = shape.tokens * strides_.token + gaps.batch;
+    if (gaps.head_first) {
+      strides_.token = shape.head_dim + gaps.token;
+      strides_.head = shape.tokens * strides_.token + gaps.head;
+      strides_.batch = shape.heads * strides_.head + gaps.batch;
+    } else {
+      strides_.head = shape.head_dim + gaps.head;
+      strides_.token = shape.heads * strides_.head + gaps.token;
+      strides_.batch = shape.tokens * strides_.token + gaps.batch;
+    }
     const std::int64_t last = (shape.batch - 1) * strides_.batch + (shape.tokens - 1) * strides_.token +
                               (shape.heads - 1) * strides_.head + shape.head_dim;
     memory_ = std::make_unique<Memory>(static_cast<std::size_t>(before_ + last) * size_of(dtype));

@@ -32,7 +32,11 @@ struct Layout {
   const char* name;
   Gaps gaps;
 };
-constexpr Layout kLayouts[] = {{"dense", {0, 0, 0, 0}}, {"even", {2, 4, 6, 8}}, {"odd", {1, 1, 2, 5}}};
+constexpr Layout kLayouts[] = {{"dense", {0, 0, 0, 0}},
+                               {"even", {2, 4, 6, 8}},
+                               {"odd", {1, 1, 2, 5}},
+                               {"heads first", {0, 0, 0, 0, true}},
+                               {"heads first, odd", {1, 2, 1, 5, true}}};
 
 /// Out of place, in place, and in two parts: values, gaps and inputs kept, and the same bits all three times.
 void check_call(Call& call, const std::string& what) {

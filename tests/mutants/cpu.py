@@ -7,6 +7,8 @@ __all__ = ["MUTANTS"]
 _HEADS = in_file(
     "cpu",
     "csrc/cpu_heads.h",
+    ("for (int i = 0; !job.in_place && i < job.num_rows", "for (int i = 0; job.in_place && i < job.num_rows",
+     "what does not turn is not copied"),
     (
         "const F<W> p = a * load_as<F<W>>(cosine + i) - b * load_as<F<W>>(sine + i);",
         "const F<W> p = a * load_as<F<W>>(cosine + i) + b * load_as<F<W>>(sine + i);",
@@ -16,11 +18,11 @@ _HEADS = in_file(
      "sign of the sine, pairs that fill no vector"),
     ("const bool aside = READ != WRITE && job.in_place;", "const bool aside = false;",
      "pairs written in place over those still to be read"),
-    ("const int start = 2 * block * r.distance,", "const int start = block * r.distance,", "distance between blocks"),
+    ("const int start = 2 * part * r.distance,", "const int start = part * r.distance,", "distance between blocks"),
     ("p[j] = a * cosine[j] - b * sine[j];", "p[j] = a * cosine[j] + b * sine[j];", "sign of the sine, usual heads"),
     ("store_members<D, W, WRITE, STREAM>(y, y + distance,", "store_members<D, W, WRITE, STREAM>(y, y + PAIRS,",
      "where second members of usual heads are stored"),
-    ("kWhole = READ != WRITE || 4 * N < kRegisters;", "kWhole = 4 * N < kRegisters;",
+    ("kWhole = READ != WRITE || 4", "kWhole = 4",
      "usual pairs written in place over those still to be read"),
     ("const std::int64_t width = span.last - span.first;", "const std::int64_t width = span.last - span.first - 1;",
      "last channel of those that do not turn is not copied"),
@@ -41,11 +43,28 @@ _TURNS = in_file(
     "cpu",
     "csrc/cpu_turns.h",
     ("while (n % (bytes / 4) != 0)", "while (n < bytes / 4)", "pairs that fill no whole number of vectors"),
+    ("y + h * rows.to.head + j * rows.to.token,", "y + h * rows.to.head + j * rows.from.token,",
+     "where a run of a head's tokens is stored"),
+    ("std::min(first + kRuns, rows.heads)", "std::min(first + kRuns, rows.heads - 1)",
+     "last head of those before tokens"),
+    ("std::min(kKindFloats / step_, kBlockTokens)", "kBlockTokens", "long heads' cosines over the sines"),
+)  # fmt: skip
+
+_TABLE = in_file(
+    "cpu",
+    "csrc/cpu_table.h",
+    ("~is_number & 0x7fc00000U", "~is_number & 0x7fc0ffffU", "a table's NaN is rounded up to another number"),
+    ("turns.sine()[i] = -turns.second_sine()[i];", "turns.sine()[i] = -s;",
+     "adjoint by a table whose halves differ"),
+    ("std::memcmp(turns.sine(), turns.second_sine(), bytes) == 0;", "true;",
+     "members that differ in their sines alone"),
+    ("turns.cosine, turns.cosine + words);", "turns.cosine, turns.cosine + num_pairs);", "cosines of second elements"),
 )  # fmt: skip
 
 _ANGLES = in_file(
     "cpu",
     "csrc/cpu_angles.h",
+    ("integer && r.axis.empty() && r.phase", "integer && r.phase", "several axes taken for one"),
     ("if (job.packed.bound(middle) <= at.token)", "if (job.packed.bound(middle) < at.token)",
      "first token of a sequence belongs to the one before"),
     ("if (at.group == work.group) return;", "if (work.group >= 0) return;",
@@ -59,11 +78,9 @@ _ANGLES = in_file(
      "difference of the phases at two lengths"),
     ("s_scale = job.inverse ? -work.scaling : work.scaling;", "s_scale = work.scaling;", "inverse is forward"),
     ("if (!std::isfinite(real)) {", "if (std::isnan(real)) {", "infinite positions have an angle"),
-    ("turns.sine[pair] = turns.cosine[pair] =", "turns.sine[0] = turns.cosine[0] =",
+    ("turns.sine()[pair] = turns.cosine[pair] =", "turns.sine()[0] = turns.cosine[0] =",
      "another pair loses its angle than the one that turns by the position"),
     ("row * p.axis + at.batch * p.batch", "row * p.token + at.batch * p.batch", "stride of the axes"),
-    ("turns.second_sine[i] = job.inverse ? -s1 : s2;", "turns.second_sine[i] = job.inverse ? -s2 : s2;",
-     "adjoint by a table whose halves differ"),
     ("work.scaling = job.unscaled ? 1.0F :", "work.scaling = job.inverse ? 1.0F :", "scaling left out of the inverse"),
 )  # fmt: skip
 
@@ -93,9 +110,10 @@ _VECTORS = in_file(
 _KERNEL = in_file(
     "cpu",
     "csrc/rotate_cpu_kernel.h",
-    ("integer && r.axis.empty() && r.phase", "integer && r.phase", "several axes taken for one"),
     ("at.group == job.packed.sequences;", "at.group > job.packed.sequences;", "tokens past all sequences turn"),
-    ("if (!job.in_place) copy_untouched(", "if (job.in_place) copy_untouched(", "what does not turn is not copied"),
-)
+    ("std::min({most, last - flat, job.tokens - at.token})", "std::min({most, last - flat, job.tokens})",
+     "a block of tokens goes on in the next row of the batch"),
+    ("if (is_same != same) block.count = i;", "", "pairs whose members turn by the same, after ones which do not"),
+)  # fmt: skip
 
-MUTANTS = [*_HEADS, *_WORDS, *_TURNS, *_ANGLES, *_VECTORS, *_KERNEL]
+MUTANTS = [*_HEADS, *_WORDS, *_TURNS, *_TABLE, *_ANGLES, *_VECTORS, *_KERNEL]
