@@ -8,6 +8,7 @@
 
 #include "launch.h"
 #include "outputs.h"
+#include "table_job.h"
 
 namespace rope::bindings {
 namespace {
@@ -73,56 +74,27 @@ void rotate_into(const Tensor& q, const MaybeTensor& k, const MaybeTensor& posit
   run(job_of(qv, &kv, qo, &ko, at, text), qv, true);
 }
 
-/// What the table operator needs of a plan: a geometry, no frequencies.
-const Plan& table_plan(std::int64_t head_dim, std::int64_t rotary_dim, const std::string& pairing) {
-  const std::string pairs = std::to_string(rotary_dim / 2);
-  return call_of("head_dim=" + std::to_string(head_dim) + ";num_pairs=" + pairs + ";distance=" + pairs +
-                 ";num_frequencies=" + pairs + ";pairing=" + pairing)
-      .plan;
-}
-
-Table table_of(const Tensor& cos, const Tensor& sin, const View& q, const Job& job, std::int64_t rotary_dim) {
-  const View c("cos", cos, &q), s("sin", sin, &q);
-  Table table{c.data, s.data, number_of(c.dtype), {}, {}};
-  STD_TORCH_CHECK(c.dtype == s.dtype && table.kind != Number::kInt32 && table.kind != Number::kInt64,
-                  "cos, sin: must have one floating dtype");
-  for (const View* v : {&c, &s}) {
-    STD_TORCH_CHECK(v->dim == 3 && (v->size[0] == 1 || v->size[0] == job.batch) && v->size[1] == job.tokens &&
-                        v->size[2] == rotary_dim,
-                    "cos, sin: shape");
-    const Strides strides{v->size[0] == 1 ? 0 : v->stride[0], v->stride[1], v->stride[2]};
-    (v == &c ? table.cosine_strides : table.sine_strides) = strides;
-  }
-  return table;
-}
-
 std::tuple<Tensor, Tensor> rotate_table(const Tensor& q, const MaybeTensor& k, const Tensor& cos, const Tensor& sin,
                                         std::int64_t rotary_dim, const std::string& pairing, const std::string& layout,
                                         bool inverse) {
   const Layout l = layout_of(layout);
-  const View qv("q", q);
-  STD_TORCH_CHECK(qv.dim == (l.batch < 0 ? 3 : 4), "q: rank");
-  const std::int64_t head_dim = qv.size[qv.dim - 1];
-  STD_TORCH_CHECK(rotary_dim > 0 && rotary_dim % 2 == 0 && rotary_dim <= head_dim, "rotary_dim: does not fit q");
-  Job job;
-  job.plan = &table_plan(head_dim, rotary_dim, pairing);
-  job.dtype = dtype_of(qv.dtype);
-  job.batch = at(qv.size, l.batch, 1);
-  job.tokens = qv.size[l.token];
-  job.inverse = inverse;
-  job.table = table_of(cos, sin, qv, job, rotary_dim);
-  const Output q_out(qv);
-  job.rows[0] = rows_of("q", qv, q_out.view, qv, l);
-  job.num_rows = 1;
-  if (!k) {
+  const View qv("q", q), cv("cos", cos, &qv), sv("sin", sin, &qv);
+  STD_TORCH_CHECK(qv.dim == 3 || qv.dim == 4, "q: rank");
+  STD_TORCH_CHECK(cv.dim == 3 && sv.dim == 3 && cv.size[2] == rotary_dim, "cos, sin: shape");
+  const auto turn = [&](const View* kv, const View& q_out, const View* k_out) {
+    Job job = job_of_table(qv, kv, q_out, k_out, cv, sv, l, pairing);
+    job.inverse = inverse;
     run(job, qv, false);
+  };
+  const Output q_out(qv);
+  if (!k) {
+    turn(nullptr, q_out.view, nullptr);
     return {q_out.tensor, torch::stable::new_empty(q, {0})};
   }
   const View kv("k", *k, &qv);
   STD_TORCH_CHECK(kv.dim == qv.dim, "k: rank");
   const Output k_out(kv);
-  job.rows[job.num_rows++] = rows_of("k", kv, k_out.view, qv, l);
-  run(job, qv, false);
+  turn(&kv, q_out.view, &k_out.view);
   return {q_out.tensor, k_out.tensor};
 }
 

@@ -8,6 +8,7 @@
 #include "outputs.h"
 #include "overlap.h"
 #include "python_tensors.h"
+#include "table_job.h"
 
 namespace rope::bindings {
 namespace {
@@ -45,6 +46,18 @@ std::int64_t longest_counted(const Job& job) {
   return most;
 }
 
+/// Runs a job while other threads may run Python.
+void launch_beside_python(Job& job, bool given) {
+  PyThreadState* thread = PyEval_SaveThread();
+  try {
+    launch_each(job, [given](Job& each) { launch_cpu(each, given); });
+  } catch (...) {
+    PyEval_RestoreThread(thread);
+    throw;
+  }
+  PyEval_RestoreThread(thread);
+}
+
 /// One int64, or one a sequence; or None.
 struct Lengths {
   MaybeView view;
@@ -76,10 +89,7 @@ struct Inputs {
     at = {maybe_view_of(arguments[2]), offset.view, seq_len.view, {}, maybe_view_of(arguments[5])};
     if (at.positions && (!is_integer(*at.positions) || offset.is_given())) throw NotUsual();
     if (at.cu_seqlens && (q.dim != 3 || (at.positions && !seq_len.view))) throw NotUsual();
-    Py_ssize_t length = 0;
-    const char* characters = PyUnicode_AsUTF8AndSize(arguments[6], &length);
-    if (characters == nullptr) throw NotUsual();
-    text = {characters, static_cast<std::size_t>(length)};
+    text = text_of(arguments[6]);
   }
 
   /// The rotation into given memory, which its writing surely does not harm.
@@ -96,14 +106,7 @@ struct Inputs {
       longest = at.positions ? longest_given(*at.positions) : longest_counted(job);
       job.seq_len = {&longest, 1, 0};
     }
-    PyThreadState* thread = PyEval_SaveThread();
-    try {
-      launch_each(job, [given](Job& each) { launch_cpu(each, given); });
-    } catch (...) {
-      PyEval_RestoreThread(thread);
-      throw;
-    }
-    PyEval_RestoreThread(thread);
+    launch_beside_python(job, given);
   }
 
  private:
@@ -177,9 +180,10 @@ PyObject* rotate_out(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
 /// New tensors for results, until Python has them.
 class Outputs {
  public:
-  explicit Outputs(const Inputs& like) {
-    q_ = new_like(like.q);
-    if (like.k) k_ = new_like(*like.k);
+  Outputs(const View& q, const MaybeView& k) {
+    if (q.dim > kMaxRank || (k && k->dim != q.dim)) throw NotUsual();
+    q_ = new_like(q);
+    if (k) k_ = new_like(*k);
   }
   ~Outputs() {
     for (const Made& made : {q_, k_}) {
@@ -213,9 +217,34 @@ PyObject* rotate(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   return unless_unusual(Py_None, [arguments, count] {
     if (count != Inputs::kCount || !is_for_us({arguments[0], arguments[1]})) return refused(Py_None);
     const Inputs inputs(arguments);
-    if (inputs.q.dim > kMaxRank || (inputs.k && inputs.k->dim != inputs.q.dim)) throw NotUsual();
-    Outputs outputs(inputs);
+    Outputs outputs(inputs.q, inputs.k);
     inputs.rotate(outputs.q(), outputs.k(), false);
+    return outputs.release();
+  });
+}
+
+/// The layout of q from where cos and sin miss its heads: see rope_kernels/table.py.
+Layout layout_of_table(const View& q, const View& cos, const View& sin, PyObject* unsqueeze_dim) {
+  const std::optional<std::int64_t> given = maybe_number(unsqueeze_dim);
+  const bool alike = cos.dim == sin.dim && std::equal(cos.size, cos.size + cos.dim, sin.size);
+  if (!given || !alike || (q.dim == 3 && cos.dim == 3)) throw NotUsual();
+  const std::int64_t dim = *given + (*given < 0 ? cos.dim + 1 : 0) + (cos.dim == 2 ? q.dim - 3 : 0);
+  if (dim != 1 && (dim != 2 || q.dim == 3)) throw NotUsual();
+  return layout_of(q.dim == 3 ? "thd" : dim == 1 ? "bhsd" : "bshd");
+}
+
+/// (q, k or None, cos, sin, unsqueeze_dim, pairing) -> (q, k or None) rotated by the table; or None.
+PyObject* rotate_table(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
+  return unless_unusual(Py_None, [arguments, count] {
+    if (count != 6 || !is_for_us({arguments[0], arguments[1], arguments[2], arguments[3]})) return refused(Py_None);
+    const View q = view_of(arguments[0]), cos = view_of(arguments[2]), sin = view_of(arguments[3]);
+    const MaybeView k = maybe_view_of(arguments[1]);
+    const Layout layout = layout_of_table(q, cos, sin, arguments[4]);
+    Outputs outputs(q, k);
+    const MaybeView k_out = outputs.k();
+    Job job = job_of_table(q, k ? &*k : nullptr, outputs.q(), k_out ? &*k_out : nullptr, cos, sin, layout,
+                           text_of(arguments[5]));
+    launch_beside_python(job, false);
     return outputs.release();
   });
 }
@@ -243,11 +272,8 @@ constexpr PyMethodDef method(const char* name) {
 PyMODINIT_FUNC PyInit__native() {
   using namespace rope::bindings;
   static PyMethodDef methods[] = {
-      method<bind>("bind"),
-      method<rotate_in_place>("rotate_"),
-      method<rotate_out>("rotate_out"),
-      method<rotate>("rotate"),
-      {},
+      method<bind>("bind"),     method<rotate_in_place>("rotate_"),   method<rotate_out>("rotate_out"),
+      method<rotate>("rotate"), method<rotate_table>("rotate_table"), {},
   };
   static PyModuleDef definition = {
       PyModuleDef_HEAD_INIT, "_native", nullptr, 0, methods, nullptr, nullptr, nullptr, nullptr};

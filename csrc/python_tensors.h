@@ -134,6 +134,13 @@ inline std::optional<std::int64_t> maybe_number(PyObject* object) {
   return number;
 }
 
+inline std::string_view text_of(PyObject* object) {
+  Py_ssize_t length = 0;
+  const char* characters = PyUnicode_AsUTF8AndSize(object, &length);
+  if (characters == nullptr) throw NotUsual();
+  return {characters, static_cast<std::size_t>(length)};
+}
+
 inline MaybeView maybe_view_of(PyObject* object) {
   return object == Py_None ? MaybeView() : MaybeView(view_of(object));
 }

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from . import autograd, checks, ops
-from .backends import current_override, reference, use_backend
+from .backends import current_override, direct, reference, use_backend
 from .errors import RopeShapeError
 from .rotation import Rotation
 from .sharding import is_distributed, refuse_mixed
@@ -37,6 +37,9 @@ def apply_rotary_pos_emb(
     Raises:
         RopeShapeError: a tensor does not fit.
     """
+    pairing = "interleaved" if interleaved else "half"
+    if not torch.compiler.is_compiling() and (made := direct.rotate_table(q, k, cos, sin, unsqueeze_dim, pairing)):
+        return made
     if is_distributed(q):
         raise RopeShapeError("q: is a DTensor; rotate its local part, q.to_local(), or call apply_rope")
     refuse_mixed(k=k, cos=cos, sin=sin)
@@ -44,7 +47,7 @@ def apply_rotary_pos_emb(
     checks.check_qk(q, k, q.shape[-1], layout)
     _check_table(q, cos, sin, layout)
     wide_cos, wide_sin = (t if t.dim() == 3 else t.unsqueeze(0) for t in (cos, sin))
-    args = (q, k, wide_cos, wide_sin, cos.shape[-1], "interleaved" if interleaved else "half", layout, False)
+    args = (q, k, wide_cos, wide_sin, cos.shape[-1], pairing, layout, False)
     q_out, k_out = _rotate_table(*args)
     return q_out, None if k is None else k_out
 

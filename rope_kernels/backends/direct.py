@@ -15,7 +15,7 @@ import torch
 import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
 
-__all__ = ["load", "rotate", "rotate_", "rotate_out", "unavailable"]
+__all__ = ["load", "rotate", "rotate_", "rotate_out", "rotate_table", "unavailable"]
 
 _missing: str | None = "the extension has not been loaded"
 
@@ -33,11 +33,13 @@ rotate_: Callable[..., bool | None] = _refuse
 """(the same) -> whether they have been rotated in place."""
 rotate_out: Callable[..., bool | None] = _refuse
 """(the same, q_out, k_out or ``None``) -> whether those have been written."""
+rotate_table: Callable[..., tuple[Tensor, Tensor | None] | None] = _refuse
+"""(q, k, cos, sin, unsqueeze_dim, pairing), as ``apply_rotary_pos_emb`` has them -> (q, k) rotated, or ``None``."""
 
 
 def load() -> None:
     """Bind the functions to the library's; once, after torch has loaded it. Without it all calls are refused."""
-    global rotate, rotate_, rotate_out, _missing
+    global rotate, rotate_, rotate_out, rotate_table, _missing
     try:
         from .. import _native
 
@@ -52,6 +54,7 @@ def load() -> None:
         _missing = "this torch exchanges tensors by another major version of DLPack"
         return
     rotate, rotate_, rotate_out = _native.rotate, _native.rotate_, _native.rotate_out
+    rotate_table = _native.rotate_table
     _missing = None
 
 

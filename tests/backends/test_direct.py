@@ -12,7 +12,7 @@ import pytest
 import torch
 from attempts import Attempt
 from calls import is_public, operands
-from direct_calls import CONFIG, NO_LENGTHS, TEXT, qk
+from direct_calls import CONFIG, NO_LENGTHS, TEXT, qk, table_call
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -94,10 +94,29 @@ def test_a_case_without_a_position_of_int_for_each_token_is_refused(case):
     assert direct.rotate(*arguments(case, make(case))) is None
 
 
+@pytest.mark.parametrize("pairing", ["half", "interleaved"])
+@pytest.mark.parametrize(("layout", "rows"), [("bshd", 2), ("bshd", 3), ("bhsd", 2), ("bhsd", 3), ("thd", 2)])
+@pytest.mark.parametrize("is_negative", [False, True])
+@pytest.mark.parametrize("has_k", [False, True])
+def test_a_table_gives_the_bits_of_the_operator(pairing, layout, rows, is_negative, has_k):
+    call = table_call(layout, rows, pairing=pairing)
+    q, k, cos, sin, unsqueeze_dim, _ = call
+    if is_negative:
+        call[4] = unsqueeze_dim - rows - 1
+    if not has_k:
+        call[1] = k = None
+    wide = (t if rows == 3 else t[None] for t in (cos, sin))
+    wanted = ops.rotate_table(q, k, *wide, 16, pairing, layout, False)
+    got = direct.rotate_table(*call)
+    assert torch.equal(got[0], wanted[0])
+    assert got[0].stride() == torch.empty_like(q).stride()
+    assert torch.equal(got[1], wanted[1]) if has_k else got[1] is None
+
+
 def test_the_public_calls_come_here(monkeypatch):
     """In each of its forms; a mistake in the order of arguments would go unseen, as the operator would do the work."""
     done = []
-    for name in ("rotate", "rotate_", "rotate_out"):
+    for name in ("rotate", "rotate_", "rotate_out", "rotate_table"):
         original = getattr(direct, name)
         monkeypatch.setattr(direct, name, lambda *a, f=original, n=name: done.append((n, bool(r := f(*a)))) or r)
     q, k, positions = qk()
@@ -107,6 +126,9 @@ def test_the_public_calls_come_here(monkeypatch):
     rk.apply_rope(q.requires_grad_(), k, positions, CONFIG)[0].sum().backward()
     wanted = [("rotate", True), ("rotate_", True), ("rotate_out", True)]
     assert done == [*wanted, ("rotate", False), ("rotate", True), ("rotate", True)]
+    *tensors, unsqueeze_dim, _ = table_call()
+    rk.apply_rotary_pos_emb(*tensors, unsqueeze_dim, interleaved=True)
+    assert done[-1] == ("rotate_table", True)
 
 
 @pytest.mark.parametrize("name", ["longrope", "longrope_mscale", "dynamic"])

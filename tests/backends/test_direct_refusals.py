@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.autograd.forward_ad as forward_ad
-from direct_calls import CONFIG, NO_LENGTHS, TEXT, qk
+from direct_calls import CONFIG, NO_LENGTHS, TEXT, qk, table_call
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.overrides import TorchFunctionMode
@@ -35,6 +35,7 @@ def calls():
         "rotate": lambda: rk.apply_rope(q, k, positions, CONFIG),
         "rotate_": lambda: rk.apply_rope_(q, k, positions, CONFIG),
         "rotate_out": lambda: rk.apply_rope(q, k, positions, CONFIG, out=out),
+        "rotate_table": lambda: rk.apply_rotary_pos_emb(*table_call()[:5]),
     }
 
 
@@ -89,10 +90,20 @@ def test_gradients_are_left_to_autograd(needing):
         assert direct.rotate_out(q, k, positions, *NO_LENGTHS, TEXT, *out)
 
 
+@pytest.mark.parametrize("needing", range(4))
+def test_gradients_of_a_table_are_left_to_autograd(needing):
+    call = table_call()
+    call[needing].requires_grad_()
+    assert direct.rotate_table(*call) is None
+    with torch.no_grad():
+        assert direct.rotate_table(*call) is not None
+
+
 def test_another_backend_is_left_to_the_dispatch_rule():
     q, k, positions = qk()
     with rk.use_backend("reference"):
         assert direct.rotate(q, k, positions, *NO_LENGTHS, TEXT) is None
+        assert direct.rotate_table(*table_call()) is None
     with rk.use_backend("native"):
         assert direct.rotate(q, k, positions, *NO_LENGTHS, TEXT) is not None
 
@@ -161,6 +172,44 @@ def test_anything_unusual_is_refused_and_nothing_is_written(name):
     assert not direct.rotate_(*arguments)
     for x, y in zip(arguments, before, strict=True):
         assert x is y or x.is_meta or torch.equal(x.to_dense(), y.to_dense())
+
+
+TABLES = {
+    "no q": dict(q=None),
+    "no sin": dict(sin=None),
+    "a list": dict(cos=[[1.0] * 16] * 3),
+    "a subclass": dict(cos=torch.randn(1, 3, 16).as_subclass(Subclass)),
+    "meta": dict(sin=torch.empty(1, 3, 16, device="meta")),
+    "rank": dict(cos=torch.randn(16), sin=torch.randn(16)),
+    "four dimensions": dict(cos=torch.randn(1, 1, 3, 16), sin=torch.randn(1, 1, 3, 16)),
+    "another batch": dict(cos=torch.randn(2, 3, 16), sin=torch.randn(2, 3, 16)),
+    "other tokens": dict(cos=torch.randn(1, 4, 16), sin=torch.randn(1, 4, 16)),
+    "k's tokens": dict(k=torch.randn(1, 4, 2, 16)),
+    "k's rank": dict(k=torch.randn(3, 2, 16)),
+    "an odd width": dict(cos=torch.randn(1, 3, 15), sin=torch.randn(1, 3, 15)),
+    "no width": dict(cos=torch.randn(1, 3, 0), sin=torch.randn(1, 3, 0)),
+    "wider than a head": dict(cos=torch.randn(1, 3, 18), sin=torch.randn(1, 3, 18)),
+    "two shapes": dict(sin=torch.randn(1, 3, 8)),
+    "two dtypes": dict(sin=torch.randn(1, 3, 16).half()),
+    "integers": dict(cos=torch.ones(1, 3, 16, dtype=torch.int64), sin=torch.ones(1, 3, 16, dtype=torch.int64)),
+    "no dimension of q's heads": dict(unsqueeze_dim=3),
+    "the batch's dimension": dict(unsqueeze_dim=0),
+    "a dimension before all": dict(unsqueeze_dim=-5),
+    "half a dimension": dict(unsqueeze_dim=1.5),
+    "packed tokens and a batch of tables": dict(q=torch.randn(3, 4, 16), k=torch.randn(3, 2, 16), unsqueeze_dim=1),
+    "a pairing that is none": dict(pairing="quarter"),
+    "no pairing": dict(pairing=None),
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_a_table_that_does_not_fit_is_refused(name):
+    assert direct.rotate_table(*table_call(**TABLES[name])) is None
+
+
+@pytest.mark.parametrize("count", [5, 7])
+def test_a_table_with_too_few_or_too_many_arguments_is_refused(count):
+    assert direct.rotate_table(*[*table_call(), 1][:count]) is None
 
 
 OUT = {

@@ -1,0 +1,51 @@
+// From torch tensors to a rope::Job by a table that the caller brings.
+#pragma once
+
+#include "tensor_job.h"
+
+namespace rope::bindings {
+
+/// What a table needs of a plan: a geometry, no frequencies.
+inline const Plan& table_plan(std::int64_t head_dim, std::int64_t rotary_dim, std::string_view pairing) {
+  const std::string pairs = std::to_string(rotary_dim / 2);
+  return call_of("head_dim=" + std::to_string(head_dim) + ";num_pairs=" + pairs + ";distance=" + pairs +
+                 ";num_frequencies=" + pairs + ";pairing=" + std::string(pairing))
+      .plan;
+}
+
+/// (batch or 1, tokens, rotary_dim), or (tokens, rotary_dim) for all of the batch.
+inline Table table_of(const View& cos, const View& sin, const Job& job) {
+  Table table{cos.data, sin.data, number_of(cos.dtype), {}, {}};
+  STD_TORCH_CHECK(cos.dtype == sin.dtype && table.kind != Number::kInt32 && table.kind != Number::kInt64,
+                  "cos, sin: must have one floating dtype");
+  for (const View* v : {&cos, &sin}) {
+    const bool has_batch = v->dim == 3;
+    STD_TORCH_CHECK((has_batch || v->dim == 2) && (!has_batch || v->size[0] == 1 || v->size[0] == job.batch) &&
+                        v->size[v->dim - 2] == job.tokens && v->size[v->dim - 1] == cos.size[cos.dim - 1],
+                    "cos, sin: shape");
+    const std::int64_t batch = has_batch && v->size[0] > 1 ? v->stride[0] : 0;
+    (v == &cos ? table.cosine_strides : table.sine_strides) = {batch, v->stride[v->dim - 2], v->stride[v->dim - 1]};
+  }
+  return table;
+}
+
+/// The job of a call by a table, checked as job_of checks its own.
+inline Job job_of_table(const View& q, const View* k, const View& q_out, const View* k_out, const View& cos,
+                        const View& sin, const Layout& l, std::string_view pairing) {
+  STD_TORCH_CHECK(q.dim == (l.batch < 0 ? 3 : 4), "q: rank");
+  STD_TORCH_CHECK(cos.dim >= 2, "cos, sin: shape");
+  const std::int64_t head_dim = q.size[q.dim - 1], rotary_dim = cos.size[cos.dim - 1];
+  STD_TORCH_CHECK(rotary_dim > 0 && rotary_dim % 2 == 0 && rotary_dim <= head_dim, "rotary_dim: does not fit q");
+  Job job;
+  job.plan = &table_plan(head_dim, rotary_dim, pairing);
+  job.dtype = dtype_of(q.dtype);
+  job.batch = at(q.size, l.batch, 1);
+  job.tokens = q.size[l.token];
+  job.table = table_of(cos, sin, job);
+  job.rows[0] = rows_of("q", q, q_out, q, l);
+  job.num_rows = 1;
+  if (k != nullptr) job.rows[job.num_rows++] = rows_of("k", *k, *k_out, q, l);
+  return job;
+}
+
+}  // namespace rope::bindings
