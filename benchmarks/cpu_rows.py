@@ -7,7 +7,7 @@ from itertools import product
 
 import peers
 import rope_kernels as rk
-from ours import FLOORS, FORMS, Call, Inputs, checked_gradients, floor, ours
+from ours import FLOORS, FORMS, Call, Inputs, checked_gradients, floor, heads_first, ours
 from rope_kernels.backends import available_backends, native
 from rows import Row, sorted_by
 from shapes import DECODE_1, DECODE_32, LLAMA_8B, MODELS, SHAPES, Model, Shape, inputs
@@ -57,6 +57,30 @@ def _model_rows() -> Iterator[Row]:
     for dtype, shape in product(("fp16", "fp32"), (DECODE_32, PREFILL_4096)):
         yield _row("dtypes", "in place", LLAMA_8B, shape, dtype, "transformers", peers.transformers)
         yield _against_floor("dtypes", "in place", LLAMA_8B, shape, dtype)
+
+
+def _other_rows() -> Iterator[Row]:
+    """A caller's table, and tensors whose heads lie before their tokens."""
+    for shape in (DECODE_1, DECODE_32, PREFILL_512, PREFILL_4096):
+        yield _table_row(shape)
+    for shape in (PREFILL_512, PREFILL_4096):
+        yield _heads_first_row(shape)
+
+
+def _table_row(shape: Shape) -> Row:
+    name = f"{LLAMA_8B.name}, bf16, {shape}, by a table, against transformers by the same"
+    facts = sorted_by(LLAMA_8B, shape, "bf16", "by a table", "transformers")
+    return Row("others", name, lambda: peers.by_transformers_table(LLAMA_8B, inputs(LLAMA_8B, shape)), facts=facts)
+
+
+def _heads_first_row(shape: Shape) -> Row:
+    def build() -> tuple[Call, Call]:
+        x = inputs(LLAMA_8B, shape)
+        return heads_first(LLAMA_8B, x), floor("in place", x)
+
+    name, form = FLOORS["in place"][0], "in place, heads before tokens"
+    facts = sorted_by(LLAMA_8B, shape, "bf16", form, name)
+    return Row("others", f"{LLAMA_8B.name}, bf16, {shape}, {form}, against {name}", build, facts=facts)
 
 
 def _with_gradient(model: Model, x: Inputs) -> Inputs:
@@ -122,5 +146,5 @@ def _forced(isa: str, call: Call) -> Call:
 def cpu_rows(besides: Sequence[Row] = ()) -> list[Row]:
     """Every comparison that is not among others already, none of them built."""
     floors = [_against_floor("floors", form, LLAMA_8B, shape) for shape, form in product(SHAPES, FORMS)]
-    made = [*_peer_rows(), *floors, *_model_rows(), *_gradient_rows(), *_backend_rows()]
+    made = [*_peer_rows(), *floors, *_model_rows(), *_other_rows(), *_gradient_rows(), *_backend_rows()]
     return [row for row in made if row.facts not in [other.facts for other in besides]]

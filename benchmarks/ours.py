@@ -12,7 +12,7 @@ from rope_kernels.forms import FLOORS, FORMS, Call
 from rope_kernels.peers import bound
 from shapes import Model
 
-__all__ = ["FLOORS", "FORMS", "Call", "Inputs", "checked_gradients", "floor", "ours", "peer_bound"]
+__all__ = ["FLOORS", "FORMS", "Call", "Inputs", "checked_gradients", "floor", "heads_first", "ours", "peer_bound"]
 
 Inputs = tuple[Tensor, Tensor, Tensor]
 _CHECKED_TOKENS = 64
@@ -37,6 +37,20 @@ def ours(form: str, model: Model, x: Inputs) -> Call:
         error = (got[:, tail].float() - want.float()).abs().max()
         assert error <= bound, f"{name}, {form}: off by {error}, {bound} is allowed"
     return FORMS[form](model.config, q, k, positions)
+
+
+def heads_first(model: Model, x: Inputs) -> Call:
+    """Our call in place on tensors whose heads lie before their tokens in memory, its result checked.
+
+    Raises:
+        AssertionError: other bits than on the tensors as they were.
+    """
+    q, k, positions = x
+    wanted = rk.apply_rope(q, k, positions, model.config)
+    turned = [t.transpose(1, 2).contiguous() for t in (q, k)]
+    for got, want in zip(rk.apply_rope(*turned, positions, model.config, layout="bhsd"), wanted, strict=True):
+        assert torch.equal(got.transpose(1, 2), want), "heads before tokens: other bits than after them"
+    return lambda: rk.apply_rope_(*turned, positions, model.config, layout="bhsd")
 
 
 def peer_bound(x: Inputs) -> float:

@@ -52,8 +52,8 @@ def agrees(got: object, model: Model, q: Tensor, k: Tensor, positions: Tensor, l
         assert error <= bound, f"the peer's {name} is off by {error} of the largest value, {bound} is allowed"
 
 
-def transformers_rotation(model: Model, device: torch.device) -> Callable[[Tensor, Tensor, Tensor], Any]:
-    """transformers' rotary embedding and apply function of the model: q and k (batch, heads, tokens, head_dim)."""
+def _transformers_parts(model: Model, device: torch.device) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """transformers' rotary embedding and apply function of the model."""
     try:
         from transformers import AutoConfig
         from transformers.utils import logging
@@ -65,13 +65,30 @@ def transformers_rotation(model: Model, device: torch.device) -> Callable[[Tenso
     modeling = importlib.import_module(type(config).__module__.replace("configuration_", "modeling_"))
     embedding = getattr(modeling, type(config).__name__.replace("Config", "RotaryEmbedding"))(config).to(device)
     suffix = "_interleave" if getattr(config, "rope_interleave", False) else ""
-    apply = getattr(modeling, f"apply_rotary_pos_emb{suffix}")
+    return embedding, getattr(modeling, f"apply_rotary_pos_emb{suffix}")
+
+
+def transformers_rotation(model: Model, device: torch.device) -> Callable[[Tensor, Tensor, Tensor], Any]:
+    """Both of transformers' functions: q and k (batch, heads, tokens, head_dim)."""
+    embedding, apply = _transformers_parts(model, device)
 
     def rotate(q: Tensor, k: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         cos, sin = embedding(q, rows)
         return apply(q, k, cos, sin)
 
     return rotate
+
+
+def by_transformers_table(model: Model, x: Inputs) -> tuple[Call, Call]:
+    """Our apply_rotary_pos_emb and transformers' own, by the table that it makes; theirs rounds products, too."""
+    embedding, apply = _transformers_parts(model, x[0].device)
+    q, k, rows = _heads_first(*x)
+    args = q, k, *embedding(q, rows)
+    for name, ours, theirs in zip("qk", rk.apply_rotary_pos_emb(*args), apply(*args), strict=True):
+        error = ((ours.float() - theirs.float()).abs().max() / theirs.abs().max()).item()
+        allowed = 2 * torch.finfo(q.dtype).eps
+        assert error <= allowed, f"{name} by a table is off by {error} of the largest value, {allowed} is allowed"
+    return lambda: rk.apply_rotary_pos_emb(*args), lambda: apply(*args)
 
 
 def _heads_first(q: Tensor, k: Tensor, positions: Tensor) -> Inputs:

@@ -33,9 +33,16 @@ def _names(dtypes: tuple[torch.dtype, ...]) -> str:
     return ", ".join(str(d).removeprefix("torch.") for d in dtypes)
 
 
-def _check_tensor(name: str, x: object) -> None:
+def check_tensor(name: str, x: object) -> None:
+    """Raise :class:`RopeShapeError` unless it is a tensor."""
     if not isinstance(x, Tensor):
         raise RopeShapeError(f"{name}: got {type(x).__name__}, a tensor is needed")
+
+
+def check_flag(name: str, flag: object) -> None:
+    """Raise :class:`RopeShapeError` unless it is a bool: much else is true that is not meant so."""
+    if not isinstance(flag, bool):
+        raise RopeShapeError(f"{name}: got {flag!r}, allowed are True and False")
 
 
 def check_config(cfg: RopeConfig, layout: str) -> tuple[int | None, int, int]:
@@ -71,7 +78,7 @@ def check_qk(q: Tensor, k: Tensor | None, head_dim: int, layout: str) -> None:
 
 def check_heads(name: str, x: Tensor, head_dim: int, layout: str) -> None:
     """Raise :class:`RopeShapeError` unless ``x`` is a tensor of heads in ``layout``."""
-    _check_tensor(name, x)
+    check_tensor(name, x)
     rank = 3 if layout == "thd" else 4
     if x.dim() != rank:
         raise RopeShapeError(f"{name}: shape {tuple(x.shape)} has {x.dim()} dimensions, layout {layout} has {rank}")
@@ -85,7 +92,7 @@ def check_heads(name: str, x: Tensor, head_dim: int, layout: str) -> None:
 
 def check_positions(positions: Tensor, q: Tensor, layout: str, num_axes: int) -> None:
     """Raise :class:`RopeShapeError` unless ``positions`` names a place for every token of q."""
-    _check_tensor("positions", positions)
+    check_tensor("positions", positions)
     if positions.dtype not in _POSITION_DTYPES:
         raise RopeShapeError(f"positions: dtype {positions.dtype}, allowed are {_names(_POSITION_DTYPES)}")
     if positions.device != q.device:
@@ -131,7 +138,7 @@ def check_cu_seqlens(cu_seqlens: Tensor, q: Tensor, layout: str) -> None:
     """Raise :class:`RopeShapeError` unless ``cu_seqlens`` can bound packed sequences of q."""
     if layout != "thd":
         raise RopeShapeError(f"cu_seqlens: given with layout {layout}, packed sequences need layout thd")
-    _check_tensor("cu_seqlens", cu_seqlens)
+    check_tensor("cu_seqlens", cu_seqlens)
     if cu_seqlens.dtype not in _INDEX_DTYPES:
         raise RopeShapeError(f"cu_seqlens: dtype {cu_seqlens.dtype}, allowed are {_names(_INDEX_DTYPES)}")
     if cu_seqlens.dim() != 1 or cu_seqlens.shape[0] < 2:
@@ -145,7 +152,7 @@ def check_outputs(q: Tensor, k: Tensor | None, out: tuple[Tensor, Tensor | None]
     if not isinstance(out, (tuple, list)) or len(out) != 2 or (out[1] is None) != (k is None):
         raise RopeShapeError("out: must be (q_out, k_out), with k_out None exactly where k is None")
     for name, x, y in _with_outputs(q, k, out):
-        _check_tensor(f"out: {name}_out", y)
+        check_tensor(f"out: {name}_out", y)
         if y.shape != x.shape or y.dtype != x.dtype or y.device != x.device:
             raise RopeShapeError(
                 f"out: {name}_out is {tuple(y.shape)} {y.dtype} on {y.device}, "

@@ -145,8 +145,15 @@ def cos_sin(
         transformers lays them out: halves for "half" and "interleaved_to_half", neighbours for "interleaved".
 
     Raises:
-        RopeShapeError: positions do not fit the config.
+        RopeShapeError: positions do not fit the config, or ``dtype`` is no floating one.
+        TypeError: ``cfg`` is no :class:`RopeConfig`.
     """
+    checks.check_config(cfg, "bshd")
+    checks.check_tensor("positions", positions)
+    if positions.dim() == 0:
+        raise RopeShapeError("positions: a scalar, must be (seq,), (batch, seq) or (axes, batch, seq)")
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise RopeShapeError(f"dtype: got {dtype!r}, allowed are torch's floating ones")
     shape = tuple(positions.shape[-2:]) if positions.dim() > 1 else (1, *positions.shape)
     rotation = cfg.rotation()
     unit = unit_pairs(shape[0], shape[1], rotation, positions.device)
@@ -165,7 +172,9 @@ def cos_sin(
 
 def _text_of_usual_call(cfg: RopeConfig, interleaved: bool | None, layout: str, inverse: bool) -> str | None:
     """The operator's text for :mod:`.backends.direct`; ``None`` where there is none, or the call is traced."""
-    if is_compiling() or not (interleaved is None or isinstance(interleaved, bool)) or not isinstance(layout, str):
+    if is_compiling() or not (interleaved is None or isinstance(interleaved, bool)):
+        return None
+    if not isinstance(layout, str) or not isinstance(inverse, bool):
         return None
     specs: dict[bool | None, str] | None = getattr(cfg, "specs", None)
     return with_call(specs[interleaved], layout, inverse) if specs and interleaved in specs else None
@@ -226,6 +235,7 @@ def prepare(
 ) -> tuple[Any, ...]:  # fmt: skip
     """Check everything; what follows q and k in the schema of ``rope_kernels::rotate``."""
     batch_axis, token_axis, _ = checks.check_config(cfg, layout)
+    checks.check_flag("inverse", inverse)
     refuse_mixed(k=k, positions=positions)
     checks.check_qk(q, k, cfg.head_dim, layout)
     counts = () if batch_axis is None else (q.shape[batch_axis],)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from .checks import check_config
 from .config import RopeConfig
 from .functional import apply_rope
 
@@ -16,10 +17,15 @@ class RotaryEmbedding(nn.Module):
     Args:
         cfg: what to rotate by.
         layout: "bshd", "bhsd" or "thd", as in :func:`rope_kernels.apply_rope`.
+
+    Raises:
+        RopeShapeError: unknown layout.
+        TypeError: ``cfg`` is no :class:`RopeConfig`.
     """
 
     def __init__(self, cfg: RopeConfig, layout: str = "bshd") -> None:
         super().__init__()
+        check_config(cfg, layout)
         self.cfg = cfg
         self.layout = layout
 

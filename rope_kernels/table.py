@@ -37,9 +37,12 @@ def apply_rotary_pos_emb(
     Raises:
         RopeShapeError: a tensor does not fit.
     """
+    checks.check_flag("interleaved", interleaved)
     pairing = "interleaved" if interleaved else "half"
     if not torch.compiler.is_compiling() and (made := direct.rotate_table(q, k, cos, sin, unsqueeze_dim, pairing)):
         return made
+    for name, x in (("q", q), ("cos", cos), ("sin", sin)):
+        checks.check_tensor(name, x)
     if is_distributed(q):
         raise RopeShapeError("q: is a DTensor; rotate its local part, q.to_local(), or call apply_rope")
     refuse_mixed(k=k, cos=cos, sin=sin)
@@ -53,6 +56,8 @@ def apply_rotary_pos_emb(
 
 
 def _layout(q: Tensor, cos: Tensor, unsqueeze_dim: int) -> str:
+    if not isinstance(unsqueeze_dim, int):
+        raise RopeShapeError(f"unsqueeze_dim: got {unsqueeze_dim!r}, an int is needed")
     dim = unsqueeze_dim if unsqueeze_dim >= 0 else unsqueeze_dim + cos.dim() + 1
     if cos.dim() == 2:
         dim += q.dim() - 3

@@ -19,6 +19,7 @@ def q(*shape, **kwargs):
 
 BAD = {
     "layout": (dict(layout="sbhd"), r"layout: got 'sbhd', allowed are bshd, bhsd, thd"),
+    "inverse": (dict(inverse="no"), "inverse: got 'no', allowed are True and False"),
     "rank": (dict(q=q(2, 3, 64)), r"q: shape \(2, 3, 64\) has 3 dimensions, layout bshd has 4"),
     "thd rank": (dict(layout="thd"), "q: .* has 4 dimensions, layout thd has 3"),
     "head_dim": (dict(q=q(2, 3, 4, 32)), "q: last dimension is 32, must be the config's head_dim 64"),

@@ -206,6 +206,21 @@ def test_cos_sin_is_the_table_of_the_rotation(case):
         check(case, made.q, ops.tokens_first(q, case.layout), made.expected[0])
 
 
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        (([0, 1], rk.RopeConfig(head_dim=16)), rk.RopeShapeError, "positions: got list, a tensor is needed"),
+        ((torch.tensor(5), rk.RopeConfig(head_dim=16)), rk.RopeShapeError, "positions: a scalar, must be"),
+        ((torch.arange(2), dict(head_dim=16)), TypeError, "cfg: got dict, a RopeConfig is needed"),
+        ((torch.arange(2), rk.RopeConfig(head_dim=16), torch.int32), rk.RopeShapeError, "dtype: got torch.int32"),
+        ((torch.arange(2), rk.RopeConfig(head_dim=16), "bf16"), rk.RopeShapeError, "dtype: got 'bf16', allowed"),
+    ],
+)
+def test_cos_sin_of_something_else(arguments, error, message):
+    with pytest.raises(error, match=message):
+        rk.cos_sin(*arguments)
+
+
 def test_cos_sin_dtype_and_one_dimensional_positions():
     config = rk.RopeConfig(head_dim=64, pairing="interleaved")
     cos, sin = rk.cos_sin(torch.tensor([3]), config, torch.bfloat16)

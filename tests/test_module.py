@@ -36,3 +36,10 @@ def test_layout_and_options_reach_the_call():
     assert torch.equal(got, expected)
     assert nothing is None
     assert repr(module) == "RotaryEmbedding(default, head_dim=64, pairing=half, layout=bhsd)"
+
+
+def test_a_module_of_something_else():
+    with pytest.raises(TypeError, match="cfg: got str, a RopeConfig is needed"):
+        rk.RotaryEmbedding("llama3")
+    with pytest.raises(rk.RopeShapeError, match="layout: got 'sbhd', allowed are bshd, bhsd, thd"):
+        rk.RotaryEmbedding(rk.RopeConfig(head_dim=16), "sbhd")

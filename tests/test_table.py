@@ -143,9 +143,18 @@ def test_opcheck_and_adjoint_of_the_operator(pairing):
         (lambda q, k, c, s: (q, k, c, s.half()), "sin: .*float16, must be cos's .*float32"),
         (lambda q, k, c, s: (q, k[..., :8], c, s), "k: last dimension is 8"),
         (lambda q, k, c, s: (q, k, c, s, 0), "unsqueeze_dim: got 0"),
+        (lambda q, k, c, s: (q, k, c, s, "1"), "unsqueeze_dim: got '1', an int is needed"),
+        (lambda q, k, c, s: ([q], k, c, s), "q: got list, a tensor is needed"),
+        (lambda q, k, c, s: (q, k, c.tolist(), s), "cos: got list, a tensor is needed"),
+        (lambda q, k, c, s: (q, k, c, None), "sin: got NoneType, a tensor is needed"),
         (lambda q, k, c, s: (q[0], k[0], c, s), "unsqueeze_dim: got 1 with cos"),
     ],
 )
 def test_bad_tables(change, message):
     with pytest.raises(rk.RopeShapeError, match=message):
         rk.apply_rotary_pos_emb(*change(*qk(), *tables()))
+
+
+def test_pairs_are_neighbours_or_not():
+    with pytest.raises(rk.RopeShapeError, match="interleaved: got 'no', allowed are True and False"):
+        rk.apply_rotary_pos_emb(*qk(), *tables(), interleaved="no")
