@@ -227,7 +227,7 @@ PyObject* rotate(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
 Layout layout_of_table(const View& q, const View& cos, const View& sin, PyObject* unsqueeze_dim) {
   const std::optional<std::int64_t> given = maybe_number(unsqueeze_dim);
   const bool alike = cos.dim == sin.dim && std::equal(cos.size, cos.size + cos.dim, sin.size);
-  if (!given || !alike || (q.dim == 3 && cos.dim == 3)) throw NotUsual();
+  if (!given || *given < -kMaxRank || *given > kMaxRank || !alike || (q.dim == 3 && cos.dim == 3)) throw NotUsual();
   const std::int64_t dim = *given + (*given < 0 ? cos.dim + 1 : 0) + (cos.dim == 2 ? q.dim - 3 : 0);
   if (dim != 1 && (dim != 2 || q.dim == 3)) throw NotUsual();
   return layout_of(q.dim == 3 ? "thd" : dim == 1 ? "bhsd" : "bshd");

@@ -195,6 +195,9 @@ TABLES = {
     "no dimension of q's heads": dict(unsqueeze_dim=3),
     "the batch's dimension": dict(unsqueeze_dim=0),
     "a dimension before all": dict(unsqueeze_dim=-5),
+    "a dimension after all that there can be": dict(
+        cos=torch.randn(3, 16), sin=torch.randn(3, 16), unsqueeze_dim=2**63 - 1
+    ),
     "half a dimension": dict(unsqueeze_dim=1.5),
     "packed tokens and a batch of tables": dict(q=torch.randn(3, 4, 16), k=torch.randn(3, 2, 16), unsqueeze_dim=1),
     "a pairing that is none": dict(pairing="quarter"),
