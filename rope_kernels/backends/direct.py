@@ -53,8 +53,12 @@ def load() -> None:
     if not is_bound:
         _missing = "this torch exchanges tensors by another major version of DLPack"
         return
-    rotate, rotate_, rotate_out = _native.rotate, _native.rotate_, _native.rotate_out
-    rotate_table = _native.rotate_table
+    try:
+        rotate_table = _native.rotate_table
+        rotate, rotate_, rotate_out = _native.rotate, _native.rotate_, _native.rotate_out
+    except AttributeError as error:
+        _missing = f"the extension is older than the package, which must be installed again ({error})"
+        return
     _missing = None
 
 

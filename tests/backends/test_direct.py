@@ -52,9 +52,14 @@ def lacks_the_exchange(patch):
     patch.delattr(torch.Tensor, "__dlpack_c_exchange_api__")
 
 
+def is_older(patch):
+    patch.delattr(rk._native, "rotate_table")
+
+
 @pytest.mark.parametrize(
     ("take", "reason"),
     [
+        (is_older, "the extension is older than the package, which must be installed again .*rotate_table"),
         (lacks_headers, "the extension was built without them, where there were no headers of Python"),
         (lacks_the_exchange, "this torch lacks what they need .*__dlpack_c_exchange_api__"),
     ],
