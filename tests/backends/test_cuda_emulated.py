@@ -1,7 +1,11 @@
 """The CUDA kernels, through their launcher, as the PTX that nvcc makes of them, on the emulator."""
 
 import ctypes
+import os
+import subprocess
+import sys
 from itertools import product
+from pathlib import Path
 
 import pytest
 import torch
@@ -237,6 +241,36 @@ def test_an_error_of_a_launch_is_returned_and_not_left_behind(not_run):
     not_run.stand_in = None
     run(not_run, attempt, 90)
     attempt.check()
+
+
+ANOTHER_RUNTIME = """
+int cudaLaunchKernel(void) { return 35; }
+int cudaPeekAtLastError(void) { return 35; }
+int cudaGetLastError(void) { return 35; }
+"""
+LAUNCH = """
+import ctypes, sys
+ctypes.CDLL(sys.argv[1], mode=ctypes.RTLD_GLOBAL)
+from cases import CASES
+from emulation.cuda.calls import CudaAttempt
+from emulation.cuda.emulated import launcher
+attempt = CudaAttempt(CASES[0], in_place=False)
+error = launcher().launch(attempt.call, 90)
+assert error is None, error
+attempt.check()
+"""
+
+
+def test_a_runtime_that_was_there_before_is_not_asked(tmp_path):
+    """As that of a torch with CUDA is, for all to see."""
+    (tmp_path / "another.c").write_text(ANOTHER_RUNTIME)
+    subprocess.run(["gcc", "-shared", "-fPIC", "another.c", "-o", "another.so"], cwd=tmp_path, check=True)
+    path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, "-c", LAUNCH, str(tmp_path / "another.so")],
+        env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("name", ["default-near", "view-odd-bfloat16", "half-float16-forward"])

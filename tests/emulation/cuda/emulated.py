@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -46,7 +47,8 @@ class Launcher:
     def __init__(self) -> None:
         folder = build.emulated()
         self.runtime = ctypes.CDLL(str(folder / "libstandin.so"), mode=ctypes.RTLD_GLOBAL)
-        self.library = ctypes.CDLL(str(folder / "launcher.so"))
+        # A torch with CUDA has loaded the runtime itself for all to see; the launcher must look into its own first.
+        self.library = ctypes.CDLL(str(folder / "launcher.so"), mode=os.RTLD_NOW | os.RTLD_DEEPBIND)
         self.library.standin_launch.restype = ctypes.c_char_p
         self.programs = {arch: Program.parse(build.ptx(arch)) for arch in build.TARGETS}
         self.launches: list[Launch] = []
