@@ -32,19 +32,12 @@ inline Table table_of(const View& cos, const View& sin, const Job& job) {
 /// The job of a call by a table, checked as job_of checks its own.
 inline Job job_of_table(const View& q, const View* k, const View& q_out, const View* k_out, const View& cos,
                         const View& sin, const Layout& l, std::string_view pairing) {
-  STD_TORCH_CHECK(q.dim == (l.batch < 0 ? 3 : 4), "q: rank");
+  Job job = job_of_rows(q, k, q_out, k_out, l);
   STD_TORCH_CHECK(cos.dim >= 2, "cos, sin: shape");
   const std::int64_t head_dim = q.size[q.dim - 1], rotary_dim = cos.size[cos.dim - 1];
   STD_TORCH_CHECK(rotary_dim > 0 && rotary_dim % 2 == 0 && rotary_dim <= head_dim, "rotary_dim: does not fit q");
-  Job job;
   job.plan = &table_plan(head_dim, rotary_dim, pairing);
-  job.dtype = dtype_of(q.dtype);
-  job.batch = at(q.size, l.batch, 1);
-  job.tokens = q.size[l.token];
   job.table = table_of(cos, sin, job);
-  job.rows[0] = rows_of("q", q, q_out, q, l);
-  job.num_rows = 1;
-  if (k != nullptr) job.rows[job.num_rows++] = rows_of("k", *k, *k_out, q, l);
   return job;
 }
 

@@ -165,6 +165,19 @@ inline rope::Packed packed_of(const MaybeView& v) {
   return {v->data, v->dtype == aoti_torch_dtype_int64(), v->size[0] - 1, v->stride[0]};
 }
 
+/// A job of the rows of q and k, without what turns them.
+inline rope::Job job_of_rows(const View& q, const View* k, const View& q_out, const View* k_out, const Layout& l) {
+  STD_TORCH_CHECK(q.dim == (l.batch < 0 ? 3 : 4), "q: rank");
+  rope::Job job;
+  job.dtype = dtype_of(q.dtype);
+  job.batch = at(q.size, l.batch, 1);
+  job.tokens = q.size[l.token];
+  job.rows[0] = rows_of("q", q, q_out, q, l);
+  job.num_rows = 1;
+  if (k != nullptr) job.rows[job.num_rows++] = rows_of("k", *k, *k_out, q, l);
+  return job;
+}
+
 /// What a call is given beside q and k, on q's device.
 struct RunTime {
   MaybeView positions, offset, seq_len, from_seq_len, cu_seqlens;
@@ -175,16 +188,9 @@ inline rope::Job job_of(const View& q, const View* k, const View& q_out, const V
                         std::string_view text) {
   const Call& call = call_of(text);
   const Layout& l = call.layout;
-  rope::Job job;
+  rope::Job job = job_of_rows(q, k, q_out, k_out, l);
   job.plan = &call.plan;
-  const rope::Rotation& rotation = job.plan->rotation;
-  STD_TORCH_CHECK(q.dim == (l.batch < 0 ? 3 : 4) && q.size[q.dim - 1] == rotation.head_dim, "q: rank or head_dim");
-  job.dtype = dtype_of(q.dtype);
-  job.batch = at(q.size, l.batch, 1);
-  job.tokens = q.size[l.token];
-  job.rows[0] = rows_of("q", q, q_out, q, l);
-  job.num_rows = 1;
-  if (k != nullptr) job.rows[job.num_rows++] = rows_of("k", *k, *k_out, q, l);
+  STD_TORCH_CHECK(q.size[q.dim - 1] == job.plan->rotation.head_dim, "q: head_dim");
   if (given.positions) job.positions = positions_of(*given.positions, job, l);
   job.packed = packed_of(given.cu_seqlens);
   STD_TORCH_CHECK(job.packed.bounds == nullptr || job.batch == 1, "cu_seqlens: packed sequences have no batch");
