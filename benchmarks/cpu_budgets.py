@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import torch
 import typer
+from cpu_limits import limit_rows
 from rich.console import Console
 from rich.table import Table
 
@@ -124,8 +125,8 @@ def budget_rows() -> list[Row]:
 def _printed(results: list[Result]) -> Table:
     table = Table("budget", "speed", "middle half", "needed", "met", title=f"CPU, bfloat16, {native.isa()}")
     for r in results:
-        speeds = f"{r.speed:.2f}x", f"{r.low:.2f}-{r.high:.2f}", f"{r.needed:.2f}x"
-        table.add_row(r.name, *speeds, "yes" if r.met else "no")
+        asked = ("", "") if r.needed is None else (f"{r.needed:.2f}x", "yes" if r.met else "no")
+        table.add_row(r.name, f"{r.speed:.2f}x", f"{r.low:.2f}-{r.high:.2f}", *asked)
     return table
 
 
@@ -134,10 +135,13 @@ def main(
     only: Annotated[str, typer.Option(help="rows whose name has this text")] = "",
     seconds: Annotated[float, typer.Option(help="per row")] = 2.0,
 ) -> None:
-    """Measure the CPU path against its budgets: how many times the peer's speed, median of alternating runs."""
+    """Measure the CPU path against its budgets: how many times the peer's speed, median of alternating runs.
+
+    Rows for which nothing is needed say what this machine allows.
+    """
     results: list[Result] = []
     missing: set[str] = set()
-    for row in budget_rows():
+    for row in (*budget_rows(), *limit_rows()):
         if only in row.name:
             try:
                 results.append(measured(row, seconds))

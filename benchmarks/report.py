@@ -27,6 +27,7 @@ milliseconds are repeated within a round. CPU rows run on one thread unless they
 
 SECTIONS: dict[str, Callable[[Run], str]] = {
     "Budgets": tables.budgets,
+    "What this machine allows": tables.limits,
     "Against peers": lambda run: tables.rotations(run, ["peers", "budgets"], _peers(run)),
     "Against the memory floor": lambda run: tables.rotations(run, ["floors", "budgets"], _floors(run)),
     "Other models": lambda run: tables.rotations(run, ["models"]),

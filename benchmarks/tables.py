@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+import cpu_limits
+
 from complexity import BASE, EXPECTED, slopes
 from cpu_budgets import budget_rows
 from measurements import Run
@@ -11,7 +13,18 @@ from rows import Result
 from shapes import LLAMA_8B, MODELS, SHAPES
 from static_rows import static_budgets
 
-__all__ = ["NO_GPU", "budgets", "complexity", "cuda", "gradient", "markdown", "missing", "rotations", "whole_model"]
+__all__ = [
+    "NO_GPU",
+    "budgets",
+    "complexity",
+    "cuda",
+    "gradient",
+    "limits",
+    "markdown",
+    "missing",
+    "rotations",
+    "whole_model",
+]
 
 NO_GPU = "no GPU has run this"
 _WITHOUT_STATIC = "not measured: Triton is not installed, or its row was left out"
@@ -64,6 +77,16 @@ def budgets(run: Run) -> str:
     elif not any(name.startswith("cuda") for name, _, _ in static):
         text += "| the CUDA kernels | | not measured: there is no nvcc |\n"
     return text
+
+
+def limits(run: Run) -> str:
+    """What bounds the budgets on the machine of the run."""
+    text = (
+        "Beside the peers of the budgets: what only passes over the same bytes, and our kernels on data that stays in\n"
+        "the cache. Where one is no faster than a budget asks, this machine's memory or our arithmetic decides.\n\n"
+    )
+    rows = ([r.name, *_speed(r)] for r in run.of(cpu_limits.QUESTION))
+    return text + markdown(("instead of our call", "speed", "middle half"), rows)
 
 
 def rotations(run: Run, questions: Sequence[str], peers: Sequence[str] | None = None) -> str:

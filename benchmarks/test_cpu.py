@@ -1,10 +1,11 @@
-"""The CPU's rows: peers, floors, models, dtypes, backends, gradients, budgets, complexity, a whole model."""
+"""The CPU's rows: peers, floors, models, dtypes, backends, gradients, budgets, their limits, complexity, a model."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 import pytest
+from cpu_limits import limit_rows
 
 from complexity import complexity_rows
 from cpu_budgets import budget_rows
@@ -13,7 +14,7 @@ from rows import Row
 from whole_model import whole_model_rows
 
 BUDGETS = budget_rows()
-ROWS = [*BUDGETS, *cpu_rows(BUDGETS), *complexity_rows(), *whole_model_rows()]
+ROWS = [*BUDGETS, *limit_rows(), *cpu_rows(BUDGETS), *complexity_rows(), *whole_model_rows()]
 
 
 @pytest.mark.parametrize("row", ROWS, ids=str)

@@ -17,6 +17,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 pytest.importorskip("matplotlib")
 pytest.importorskip("transformers")
 
+from cpu_limits import limit_rows
+
 import complexity
 import cuda_rows
 import memory
@@ -53,7 +55,7 @@ def run_of(*results, **changes):
 
 
 def all_results():
-    rows = [*budget_rows(), *cpu_rows(budget_rows()), *complexity.complexity_rows()]
+    rows = [*budget_rows(), *limit_rows(), *cpu_rows(budget_rows()), *complexity.complexity_rows()]
     return [result(r.name, question=r.question, needed=r.needed, **r.facts) for r in rows]
 
 
@@ -231,6 +233,8 @@ def test_report_has_every_row_and_plot(tmp_path):
     for row in budget_rows():
         assert f"| {row.name} | ≥ {row.needed:.3g}x | 2.00x | 1.98–2.02 | " in budgets
         assert ("**not met**" in next(line for line in budgets.splitlines() if row.name in line)) == (row.needed > 2)
+    for row in limit_rows():
+        assert f"| {row.name} | 2.00x | 1.98–2.02 |" in tables.limits(run_of(*found))
     pictures = re.findall(r"\]\((plots/\w+\.png)\)", text)
     assert len(pictures) == 4
     assert all((tmp_path / picture).stat().st_size > 10_000 for picture in pictures)
