@@ -221,7 +221,8 @@ def test_nothing_is_kept():
     """Every reference taken is given back, in calls that are done and in calls that are refused at any point."""
     q, k, positions = qk()
     out = torch.empty_like(q), torch.empty_like(k)
-    objects = (q, k, positions, *NO_LENGTHS, TEXT, *out, None, True, False)
+    table = table_call()
+    objects = (q, k, positions, *NO_LENGTHS, TEXT, *out, None, True, False, *table)
 
     def counts():
         gc.collect()
@@ -237,6 +238,9 @@ def test_nothing_is_kept():
         direct.rotate_(q, q, positions, *NO_LENGTHS, TEXT)
         direct.rotate_out(q, k, positions, *NO_LENGTHS, TEXT, k, q)
         direct.rotate(q, positions, positions, *NO_LENGTHS, TEXT)
+        direct.rotate_table(*table)
+        direct.rotate_table(table[0], None, *table[2:])
+        direct.rotate_table(*table[:3], positions, *table[4:])
     assert all(abs(after - one) < 100 for one, after in zip(before, counts(), strict=True))
     made = direct.rotate(q, k, positions, *NO_LENGTHS, TEXT)
     references = [weakref.ref(x) for x in made]

@@ -50,6 +50,9 @@ _CALLS = in_file(
      "count != Inputs::kCount || !is_for_us({arguments[0]})) return refused(Py_False)", "a gradient of k is lost"),
     ("!is_for_us({arguments[0], arguments[1], outputs[0], outputs[1]})", "!is_for_us({arguments[0], arguments[1]})",
      "a gradient of an output is lost"),
+    ("    launch_each(job, [given](Job& each) { launch_cpu(each, given); });\n",
+     "    PyEval_RestoreThread(thread);\n    launch_each(job, [given](Job& each) { launch_cpu(each, given); });\n"
+     "    thread = PyEval_SaveThread();\n", "Python's other threads wait for a call"),
     ("!is_forwarding() && ", "", "the backend that a thread asked for"),
     ("const bool has_k = std::exchange(k_.tensor, nullptr) != nullptr;\n    q_.tensor = nullptr;",
      "const bool has_k = k_.tensor != nullptr;", "results are freed while Python has them"),

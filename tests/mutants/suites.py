@@ -45,6 +45,8 @@ SUITES: dict[str, list[Stage]] = {
         ),
         Stage(("tests/test_math_module.py",), (_CMAKE, ("ninja", "-C", "build/cmake", "rope_kernels_math"))),
     ],
-    "direct": [Stage((f"{_BACKENDS}/test_direct.py", f"{_BACKENDS}/test_direct_refusals.py"), (_LIBRARY,))],
+    "direct": [
+        Stage(tuple(f"{_BACKENDS}/test_direct{rest}.py" for rest in ("", "_refusals", "_threads")), (_LIBRARY,))
+    ],
 }
 """By area of mutants."""

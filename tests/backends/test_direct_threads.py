@@ -1,0 +1,112 @@
+"""Python's threads and calls past the dispatcher: they run on meanwhile, and may call at once."""
+
+import random
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+
+import pytest
+import torch
+from attempts import bits
+from calls import is_public, rotate
+from direct_calls import NO_LENGTHS
+
+import rope_kernels as rk
+from cases import CASES, make
+from rope_kernels import ops
+from rope_kernels.backends import direct
+
+CONFIG = rk.RopeConfig(head_dim=128)
+TOKENS = 16384
+
+
+def long_calls():
+    """Calls that take milliseconds, by name."""
+    q, k = (torch.randn(1, TOKENS, heads, 128, dtype=torch.bfloat16) for heads in (8, 2))
+    out, positions = (torch.empty_like(q), torch.empty_like(k)), torch.arange(TOKENS)
+    usual = q, k, positions, *NO_LENGTHS, CONFIG.spec()
+    cos, sin = torch.randn(2, 1, TOKENS, 128, dtype=torch.bfloat16)
+    return {
+        "in place": lambda: direct.rotate_(*usual),
+        "out": lambda: direct.rotate_out(*usual, *out),
+        "allocating": lambda: direct.rotate(*usual),
+        "table": lambda: direct.rotate_table(q, k, cos, sin, 2, "half"),
+        "operator": lambda: ops.rotate(q, k, positions, None, None, None, None, CONFIG.spec()),
+    }
+
+
+@pytest.fixture
+def clock():
+    """When another thread of Python was running, as a list that grows; it asks for the interpreter all the time."""
+    times, ends = [], threading.Event()
+
+    def run():
+        while not ends.is_set():
+            times.append(time.perf_counter())
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    thread = threading.Thread(target=run)
+    thread.start()
+    yield times
+    ends.set()
+    thread.join()
+    sys.setswitchinterval(interval)
+
+
+def ran_meanwhile(call, times):
+    """Whether the other thread was never still for as much as half of the call's time on a core.
+
+    While the interpreter is held, it stands still for all of it, however the system shares out its cores.
+    """
+    times.clear()
+    start, begun = time.perf_counter(), time.thread_time()
+    assert call() is not None
+    spent, end = time.thread_time() - begun, time.perf_counter()
+    seen = [start, *(t for t in times.copy() if start < t < end), end]
+    return max(after - before for before, after in pairwise(seen)) < spent / 2
+
+
+@pytest.mark.parametrize("name", ["in place", "out", "allocating", "table", "operator"])
+def test_other_threads_run_during_a_call(name, clock):
+    """A busy machine may have no core for the other thread during some of the calls, never during all of them."""
+    call = long_calls()[name]
+    call()
+    assert any(ran_meanwhile(call, clock) for _ in range(50))
+
+
+def test_a_call_that_holds_the_interpreter_is_noticed(clock):
+    """Whether the test above can fail."""
+    held = list(range(1_000_000))
+    assert not any(ran_meanwhile(held.copy, clock) for _ in range(20))
+
+
+def test_threads_that_call_at_once_get_the_bits_of_one():
+    """Every thread has all the cases, in an order of its own, so that plans and scratch memory change hands."""
+    cases = [case for case in CASES if is_public(case)]
+    wanted = [rotate(case, make(case)) for case in cases]
+
+    def run(seed):
+        numbers = list(range(len(cases)))
+        random.Random(seed).shuffle(numbers)
+        for i in numbers:
+            for got, want in zip(rotate(cases[i], make(cases[i])), wanted[i], strict=True):
+                assert (got is None) == (want is None), cases[i]
+                assert got is None or torch.equal(bits(got), bits(want)), cases[i]
+
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(run, range(4)))
+
+
+def test_threads_may_rotate_parts_of_one_tensor():
+    q, positions = torch.randn(1, 64, 8, 128), torch.arange(64)
+    wanted = rk.apply_rope(q, None, positions, CONFIG)[0]
+
+    def run(head):
+        rk.apply_rope_(q[:, :, head : head + 1], None, positions, CONFIG)
+
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(run, range(8)))
+    assert torch.equal(q, wanted)
