@@ -100,6 +100,28 @@ def test_threads_that_call_at_once_get_the_bits_of_one():
         list(threads.map(run, range(4)))
 
 
+def test_long_calls_overlap():
+    """Of other frequencies, sizes and layouts each, so that what one thread computes is wrong for every other."""
+    q = torch.randn(1, 1000, 2, 128)
+    configs = [rk.RopeConfig(head_dim=128, rope_theta=theta, partial_rotary_factor=dim / 128)
+               for theta, dim in ((1e4, 128), (1e6, 96), (5e5, 64), (3.0, 32))]  # fmt: skip
+    layouts = ("bshd", "bhsd") * 2
+    wanted = [rk.apply_rope(q.transpose(1, 2) if layout == "bhsd" else q, None, torch.arange(1000), config,
+                            layout=layout)[0] for config, layout in zip(configs, layouts, strict=True)]  # fmt: skip
+    begin = threading.Barrier(len(configs))
+
+    def run(i):
+        mine = q.transpose(1, 2).contiguous() if layouts[i] == "bhsd" else q
+        for _ in range(100):
+            begin.wait()
+            assert torch.equal(
+                rk.apply_rope(mine, None, torch.arange(1000), configs[i], layout=layouts[i])[0], wanted[i]
+            )
+
+    with ThreadPoolExecutor(len(configs)) as threads:
+        list(threads.map(run, range(len(configs))))
+
+
 def test_threads_may_rotate_parts_of_one_tensor():
     q, positions = torch.randn(1, 64, 8, 128), torch.arange(64)
     wanted = rk.apply_rope(q, None, positions, CONFIG)[0]

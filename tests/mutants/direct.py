@@ -83,4 +83,10 @@ _CACHE = in_file(
     ("plan.id != plan_ || length != length_", "plan.id != plan_", "a config keeps the frequencies of another length"),
 )
 
-MUTANTS = [*_WATCHERS, *_OVERLAP, *_CALLS, *_PYTHON, *_OUTPUTS, *_CACHE]
+_SCRATCH = in_file(
+    "direct",
+    "csrc/rotate_cpu.cpp",
+    ("thread_local Thread thread{", "static Thread thread{", "threads that call at once share scratch memory"),
+)
+
+MUTANTS = [*_WATCHERS, *_OVERLAP, *_CALLS, *_PYTHON, *_OUTPUTS, *_CACHE, *_SCRATCH]
