@@ -11,7 +11,7 @@ import torch
 
 from .errors import RopeConfigError
 from .explain import explain
-from .fields import RopeFields
+from .fields import OTHER_NAMES, RopeFields
 from .frequency import FrequencyParams
 from .hf_config import OWN_FIELDS, fields_from_hf, layer_types_of
 from .rope_types import ROPE_TYPES
@@ -33,7 +33,8 @@ def _named_fields(cls: type[_Config]) -> type[_Config]:
     def checked(self: _Config, *args: Any, **values: Any) -> None:
         for name, value in values.items():
             if name not in known:
-                allowed = nearest(name, known) or f"; fields are {', '.join(known)}"
+                here = OTHER_NAMES.get(name)
+                allowed = f"; here it is {here}" if here else nearest(name, known) or f"; fields are {', '.join(known)}"
                 raise RopeConfigError(name, f"got {_shown(value)}, no field of {cls.__name__}{allowed}")
         if not args and "head_dim" not in values:
             raise RopeConfigError("head_dim", "missing; every config needs it")

@@ -6,7 +6,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-__all__ = ["RopeFields"]
+__all__ = ["OTHER_NAMES", "RopeFields"]
+
+OTHER_NAMES = {
+    "attn_factor": "attention_factor",
+    "base": "rope_theta",
+    "dim": "head_dim",
+    "interleaved": "pairing='interleaved'",
+    "is_neox_style": "pairing='half' for True, 'interleaved' for False",
+    "max_position": "max_position_embeddings",
+    "max_seq_len": "max_position_embeddings",
+    "rotary_dim": "partial_rotary_factor, as a share of head_dim",
+    "rotary_pct": "partial_rotary_factor",
+    "scaling_factor": "factor",
+    "theta": "rope_theta",
+}
+"""What other libraries call a field, and how it is said here."""
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import warnings
 from collections.abc import Callable
 from dataclasses import fields
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 
 from rope_kernels.config import RopeConfig
 from rope_kernels.errors import RopeConfigError, RopeConfigWarning
-from rope_kernels.fields import RopeFields
+from rope_kernels.fields import OTHER_NAMES, RopeFields
 from rope_kernels.rope_types import ROPE_TYPES
 
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 2048}
@@ -95,6 +96,9 @@ HARD: list[tuple[dict[str, Any], str, list[str]]] = [
     ),
     # keys
     ({"rope_thta": 5e5}, "rope_thta", ["500000.0", "no field of RopeConfig", "did you mean 'rope_theta'?"]),
+    ({"rotary_dim": 64}, "rotary_dim", ["got 64", "no field of RopeConfig", "here it is partial_rotary_factor"]),
+    ({"base": 5e5}, "base", ["got 500000.0", "here it is rope_theta"]),
+    ({"is_neox_style": False}, "is_neox_style", ["got False", "pairing='half' for True, 'interleaved' for False"]),
     ({"rope_theta": -1, "short_facter": [1.0] * 32}, "short_facter", ["<32 values>", "did you mean 'short_factor'?"]),
     ({"short_factors": [1, "a"]}, "short_factors", ["got [1, 'a']", "did you mean 'short_factor'?"]),
     ({"zzz": None}, "zzz", ["None", "fields are alpha, ", "head_dim, "]),
@@ -235,6 +239,13 @@ JUNK = (
     | st.lists(st.floats() | st.integers(-1, 40), max_size=40)
 )
 FIELDS = [f.name for f in fields(RopeFields) if f.name not in ("rope_type", "extra", "strict", "provenance")]
+
+
+@pytest.mark.parametrize(("name", "said"), OTHER_NAMES.items())
+def test_other_names_lead_to_fields(name: str, said: str) -> None:
+    known = {f.name for f in fields(RopeFields)}
+    assert name not in known
+    assert re.match(r"\w+", said)[0] in known  # type: ignore[index]
 
 
 @given(st.sampled_from(sorted(ROPE_TYPES)), st.dictionaries(st.sampled_from(FIELDS), JUNK, max_size=6), st.booleans())
