@@ -5,7 +5,7 @@ struct Flags {
   bool split;        // word path: two neighbours of a half at a time
   bool read_pairs;   // members of a pair are neighbours as read
   bool write_pairs;  // and as written
-  bool prefetch;
+  Ahead ahead;
 };
 
 /// L pairs from the i-th on, as read and as written: neighbours, or in two halves.
@@ -56,7 +56,7 @@ ROPE_INLINE void rotate_lanes(const typename D::T* x1, const typename D::T* x2, 
 
 /// All heads of a block, for PAIRS pairs known at compile time: cosines stay in registers, for q and for k.
 template <class D, int PAIRS, bool READ, bool WRITE, bool STREAM>
-ROPE_INLINE void heads_of_usual(const Job& job, const Block& block, bool prefetch) {
+ROPE_INLINE void heads_of_usual(const Job& job, const Block& block, const Ahead& ahead) {
   using T = typename D::T;
   constexpr int W = vector_for(PAIRS), L = Vec<W>::L, N = PAIRS / L;
   // Neighbours that are written apart, or the other way, are all read before any is written. So are others, if the
@@ -71,7 +71,7 @@ ROPE_INLINE void heads_of_usual(const Job& job, const Block& block, bool prefetc
     }
   };
   for_each_head<T>(job, block, take, [&](const T* x, T* y, const Turns&) {
-    if (prefetch) prefetch_ahead(x, 2 * PAIRS * static_cast<int>(sizeof(T)));
+    ask_for<2 * PAIRS* static_cast<int>(sizeof(T))>(x, ahead);
     const auto store = [&](int j) { store_members<D, W, WRITE, STREAM>(y, y + distance, j * L, p[j], q[j]); };
 #pragma GCC unroll 16
     for (int j = 0; j < N; ++j) {
@@ -88,12 +88,12 @@ ROPE_INLINE void heads_of_usual(const Job& job, const Block& block, bool prefetc
 
 /// All heads of a block, any geometry.
 template <class D, bool READ, bool WRITE, bool STREAM, bool TABLE>
-void heads_of_pairs(const Job& job, const Block& block, bool prefetch) {
+void heads_of_pairs(const Job& job, const Block& block, const Ahead& ahead) {
   using T = typename D::T;
   const Rotation& r = job.plan->rotation;
   const int width = r.num_pairs / r.blocks;
   if constexpr (!TABLE) {
-    const auto usual = [&](auto pairs) { heads_of_usual<D, pairs(), READ, WRITE, STREAM>(job, block, prefetch); };
+    const auto usual = [&](auto pairs) { heads_of_usual<D, pairs(), READ, WRITE, STREAM>(job, block, ahead); };
     if (r.blocks == 1 && with_usual_pairs(r.num_pairs, usual)) return;
   }
   // A pair that is read as neighbours and written apart would, in place, write what later pairs read.
@@ -102,7 +102,7 @@ void heads_of_pairs(const Job& job, const Block& block, bool prefetch) {
   const auto take = [](const Turns&) {};
   for_each_head<T>(job, block, take, [&](const T* from, T* to, const Turns& turns) {
     const int bytes = 2 * r.num_pairs * static_cast<int>(sizeof(T));
-    if (prefetch) prefetch_ahead(from, bytes);
+    ask_for<0>(from, ahead);
     if (aside) {
       std::memcpy(copy, from, static_cast<std::size_t>(bytes));
       from = copy;
@@ -118,16 +118,16 @@ void heads_of_pairs(const Job& job, const Block& block, bool prefetch) {
 template <class D, bool STREAM, bool TABLE>
 void rotate_block(const Job& job, const Flags& flags, const Block& block) {
   if constexpr (std::is_same_v<D, BFloat16> && !TABLE) {
-    if (flags.split) return heads_of_split<STREAM>(job, block, flags.prefetch);
+    if (flags.split) return heads_of_split<STREAM>(job, block, flags.ahead);
   }
   if (flags.read_pairs && flags.write_pairs) {
-    heads_of_pairs<D, true, true, STREAM, TABLE>(job, block, flags.prefetch);
+    heads_of_pairs<D, true, true, STREAM, TABLE>(job, block, flags.ahead);
   } else if (flags.read_pairs) {
-    heads_of_pairs<D, true, false, STREAM, TABLE>(job, block, flags.prefetch);
+    heads_of_pairs<D, true, false, STREAM, TABLE>(job, block, flags.ahead);
   } else if (flags.write_pairs) {
-    heads_of_pairs<D, false, true, STREAM, TABLE>(job, block, flags.prefetch);
+    heads_of_pairs<D, false, true, STREAM, TABLE>(job, block, flags.ahead);
   } else {
-    heads_of_pairs<D, false, false, STREAM, TABLE>(job, block, flags.prefetch);
+    heads_of_pairs<D, false, false, STREAM, TABLE>(job, block, flags.ahead);
   }
 }
 

@@ -2,7 +2,8 @@
 #include "cpu_vectors.h"
 
 constexpr int kRegisters = ROPE_VECTOR == 64 ? 32 : 16;  // of vectors
-constexpr std::int64_t kRuns = 8;                        // through memory at a time
+constexpr std::int64_t kRuns = 8;                        // through memory at a time, at most,
+constexpr std::int64_t kRunsBytes = 4096;                // and of one token as many bytes
 
 /// Cosines and sines of one token, in natural or split order; a caller's table may have its own for second members.
 /// One pointer, and distances that compilers know.
@@ -90,10 +91,12 @@ ROPE_INLINE void for_each_head(const Job& job, const Block& block, const TAKE& t
     }
     return;
   }
+  const std::int64_t bytes = 2 * job.plan->rotation.num_pairs * static_cast<std::int64_t>(sizeof(T));
+  const std::int64_t runs = std::clamp<std::int64_t>(kRunsBytes / bytes, 1, kRuns);
   for (int i = 0; i < job.num_rows; ++i) {
     const auto [x, y, rows] = Heads<T>(job, block, i);
-    for (std::int64_t first = 0; first < rows.heads; first += kRuns) {
-      const std::int64_t end = std::min(first + kRuns, rows.heads);
+    for (std::int64_t first = 0; first < rows.heads; first += runs) {
+      const std::int64_t end = std::min(first + runs, rows.heads);
       for (int j = 0; j < block.count; ++j) {
         const Turns turns = block[j];
         take(turns);

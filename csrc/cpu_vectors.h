@@ -28,10 +28,20 @@ ROPE_INLINE V load_as(const void* from) {
   return value;
 }
 
-/// Asks for the bytes that come 4 KiB after these.
-ROPE_INLINE void prefetch_ahead(const void* from, int bytes) {
-  const auto* ahead = static_cast<const char*>(from) + 4096;
-  for (int d = 0; d < bytes; d += 64) __builtin_prefetch(ahead + d);
+/// What to ask for at each head: so many bytes, from so far after its first channel on.
+struct Ahead {
+  int distance = 0, bytes = 0;
+};
+
+/// Asks for it, one line after the other. USUAL: the bytes for which the compiler knows how many those are.
+template <int USUAL>
+ROPE_INLINE void ask_for(const void* from, const Ahead& ahead) {
+  const auto* first = static_cast<const char*>(from) + ahead.distance;
+  if (ahead.bytes == USUAL) {
+    for (int d = 0; d < USUAL; d += 64) __builtin_prefetch(first + d);
+  } else {
+    for (int d = 0; d < ahead.bytes; d += 64) __builtin_prefetch(first + d);
+  }
 }
 
 /// Stores a whole vector; a streaming store needs it aligned and leaves the caches alone.

@@ -70,7 +70,7 @@ ROPE_INLINE void rotate_words(const std::uint16_t* x, std::uint16_t* y, int dist
 
 /// All heads of a block, for WORDS words per half known at compile time: cosines stay in registers, for q and for k.
 template <int WORDS, bool STREAM>
-ROPE_INLINE void heads_of_words(const Job& job, const Block& block, bool prefetch) {
+ROPE_INLINE void heads_of_words(const Job& job, const Block& block, const Ahead& ahead) {
   constexpr int W = vector_for(WORDS), L = Vec<W>::L, N = WORDS / L;
   const int distance = job.plan->rotation.distance;
   F<W> c0[N], c1[N], s0[N], s1[N];
@@ -83,7 +83,7 @@ ROPE_INLINE void heads_of_words(const Job& job, const Block& block, bool prefetc
     }
   };
   for_each_head<std::uint16_t>(job, block, take, [&](const std::uint16_t* x, std::uint16_t* y, const Turns&) {
-    if (prefetch) prefetch_ahead(x, 8 * WORDS);
+    ask_for<8 * WORDS>(x, ahead);
 #pragma GCC unroll 8
     for (int j = 0; j < N; ++j) {
       U<W> a = load_as<U<W>>(x + 2 * j * L), b = load_as<U<W>>(x + distance + 2 * j * L);
@@ -96,13 +96,13 @@ ROPE_INLINE void heads_of_words(const Job& job, const Block& block, bool prefetc
 
 /// All heads of a block as words.
 template <bool STREAM>
-void heads_of_split(const Job& job, const Block& block, bool prefetch) {
+void heads_of_split(const Job& job, const Block& block, const Ahead& ahead) {
   const int pairs = job.plan->rotation.num_pairs, distance = job.plan->rotation.distance;
-  const auto usual = [&](auto number) { heads_of_words<number() / 2, STREAM>(job, block, prefetch); };
+  const auto usual = [&](auto number) { heads_of_words<number() / 2, STREAM>(job, block, ahead); };
   if (with_usual_pairs(pairs, usual)) return;
   const auto take = [](const Turns&) {};
-  for_each_head<std::uint16_t>(job, block, take, [=](const std::uint16_t* x, std::uint16_t* y, const Turns& turns) {
-    if (prefetch) prefetch_ahead(x, 4 * pairs);
+  for_each_head<std::uint16_t>(job, block, take, [&](const std::uint16_t* x, std::uint16_t* y, const Turns& turns) {
+    ask_for<0>(x, ahead);
     rotate_words<ROPE_VECTOR, STREAM>(x, y, distance, turns.cosine, turns.sine(), 0, pairs / 2);
   });
 }

@@ -88,7 +88,7 @@ struct alignas(64) Floats {
 struct Thread {
   FrequencyCache frequencies, frequencies_before;
   std::unique_ptr<Floats> floats = std::make_unique_for_overwrite<Floats>();
-  bool prefetch = true;  // the machine reads ahead less than it could
+  bool reads_ahead = false;  // the machine by itself, as long as it is asked for one line after the other
 };
 
 /// Parses rope_kernels.spec's text. Throws std::invalid_argument naming the field.

@@ -17,13 +17,27 @@ constexpr int kPad = ROPE_VECTOR / 4;  // a masked vector reads so far past the 
 
 #include "cpu_angles.h"
 
+/// What to ask for at each head. A machine that reads ahead by itself needs nothing while a rotation goes through
+/// memory in order; where it skips channels, or halves lie far apart, to ask for all lines of the head first takes half
+/// the time.
+Ahead ahead_of(const Job& job, bool read_pairs, int size, const Thread& thread) {
+  const Rotation& r = job.plan->rotation;
+  if (!thread.reads_ahead) return {4096, 2 * r.num_pairs * size};
+  const int skipped = (r.head_dim - 2 * r.num_pairs) * size;
+  const bool is_out_of_order = skipped == 0 ? !read_pairs && r.distance * size >= 512 : job.in_place && skipped >= 64;
+  const bool is_worth_it = 4 * r.num_pairs >= r.head_dim;
+  return is_out_of_order && is_worth_it ? Ahead{0, r.head_dim * size} : Ahead{};
+}
+
 template <class D, bool STREAM, bool TABLE = false>
 void rotate_range(const Job& job, std::int64_t first, std::int64_t last, Thread& thread) {
   const Rotation& r = job.plan->rotation;
   const bool mixed = r.pairing == Pairing::kInterleavedToHalf, pairs = r.pairing == Pairing::kInterleaved;
   const bool plain = is_plain(job);
   const bool split = (plain || TABLE) && job.words && job.plan->splits && job.dtype == DType::kBFloat16;
-  const Flags flags{split, pairs || (mixed && !job.inverse), pairs || (mixed && job.inverse), thread.prefetch};
+  const bool read_pairs = pairs || (mixed && !job.inverse);
+  const Ahead ahead = ahead_of(job, read_pairs, sizeof(typename D::T), thread);
+  const Flags flags{split, read_pairs, pairs || (mixed && job.inverse), ahead};
   Work work;
   work.now = &thread.frequencies;
   work.before = &thread.frequencies_before;
