@@ -50,6 +50,8 @@ ROPE_INLINE bool with_usual_pairs(int num_pairs, const HEADS& heads) {
       return heads(std::integral_constant<int, 16>()), true;
     case 32:
       return heads(std::integral_constant<int, 32>()), true;
+    case 40:
+      return heads(std::integral_constant<int, 40>()), true;
     case 48:
       return heads(std::integral_constant<int, 48>()), true;
     case 64:

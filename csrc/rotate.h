@@ -86,9 +86,11 @@ struct alignas(64) Floats {
 
 /// What a thread keeps from call to call, and knows of its machine.
 struct Thread {
+  explicit Thread(bool machine_reads_ahead) : reads_ahead(machine_reads_ahead) {}
+
   FrequencyCache frequencies, frequencies_before;
   std::unique_ptr<Floats> floats = std::make_unique_for_overwrite<Floats>();
-  bool reads_ahead = false;  // the machine by itself, as long as it is asked for one line after the other
+  bool reads_ahead;  // the machine by itself, as long as it is asked for one line after the other
 };
 
 /// Parses rope_kernels.spec's text. Throws std::invalid_argument naming the field.

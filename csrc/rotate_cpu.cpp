@@ -75,7 +75,7 @@ const Isa& current() {
 
 void rotate_cpu(const Job& job, std::int64_t first, std::int64_t last) {
   // AMD's processors read ahead so well that asking costs them a tenth.
-  thread_local Thread thread{.reads_ahead = is_amd()};
+  thread_local Thread thread(is_amd());
   current().rotate(job, first, last, thread);
 }
 

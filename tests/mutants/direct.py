@@ -86,7 +86,7 @@ _CACHE = in_file(
 _SCRATCH = in_file(
     "direct",
     "csrc/rotate_cpu.cpp",
-    ("thread_local Thread thread{", "static Thread thread{", "threads that call at once share scratch memory"),
+    ("thread_local Thread thread(", "static Thread thread(", "threads that call at once share scratch memory"),
 )
 
 MUTANTS = [*_WATCHERS, *_OVERLAP, *_CALLS, *_PYTHON, *_OUTPUTS, *_CACHE, *_SCRATCH]
