@@ -10,7 +10,7 @@ import rope_kernels as rk
 from ours import FLOORS, FORMS, Call, Inputs, checked_gradients, floor, heads_first, ours
 from rope_kernels.backends import available_backends, native
 from rows import Row, sorted_by
-from shapes import DECODE_1, DECODE_32, LLAMA_8B, MODELS, SHAPES, Model, Shape, inputs
+from shapes import DECODE_1, DECODE_32, GLM_4, LLAMA_8B, LONG_HEADS, MODELS, SHAPES, Model, Shape, inputs
 
 __all__ = ["cpu_rows"]
 
@@ -60,11 +60,15 @@ def _model_rows() -> Iterator[Row]:
 
 
 def _other_rows() -> Iterator[Row]:
-    """A caller's table, and tensors whose heads lie before their tokens."""
+    """A caller's table, tensors whose heads lie before their tokens, heads that turn in part, and long ones."""
     for shape in (DECODE_1, DECODE_32, PREFILL_512, PREFILL_4096):
         yield _table_row(shape)
     for shape in (PREFILL_512, PREFILL_4096):
         yield _heads_first_row(shape)
+    for model in (GLM_4, LONG_HEADS):
+        yield _row("others", "in place", model, PREFILL_4096, "bf16", "transformers", peers.transformers)
+        yield _against_floor("others", "in place", model, PREFILL_4096)
+    yield _against_floor("others", "in place", LONG_HEADS, PREFILL_4096, "fp32")
 
 
 def _table_row(shape: Shape) -> Row:

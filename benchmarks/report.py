@@ -32,7 +32,7 @@ SECTIONS: dict[str, Callable[[Run], str]] = {
     "Against the memory floor": lambda run: tables.rotations(run, ["floors", "budgets"], _floors(run)),
     "Other models": lambda run: tables.rotations(run, ["models"]),
     "Other dtypes": lambda run: tables.rotations(run, ["dtypes"]),
-    "A caller's table, and heads before tokens": lambda run: tables.rotations(run, ["others"]),
+    "Tables, heads before tokens, heads that turn in part, long heads": lambda run: tables.rotations(run, ["others"]),
     "With the backward pass": tables.gradient,
     "Backends": lambda run: _backends(run) + tables.rotations(run, ["backends"]),
     "A whole model": tables.whole_model,

@@ -13,7 +13,19 @@ from torch import Tensor
 import rope_kernels as rk
 from rope_kernels.catalog import shipped
 
-__all__ = ["DECODE_1", "DECODE_32", "DTYPES", "LLAMA_8B", "MODELS", "SHAPES", "Model", "Shape", "inputs"]
+__all__ = [
+    "DECODE_1",
+    "DECODE_32",
+    "DTYPES",
+    "GLM_4",
+    "LLAMA_8B",
+    "LONG_HEADS",
+    "MODELS",
+    "SHAPES",
+    "Model",
+    "Shape",
+    "inputs",
+]
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 LAST_POSITION = 100_000  # of sequences that are decoded
@@ -66,6 +78,10 @@ MODELS = (
         16, 16,
     ),
 )  # fmt: skip
+GLM_4 = Model("GLM-4 (half turned)", shipped("glm-4-9b"), 32, 2)
+LONG_HEADS = Model(
+    "8x512", _LLAMA | {"hidden_size": 4096, "num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 512}, 8, 2
+)
 DECODE_1, DECODE_32 = Shape(1, 1), Shape(32, 1)
 SHAPES = (DECODE_1, DECODE_32, Shape(1, 512), Shape(1, 4096), Shape(1, 32768))
 
