@@ -56,7 +56,7 @@ ROPE_INLINE void rotate_lanes(const typename D::T* x1, const typename D::T* x2, 
 
 /// All heads of a block, for PAIRS pairs known at compile time: cosines stay in registers, for q and for k.
 template <class D, int PAIRS, bool READ, bool WRITE, bool STREAM>
-ROPE_INLINE void heads_of_usual(const Job& job, const Block& block, const Ahead& ahead) {
+ROPE_INLINE void heads_of_usual(const Job& job, const Block& block, Ahead ahead) {
   using T = typename D::T;
   constexpr int W = vector_for(PAIRS), L = Vec<W>::L, N = PAIRS / L;
   // Neighbours that are written apart, or the other way, are all read before any is written. So are others, if the
@@ -88,7 +88,7 @@ ROPE_INLINE void heads_of_usual(const Job& job, const Block& block, const Ahead&
 
 /// All heads of a block, any geometry.
 template <class D, bool READ, bool WRITE, bool STREAM, bool TABLE>
-void heads_of_pairs(const Job& job, const Block& block, const Ahead& ahead) {
+void heads_of_pairs(const Job& job, const Block& block, Ahead ahead) {
   using T = typename D::T;
   const Rotation& r = job.plan->rotation;
   const int width = r.num_pairs / r.blocks;

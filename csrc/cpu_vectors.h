@@ -35,7 +35,8 @@ struct Ahead {
 
 /// Asks for it, one line after the other. USUAL: the bytes for which the compiler knows how many those are.
 template <int USUAL>
-ROPE_INLINE void ask_for(const void* from, const Ahead& ahead) {
+ROPE_INLINE void ask_for(const void* from, Ahead ahead) {
+  if (ahead.bytes == 0) return;
   const auto* first = static_cast<const char*>(from) + ahead.distance;
   if (ahead.bytes == USUAL) {
     for (int d = 0; d < USUAL; d += 64) __builtin_prefetch(first + d);

@@ -70,7 +70,7 @@ ROPE_INLINE void rotate_words(const std::uint16_t* x, std::uint16_t* y, int dist
 
 /// All heads of a block, for WORDS words per half known at compile time: cosines stay in registers, for q and for k.
 template <int WORDS, bool STREAM>
-ROPE_INLINE void heads_of_words(const Job& job, const Block& block, const Ahead& ahead) {
+ROPE_INLINE void heads_of_words(const Job& job, const Block& block, Ahead ahead) {
   constexpr int W = vector_for(WORDS), L = Vec<W>::L, N = WORDS / L;
   const int distance = job.plan->rotation.distance;
   F<W> c0[N], c1[N], s0[N], s1[N];
@@ -96,12 +96,15 @@ ROPE_INLINE void heads_of_words(const Job& job, const Block& block, const Ahead&
 
 /// All heads of a block as words.
 template <bool STREAM>
-void heads_of_split(const Job& job, const Block& block, const Ahead& ahead) {
+void heads_of_split(const Job& job, const Block& block, Ahead ahead) {
   const int pairs = job.plan->rotation.num_pairs, distance = job.plan->rotation.distance;
-  const auto usual = [&](auto number) { heads_of_words<number() / 2, STREAM>(job, block, ahead); };
-  if (with_usual_pairs(pairs, usual)) return;
+  // Where vectors do not fit, the way for any number of words is as fast.
+  const auto usual = [&](auto number) {
+    if constexpr (number() % 16 == 0) heads_of_words<number() / 2, STREAM>(job, block, ahead);
+  };
+  if (pairs % 16 == 0 && with_usual_pairs(pairs, usual)) return;
   const auto take = [](const Turns&) {};
-  for_each_head<std::uint16_t>(job, block, take, [&](const std::uint16_t* x, std::uint16_t* y, const Turns& turns) {
+  for_each_head<std::uint16_t>(job, block, take, [=](const std::uint16_t* x, std::uint16_t* y, const Turns& turns) {
     ask_for<0>(x, ahead);
     rotate_words<ROPE_VECTOR, STREAM>(x, y, distance, turns.cosine, turns.sine(), 0, pairs / 2);
   });
