@@ -45,7 +45,7 @@ _TURNS = in_file(
     ("while (n % (bytes / 4) != 0)", "while (n < bytes / 4)", "pairs that fill no whole number of vectors"),
     ("y + h * rows.to.head + j * rows.to.token,", "y + h * rows.to.head + j * rows.from.token,",
      "where a run of a head's tokens is stored"),
-    ("std::min(first + kRuns, rows.heads)", "std::min(first + kRuns, rows.heads - 1)",
+    ("std::min(first + runs, rows.heads)", "std::min(first + runs, rows.heads - 1)",
      "last head of those before tokens"),
     ("std::min(kKindFloats / step_, kBlockTokens)", "kBlockTokens", "long heads' cosines over the sines"),
 )  # fmt: skip
