@@ -11,12 +11,12 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from cpu_limits import limit_rows
 from rich.console import Console
 from rich.table import Table
 
 import peers
 import rope_kernels as rk
+from cpu_limits import limit_rows
 from ours import FLOORS, FORMS, Call, floor, ours
 from rope_kernels.backends import native
 from rows import Result, Row, measured, sorted_by

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 import cpu_limits
-
 from complexity import BASE, EXPECTED, slopes
 from cpu_budgets import budget_rows
 from measurements import Run

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from cpu_limits import limit_rows
 
 from complexity import complexity_rows
 from cpu_budgets import budget_rows
+from cpu_limits import limit_rows
 from cpu_rows import cpu_rows
 from rows import Row
 from whole_model import whole_model_rows

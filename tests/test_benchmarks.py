@@ -17,8 +17,6 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 pytest.importorskip("matplotlib")
 pytest.importorskip("transformers")
 
-from cpu_limits import limit_rows
-
 import complexity
 import cuda_rows
 import memory
@@ -29,6 +27,7 @@ import report
 import static_rows
 import tables
 from cpu_budgets import budget_rows
+from cpu_limits import limit_rows
 from cpu_rows import cpu_rows
 from measurements import Run, read
 from rope_kernels.timing import Pair, alternate
