@@ -6,20 +6,20 @@ kernel on data that never leaves the cache is no faster, its arithmetic does.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import peers
-from ours import FLOORS, Call, Inputs, floor, ours
+from ours import FLOORS, Call, floor, ours
+from peers import Peer
 from rope_kernels.backends import native
 from rows import Row
-from shapes import LLAMA_8B, Model, Shape, inputs
+from shapes import LLAMA_8B, Shape, inputs
 
 __all__ = ["QUESTION", "limit_rows"]
 
 QUESTION = "limits"
 CACHED = 64
 """Tokens whose q and k (640 KiB in bf16) stay in the second-level cache of a server's core."""
-Peer = Callable[[Model, Inputs], Call]
 
 
 def _memory(form: str, shape: Shape, dtype: str, against: str, peer: Peer) -> Row:

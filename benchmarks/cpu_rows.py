@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import product
 
 import peers
 import rope_kernels as rk
 from ours import FLOORS, FORMS, Call, Inputs, checked_gradients, floor, heads_first, ours
+from peers import Peer
 from rope_kernels.backends import available_backends, native
 from rows import Row, sorted_by
 from shapes import DECODE_1, DECODE_32, GLM_4, LLAMA_8B, LONG_HEADS, MODELS, SHAPES, Model, Shape, inputs
 
 __all__ = ["cpu_rows"]
 
-Peer = Callable[[Model, Inputs], Call]
 PREFILL_512, PREFILL_4096 = SHAPES[2:4]
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 import peers
 import rope_kernels as rk
 from ours import FLOORS, Call, Inputs, floor, ours
-from peers import MissingPeerError, agrees, phase_table
+from peers import MissingPeerError, Peer, agrees, phase_table
 from rope_kernels.backends import available_backends
 from rope_kernels.timing import Pair
 from rows import Row, sorted_by
@@ -93,7 +93,7 @@ def _vllm(model: Model, x: Inputs) -> Call:
     return peers.vllm(model, x)
 
 
-PEERS: dict[str, tuple[str, Callable[[Model, Inputs], Call]]] = {
+PEERS: dict[str, tuple[str, Peer]] = {
     "transformers": ("in place", peers.transformers),
     "transformers, torch.compile": ("allocating", peers.transformers_compiled),
     "hand-fused, torch.compile": ("allocating", peers.fused_compiled),
@@ -104,7 +104,7 @@ PEERS: dict[str, tuple[str, Callable[[Model, Inputs], Call]]] = {
 }
 
 
-def _row(model: Model, shape: Shape, dtype: str, form: str, name: str, peer: Callable[[Model, Inputs], Call],
+def _row(model: Model, shape: Shape, dtype: str, form: str, name: str, peer: Peer,
          backend: str | None = None, graph: bool = False) -> Row:  # fmt: skip
     facts: dict[str, Any] = sorted_by(model, shape, dtype, form, name)
 

@@ -22,6 +22,7 @@ from shapes import Model
 
 __all__ = [
     "MissingPeerError",
+    "Peer",
     "agrees",
     "fused_compiled",
     "onnxruntime",
@@ -31,6 +32,9 @@ __all__ = [
     "transformers_rotation",
     "vllm",
 ]
+
+Peer = Callable[[Model, Inputs], Call]
+"""Makes a call of a model's heads on (q, k, positions)."""
 
 
 class MissingPeerError(RuntimeError):
