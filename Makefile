@@ -62,7 +62,7 @@ clean: ## Remove .venv and everything that was built or cached
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r docs/requirements.txt
 	@touch $@
 
-$(READY): $(INSTALLED) pyproject.toml $(wildcard setup.py csrc/*)
+$(READY): $(INSTALLED) pyproject.toml setup.py $(shell find csrc -type f)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps --editable .
 	@$(BIN)/rope-kernels info
 	@touch $@

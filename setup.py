@@ -1,7 +1,7 @@
 """Builds the native extension: one shared library for every Python, through torch's stable ABI.
 
 No Python version is compiled in: ``rope_kernels.backends.native`` loads it into torch, and it is a Python module by the
-stable ABI for ``rope_kernels.backends.direct``.
+stable ABI for ``rope_kernels.ops.direct``.
 Without torch in the build environment or without a compiler the package is installed without it, and says so;
 ``ROPE_KERNELS_BUILD=1`` makes that an error.
 """
@@ -20,13 +20,23 @@ from setuptools.command.build_ext import build_ext
 ROOT = Path(__file__).parent.resolve()
 TORCH_TARGET_VERSION = "0x020b000000000000"  # 2.11, the oldest torch whose stable ABI has what is used
 CXXFLAGS = [
-    "-std=c++20", "-O3", "-fPIC", "-fno-math-errno", "-fvisibility=hidden", "-fvisibility-inlines-hidden",
+    f"-I{ROOT / 'csrc'}", "-std=c++20", "-O3", "-fPIC",
+    "-fno-math-errno", "-fvisibility=hidden", "-fvisibility-inlines-hidden",
     "-Wall", "-Wextra", "-Wno-psabi", "-Wno-maybe-uninitialized", "-Wno-uninitialized", "-Wno-unused-parameter",
 ]  # fmt: skip
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mf16c", "-mprefer-vector-width=512"]
 CUDA_ARCHS = (75, 80, 86, 89, 90, 100, 120)
-NVCCFLAGS = ["-std=c++20", "-O3", "-Xcompiler", "-fPIC,-fvisibility=hidden", "-Werror=all-warnings", "-t", "2"]
+NVCCFLAGS = [
+    f"-I{ROOT / 'csrc'}",
+    "-std=c++20",
+    "-O3",
+    "-Xcompiler",
+    "-fPIC,-fvisibility=hidden",
+    "-Werror=all-warnings",
+    "-t",
+    "2",
+]
 ISAS = {"avx512": AVX512, "avx512_bf16": [*AVX512, "-mavx512bf16"], "avx2": AVX2}
 
 
@@ -36,10 +46,10 @@ class MissingToolError(Exception):
 
 def sources() -> dict[str, list[str]]:
     """C++ files and the flags of their own; what takes longest comes first."""
-    found: dict[str, list[str]] = {"rotate_cpu_portable.cpp": []}
+    found: dict[str, list[str]] = {"cpu/isa/portable.cpp": []}
     if platform.machine() in ("x86_64", "AMD64"):
-        found |= {f"rotate_cpu_{isa}.cpp": flags for isa, flags in ISAS.items()}
-    return found | {"spec.cpp": [], "rotate_cpu.cpp": []}
+        found |= {f"cpu/isa/{isa}.cpp": flags for isa, flags in ISAS.items()}
+    return found | {"core/spec.cpp": [], "cpu/dispatch.cpp": [], "cpu/scratch.cpp": []}
 
 
 def torch_folder() -> Path:
@@ -103,16 +113,16 @@ def ninja_file(library: Path, build: Path) -> str:
     torch = torch_folder()
     compiler, cuda = tool(*filter(None, (os.environ.get("CXX"), "c++", "g++"))), nvcc()
     with_torch = [f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION}", f"-isystem {torch / 'include'}"]
-    bound = {"bindings.cpp": with_torch, "launch_cpu.cpp": with_torch}
+    bound = {"ops/operators.cpp": with_torch, "ops/launch_cpu.cpp": with_torch}
     if python_headers():
-        bound["direct.cpp"] = [*with_torch, f"-isystem {python_headers()}"]
+        bound["direct/module.cpp"] = [*with_torch, f"-isystem {python_headers()}"]
     # nvcc also beside a torch without CUDA; cudart inside, so that the library loads where there is no driver.
     link = f"{compiler} -shared"
     if cuda:
         archs = ",".join(map(str, cuda_archs(cuda)))
         bound = {
             name: [*flags, f"-DROPE_WITH_CUDA={archs}"]
-            for name, flags in (bound | {"launch_cuda.cpp": with_torch}).items()
+            for name, flags in (bound | {"ops/launch_cuda.cpp": with_torch}).items()
         }
         link = f"{cuda} -shared -cudart static -ccbin {compiler}"
     lines = [
@@ -126,10 +136,10 @@ def ninja_file(library: Path, build: Path) -> str:
         objects.append(str(build / f"{name}.o"))
         lines.append(f"build {objects[-1]}: compile {ROOT / 'csrc' / name}\n  flags = {' '.join(flags)}")
     if cuda:
-        objects.append(str(build / "rotate_cuda.cu.o"))
+        objects.append(str(build / "cuda/kernel.cu.o"))
         lines.append(f"rule cuda\n  command = {nvcc_command(cuda, compiler)} -MMD -MF $out.d -c $in -o $out")
         lines.append("  depfile = $out.d\n  deps = gcc")
-        lines.append(f"build {objects[-1]}: cuda {ROOT / 'csrc' / 'rotate_cuda.cu'}")
+        lines.append(f"build {objects[-1]}: cuda {ROOT / 'csrc/cuda/kernel.cu'}")
     lines.append(f"build {library}: link {' '.join(objects)}")
     return "\n".join(lines) + "\n"
 
@@ -178,7 +188,7 @@ class NinjaBuild(build_ext):
     def _contents(self) -> str:
         cuda = nvcc()
         archs = ", ".join(map(str, cuda_archs(cuda))) if cuda else ""
-        isas = ", ".join(["portable", *(isa for isa in ISAS if f"rotate_cpu_{isa}.cpp" in sources())])
+        isas = ", ".join(["portable", *(isa for isa in ISAS if f"cpu/isa/{isa}.cpp" in sources())])
         calls = "direct calls from Python" if python_headers() else "no direct calls (there are no headers of Python)"
         return f"CPU ({isas}), {calls}, " + (
             f"CUDA (sm {archs}, and PTX)" if archs else "without CUDA (no nvcc was used)"

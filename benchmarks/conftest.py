@@ -18,7 +18,7 @@ from ours import Call
 from peers import MissingPeerError
 from rope_kernels.backends import native
 from rope_kernels.environment import describe
-from rope_kernels.timing import Pair
+from rope_kernels.measuring.timing import Pair
 from rows import Row, measured
 
 ROUND_SECONDS = 2e-3

@@ -18,7 +18,7 @@ import rope_kernels as rk
 from ours import FLOORS, Call, Inputs, floor, ours
 from peers import MissingPeerError, Peer, agrees, phase_table
 from rope_kernels.backends import available_backends
-from rope_kernels.timing import Pair
+from rope_kernels.measuring.timing import Pair
 from rows import Row, sorted_by
 from shapes import DECODE_32, LLAMA_8B, MODELS, SHAPES, Model, Shape, inputs
 from whole_model import whole_model_rows

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 import rope_kernels as rk
-from rope_kernels.forms import FLOORS, FORMS, Call
-from rope_kernels.peers import bound
+from rope_kernels.measuring.forms import FLOORS, FORMS, Call
+from rope_kernels.measuring.peers import bound
 from shapes import Model
 
 __all__ = ["FLOORS", "FORMS", "Call", "Inputs", "checked_gradients", "floor", "heads_first", "ours", "peer_bound"]

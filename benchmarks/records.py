@@ -9,7 +9,7 @@ import peers
 import static_rows
 from memory import saved_bytes
 from ours import FORMS, Call, Inputs
-from rope_kernels.curves import errors_by_position
+from rope_kernels.measuring.curves import errors_by_position
 from shapes import LLAMA_8B, SHAPES, Model, Shape, inputs
 
 __all__ = ["RECORDS"]

@@ -8,7 +8,7 @@ from typing import Any
 
 from ours import Call
 from rope_kernels.backends import native
-from rope_kernels.timing import Pair, alternate
+from rope_kernels.measuring.timing import Pair, alternate
 from shapes import Model, Shape
 
 __all__ = ["Result", "Row", "measured", "sorted_by"]

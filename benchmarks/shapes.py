@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import rope_kernels as rk
-from rope_kernels.catalog import shipped
+from rope_kernels.measuring.catalog import shipped
 
 __all__ = [
     "DECODE_1",

@@ -1,10 +1,12 @@
-# What `cmake --install` leaves: the library, its two headers, and the files that find_package(rope_kernels) reads.
+# What `cmake --install` leaves: the library, its headers, and the files that find_package(rope_kernels) reads.
 include(GNUInstallDirs)
 include(CMakePackageConfigHelpers)
 
 set(CONFIG_FOLDER ${CMAKE_INSTALL_LIBDIR}/cmake/rope_kernels)
 install(TARGETS rope_kernels EXPORT rope_kernels-targets)
-install(FILES csrc/frequency.h csrc/rotate.h DESTINATION include/rope_kernels)
+install(DIRECTORY csrc/core DESTINATION include/rope_kernels FILES_MATCHING PATTERN "*.h")
+install(FILES csrc/cpu/rotate.h DESTINATION include/rope_kernels/cpu)
+install(FILES cmake/include/frequency.h cmake/include/rotate.h DESTINATION include/rope_kernels)
 install(EXPORT rope_kernels-targets NAMESPACE rope_kernels:: DESTINATION ${CONFIG_FOLDER})
 configure_package_config_file(
   cmake/rope_kernels-config.cmake.in rope_kernels-config.cmake INSTALL_DESTINATION ${CONFIG_FOLDER}

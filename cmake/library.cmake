@@ -10,12 +10,15 @@ set(FLAGS_avx512_bf16 ${FLAGS_avx512} -mavx512bf16)
 
 function(rope_kernels_library name)
   set(folder ${PROJECT_SOURCE_DIR}/csrc)
-  add_library(${name} STATIC ${folder}/spec.cpp ${folder}/rotate_cpu.cpp ${folder}/rotate_cpu_portable.cpp)
+  add_library(
+    ${name} STATIC ${folder}/core/spec.cpp ${folder}/cpu/dispatch.cpp ${folder}/cpu/scratch.cpp
+                   ${folder}/cpu/isa/portable.cpp
+  )
   foreach(isa IN LISTS ISAS)
-    target_sources(${name} PRIVATE ${folder}/rotate_cpu_${isa}.cpp)
+    target_sources(${name} PRIVATE ${folder}/cpu/isa/${isa}.cpp)
     # gcc 12 warns of its own intrinsics, which start from an undefined register.
     set_source_files_properties(
-      ${folder}/rotate_cpu_${isa}.cpp PROPERTIES COMPILE_OPTIONS "${FLAGS_${isa}};-Wno-maybe-uninitialized;-Wno-uninitialized"
+      ${folder}/cpu/isa/${isa}.cpp PROPERTIES COMPILE_OPTIONS "${FLAGS_${isa}};-Wno-maybe-uninitialized;-Wno-uninitialized"
     )
   endforeach()
   target_include_directories(${name} PUBLIC $<BUILD_INTERFACE:${folder}> $<INSTALL_INTERFACE:include>)

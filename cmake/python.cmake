@@ -9,7 +9,7 @@ execute_process(
   OUTPUT_STRIP_TRAILING_WHITESPACE
 )
 find_package(pybind11 3 CONFIG REQUIRED)
-pybind11_add_module(rope_kernels_math NO_EXTRAS csrc/math_module.cpp)
+pybind11_add_module(rope_kernels_math NO_EXTRAS tests/cpp/math_module.cpp)
 target_link_libraries(rope_kernels_math PRIVATE rope_kernels)
 target_compile_options(rope_kernels_math PRIVATE -O1 -Wall -Wextra)
 set_target_properties(rope_kernels_math PROPERTIES LIBRARY_OUTPUT_DIRECTORY ${PROJECT_BINARY_DIR}/python)

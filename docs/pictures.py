@@ -12,10 +12,11 @@ from typing import Any
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from rope_kernels import RopeConfig, catalog
-from rope_kernels.curves import errors_by_position, wavelengths
-from rope_kernels.demo import CONTRACT
-from rope_kernels.explain import states
+from rope_kernels import RopeConfig
+from rope_kernels.config.explain import states
+from rope_kernels.measuring import catalog
+from rope_kernels.measuring.accuracy import CONTRACT
+from rope_kernels.measuring.curves import errors_by_position, wavelengths
 
 OURS, THEIRS, PLAIN, GRID = "#1d6fb8", "#c8442f", "#4c566a", "#e3e6ea"
 AXES = ("#1d6fb8", "#2a9d8f", "#c8442f")

@@ -4,16 +4,17 @@ The public names are those of ``__all__``; ``apply_rope(q, k, positions, RopeCon
 """
 
 from ._version import __version__
+from .api.apply import apply_rope, apply_rope_
+from .api.cos_sin import cos_sin
+from .api.dynamic_state import DynamicState
+from .api.module import RotaryEmbedding
+from .api.rerotation import rerotate_, shift_
+from .api.table import apply_rotary_pos_emb
 from .backends import available_backends, use_backend
 from .config import RopeConfig
-from .dynamic_state import DynamicState
+from .config.rope_types import ROPE_TYPES, register_rope_type
+from .core.frequency import FrequencyParams
 from .errors import RopeConfigError, RopeConfigWarning, RopeShapeError
-from .frequency import FrequencyParams
-from .functional import apply_rope, apply_rope_, cos_sin
-from .module import RotaryEmbedding
-from .rerotation import rerotate_, shift_
-from .rope_types import ROPE_TYPES, register_rope_type
-from .table import apply_rotary_pos_emb
 
 __all__ = [
     "ROPE_TYPES",

@@ -1,6 +1,6 @@
 """``python -m rope_kernels``: the ``rope-kernels`` command."""
 
-from .cli import main
+from .cli.commands import main
 
 if __name__ == "__main__":
     main()

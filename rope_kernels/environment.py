@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from ._version import __version__
-from .backends import available_backends, direct, native
+from .backends import available_backends, native
+from .ops import direct
 
 __all__ = ["describe", "version_of"]
 

@@ -17,7 +17,7 @@ from . import native
 __all__ = ["PREFERENCE", "available_backends", "backend_for", "current_override", "use_backend"]
 
 PREFERENCE = ("triton", "native", "reference")
-_MODULES = {"triton": ".triton_launch", "native": ".native", "reference": ".reference"}
+_MODULES = {"triton": ".triton.launch", "native": ".native", "reference": ".reference"}
 _FROM_ENVIRONMENT = native.FROM_ENVIRONMENT
 _local = threading.local()
 

@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..rotation import Rotation
-from ..spec import Spec, with_call
+from ..core.rotation import Rotation
+from ..core.spec import Spec, text_of
 from . import reference
 from .inputs import Inputs
 
@@ -119,7 +119,7 @@ def rotate(q: Tensor, k: Tensor | None, q_out: Tensor, k_out: Tensor | None, inp
         positions = positions[0]
     torch.ops.rope_kernels.native_rotate_out(
         q, k, positions, i.offset, i.seq_len, i.from_seq_len, i.cu_seqlens,
-        with_call(spec.encode(), "bshd", i.inverse, i.unscaled), q_out, k_out,
+        text_of(spec.encode(), "bshd", i.inverse, i.unscaled), q_out, k_out,
     )  # fmt: skip
 
 

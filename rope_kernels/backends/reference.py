@@ -8,22 +8,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..frequency import FrequencyParams, fixed_point_turns
-from ..rotation import Rotation
-from ..spec import Spec
+from ..core.frequency import FrequencyParams, fixed_point_turns
+from ..core.pairs import pairs, rotate_pairs
+from ..core.rotation import Rotation
+from ..core.spec import Spec
 from .inputs import Inputs
 
-__all__ = [
-    "cos_sin",
-    "join_pairs",
-    "pairs",
-    "rotate",
-    "rotate_table",
-    "turn",
-    "turned_by_table",
-    "unavailable",
-    "unit_pairs",
-]
+__all__ = ["cos_sin", "rotate", "rotate_table", "rotated_by_table", "unavailable"]
 
 TWO_PI = 2.0 * math.pi
 
@@ -41,7 +32,7 @@ def rotate(q: Tensor, k: Tensor | None, q_out: Tensor, k_out: Tensor | None, inp
     copied = _groups(q.shape[0], q.shape[1], q.device, inputs)[1]
     for x, out in ((q, q_out), (k, k_out)):
         if x is not None and out is not None:
-            y = turn(x, (cos, cos), (sin, sin), spec.rotation, inputs.inverse)
+            y = rotate_pairs(x, (cos, cos), (sin, sin), spec.rotation, inputs.inverse)
             out.copy_(y if copied is None else torch.where(copied.unsqueeze(2), x, y))
 
 
@@ -52,15 +43,15 @@ def rotate_table(
     """Rotate by a caller's table. ``cos``, ``sin``: (batch or 1, tokens, rotary_dim), channels as a rotation writes."""
     for x, out in ((q, q_out), (k, k_out)):
         if x is not None and out is not None:
-            out.copy_(turned_by_table(x, cos, sin, rotation, inverse))
+            out.copy_(rotated_by_table(x, cos, sin, rotation, inverse))
 
 
-def turned_by_table(x: Tensor, cos: Tensor, sin: Tensor, rotation: Rotation, inverse: bool) -> Tensor:
+def rotated_by_table(x: Tensor, cos: Tensor, sin: Tensor, rotation: Rotation, inverse: bool) -> Tensor:
     """One tensor of :func:`rotate_table`, in operations that torch can trace and differentiate."""
     c, s = (_table_pairs(table, rotation) for table in (cos, sin))
     if inverse:
         s = -s[1], -s[0]
-    return turn(x, c, s, rotation, inverse)
+    return rotate_pairs(x, c, s, rotation, inverse)
 
 
 def _table_pairs(table: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor]:
@@ -196,55 +187,3 @@ def _fixed_point(inv_freq: Tensor) -> Tensor:
     high = scaled.floor()
     low = (scaled - high) * 2.0**32
     return (high.long() << 32) | low.long()
-
-
-def pairs(x: Tensor, rotation: Rotation, written: bool) -> tuple[Tensor, Tensor]:
-    """Views of the two members of every pair of the last axis: (..., pairs), or (..., blocks, pairs / blocks).
-
-    ``written`` says where a rotation writes them; only ``interleaved_to_half`` reads elsewhere.
-    """
-    n, first = rotation.num_pairs, rotation.rotary_offset
-    if _is_interleaved(rotation, written):
-        inner = x[..., first : first + 2 * n].unflatten(-1, (n, 2))
-        return inner[..., 0], inner[..., 1]
-    if rotation.blocks == 1:
-        return x[..., first : first + n], x[..., first + rotation.distance : first + rotation.distance + n]
-    inner = x[..., first : first + 2 * n].unflatten(-1, (rotation.blocks, 2, n // rotation.blocks))
-    return inner[..., 0, :], inner[..., 1, :]
-
-
-def unit_pairs(batch: int, tokens: int, rotation: Rotation, device: torch.device) -> Tensor:
-    """float32 (batch, tokens, 1, head_dim) of pairs (1, 0): a rotation makes cosines and sines of them."""
-    unit = torch.zeros((batch, tokens, 1, rotation.head_dim), device=device)
-    pairs(unit, rotation, written=False)[0].fill_(1.0)
-    return unit
-
-
-def _is_interleaved(rotation: Rotation, written: bool) -> bool:
-    return rotation.pairing == "interleaved" or (rotation.pairing == "interleaved_to_half" and not written)
-
-
-def turn(
-    x: Tensor, cos: tuple[Tensor, Tensor], sin: tuple[Tensor, Tensor], rotation: Rotation, inverse: bool
-) -> Tensor:
-    """The rotated ``x``; each member of a pair has its own cosine and sine."""
-    first, second = (part.float() for part in pairs(x, rotation, written=inverse))
-    if rotation.blocks > 1:
-        cos, sin = ((t[0].unflatten(-1, first.shape[-2:]), t[1].unflatten(-1, first.shape[-2:])) for t in (cos, sin))
-    y1 = (first * cos[0] - second * sin[0]).to(x.dtype)
-    y2 = (second * cos[1] + first * sin[1]).to(x.dtype)
-    n, start, gap = rotation.num_pairs, rotation.rotary_offset, rotation.distance
-    if _is_interleaved(rotation, written=not inverse):
-        inner, end = [torch.stack((y1, y2), -1).flatten(-2)], start + 2 * n
-    elif rotation.blocks > 1:
-        inner, end = [torch.cat((y1, y2), -1).flatten(-2)], start + 2 * n
-    else:
-        inner, end = [y1, x[..., start + n : start + gap], y2], start + gap + n
-    return torch.cat((x[..., :start], *inner, x[..., end:]), -1)
-
-
-def join_pairs(first: Tensor, second: Tensor, rotation: Rotation) -> Tensor:
-    """A table (..., rotary_dim) from the entries of the first and second members, laid out as a rotation writes."""
-    if _is_interleaved(rotation, written=True):
-        return torch.stack((first, second), -1).flatten(-2)
-    return torch.cat((first, second), -1)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from rope_kernels.backends import triton_plan
+from rope_kernels.backends.triton import plan as triton_plan
 
 
 @pytest.fixture

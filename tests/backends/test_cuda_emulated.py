@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from no_angles import NO_ANGLES
+from support.cases import CASES, CONFIGS, Case, check, config_of, make
+from support.no_angles import NO_ANGLES
 
-from cases import CASES, CONFIGS, Case, check, config_of, make
 from emulation.cuda import build
 from emulation.cuda.calls import CudaAttempt
 from emulation.cuda.kernels import KERNEL_CASES
@@ -251,7 +251,7 @@ int cudaGetLastError(void) { return 35; }
 LAUNCH = """
 import ctypes, sys
 ctypes.CDLL(sys.argv[1], mode=ctypes.RTLD_GLOBAL)
-from cases import CASES
+from support.cases import CASES
 from emulation.cuda.calls import CudaAttempt
 from emulation.cuda.emulated import launcher
 attempt = CudaAttempt(CASES[0], in_place=False)

@@ -1,9 +1,9 @@
 """The CUDA kernels compiled as plain C++ under AddressSanitizer and UBSan: every case, in both orders of threads."""
 
 import pytest
-from no_angles import NO_ANGLES
+from support.cases import CASES
+from support.no_angles import NO_ANGLES
 
-from cases import CASES
 from emulation.cuda import build, host
 from emulation.cuda.calls import CudaAttempt
 from emulation.cuda.kernels import KERNEL_CASES

@@ -9,16 +9,19 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rope_kernels import RopeConfig, ops
-from rope_kernels.frequency import FrequencyParams
-from rope_kernels.rotation import Rotation
-from rope_kernels.spec import Spec, parse_spec
+from rope_kernels import RopeConfig
+from rope_kernels.core.frequency import FrequencyParams
+from rope_kernels.core.rotation import Rotation
+from rope_kernels.core.spec import Spec, parse_spec, parse_text
+from rope_kernels.ops.operators import Arguments, inputs_of
 
 pytest.importorskip("triton")
 
 from emulation.interpreter import interpreted
-from rope_kernels.backends import triton_constants, triton_kernels, triton_launch
-from rope_kernels.backends.triton_plan import PREFILL_TOKENS, Rows, alignment, launch_tile
+from rope_kernels.backends.triton import constants as triton_constants
+from rope_kernels.backends.triton import kernels as triton_kernels
+from rope_kernels.backends.triton import launch as triton_launch
+from rope_kernels.backends.triton.plan import PREFILL_TOKENS, Rows, alignment, launch_tile
 
 PI = Decimal("3.14159265358979323846264338327950288")
 STATIC = RopeConfig(
@@ -159,11 +162,12 @@ def launched(monkeypatch):
     recorder = Recorder()
     monkeypatch.setattr(triton_kernels, "rotate_kernel", recorder)
 
-    def launch(q, k, positions=None, config=STATIC, in_place=False, **run_time):
-        named = (positions, *(run_time.get(name) for name in ("offset", "seq_len", "from_seq_len", "cu_seqlens")))
-        inputs = ops.inputs_of(named, "bshd", False, False)
+    def launch(q, k, positions=None, config=STATIC, in_place=False, **index_tensors):
+        named = (positions, *(index_tensors.get(name) for name in ("offset", "seq_len", "from_seq_len", "cu_seqlens")))
+        operation = parse_text(config.spec())
+        inputs = inputs_of(Arguments(*named, config.spec()), operation)
         out = (q, k) if in_place else (torch.empty_like(q), torch.empty_like(k))
-        triton_launch.rotate(q, k, *out, inputs, parse_spec(config.spec()))
+        triton_launch.rotate(q, k, *out, inputs, operation.spec)
         return recorder.options["ANGLE"], recorder.options["TILE"], recorder.grid
 
     return launch

@@ -5,18 +5,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from attempts import Attempt
-from calls import operands, rotate
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from no_angles import NO_ANGLES
+from support.attempts import Attempt
+from support.calls import arguments, rotate
+from support.cases import CASES, CONFIGS, Case, check, config_of, make, tokens_first
+from support.no_angles import NO_ANGLES
 
 import rope_kernels as rk
-from cases import CASES, CONFIGS, Case, check, config_of, make, tokens_first
-from rope_kernels import ops
 from rope_kernels.backends import native, reference
 from rope_kernels.backends.inputs import Inputs
-from rope_kernels.spec import parse_spec
+from rope_kernels.core.spec import parse_spec
+from rope_kernels.ops import operators
 
 ISAS = native.isas()
 CONFIG = rk.RopeConfig(**CONFIGS["llama3"])
@@ -63,7 +63,7 @@ def test_a_position_without_an_angle_gives_nan_to_the_pairs_that_turn_by_it(call
     native.force_isa(isa)
     attempt = call.attempt(in_place, Attempt)
     q, k = [*attempt.inputs, None][:2]
-    ops.rotate_out(q, k, *operands(attempt.case, attempt.made), *[*attempt.outputs, None][:2])
+    operators.rotate_out(q, k, *arguments(attempt.case, attempt.made), *[*attempt.outputs, None][:2])
     attempt.check()
 
 
@@ -71,10 +71,10 @@ def test_a_position_without_an_angle_gives_nan_to_the_pairs_that_turn_by_it(call
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_case(case, isa):
     made, q, k = rotate_and_check(case, isa)
-    args = operands(case, made)
+    args = arguments(case, made)
     out = [None if x is None else torch.full_like(x, float("nan")) for x in (made.q, made.k)]
-    ops.rotate_out(made.q, made.k, *args, *out)
-    ops.rotate_(made.q, made.k, *args)
+    operators.rotate_out(made.q, made.k, *args, *out)
+    operators.rotate_(made.q, made.k, *args)
     assert torch.equal(out[0], q)
     assert torch.equal(made.q, q)
     if k is not None:
@@ -185,9 +185,9 @@ def test_table(isa, pairing, inverse):
             cos, sin = torch.randn(2, 3, width, 2).to(table_dtype).unbind(-1)
             cos[0, 0, 3] = float("nan")
             args = (q, k, cos, sin[:1] if inverse else sin, width, pairing, "bshd", inverse)
-            got = ops.rotate_table(*args)
+            got = operators.rotate_table(*args)
             with rk.use_backend("reference"):
-                wanted = ops.rotate_table(*args)
+                wanted = operators.rotate_table(*args)
             for a, b in zip(got, wanted, strict=True):
                 torch.testing.assert_close(a, b, equal_nan=True)
 
@@ -208,11 +208,11 @@ def test_a_table_whose_members_turn_by_the_same_but_for_some_tokens(isa, pairing
         for table_dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16):
             table = cos.to(table_dtype), sin.to(table_dtype)
             q, k = torch.randn(2, 70, 9, 64).to(dtype), torch.randn(2, 70, 1, 64).to(dtype)
-            made = ops.rotate_table(q, k, *table, 64, pairing, "bshd", inverse)
+            made = operators.rotate_table(q, k, *table, 64, pairing, "bshd", inverse)
             first = [x.transpose(1, 2).contiguous() for x in (q, k)]
-            again = ops.rotate_table(*first, *table, 64, pairing, "bhsd", inverse)
+            again = operators.rotate_table(*first, *table, 64, pairing, "bhsd", inverse)
             with rk.use_backend("reference"):
-                wanted = ops.rotate_table(q, k, *table, 64, pairing, "bshd", inverse)
+                wanted = operators.rotate_table(q, k, *table, 64, pairing, "bshd", inverse)
             for a, b, c in zip(made, again, wanted, strict=True):
                 torch.testing.assert_close(a, c, equal_nan=True)
                 torch.testing.assert_close(a, b.transpose(1, 2), rtol=0, atol=0, equal_nan=True)
@@ -277,7 +277,7 @@ def test_a_broken_spec_names_its_field():
     q = torch.randn(1, 2, 1, 128)
     for spec, field in (("theta=abc;head_dim=128;num_pairs=64", "theta"), ("nonsense", "text")):
         with pytest.raises(ValueError, match=f"spec: {field} is"):
-            ops.rotate(q, None, None, None, None, None, None, spec)
+            operators.rotate(q, None, None, None, None, None, None, spec)
 
 
 def _asked_for_huge_pages(tensor):

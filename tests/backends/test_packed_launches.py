@@ -2,15 +2,16 @@
 
 import pytest
 import torch
+from support.calls import inputs
 
 import rope_kernels as rk
-from rope_kernels import functional, ops
-from rope_kernels.spec import parse_spec
+from rope_kernels.api.prepare import prepare
+from rope_kernels.core.spec import parse_text
 
 pytest.importorskip("triton")
 
 from emulation.triton_driver import Launch, emulated
-from rope_kernels.backends import triton_launch
+from rope_kernels.backends.triton import launch as triton_launch
 
 CONFIG = rk.RopeConfig(head_dim=64)
 TOKENS, HEADS, SEQUENCES = 1024, (8, 2), 100
@@ -19,10 +20,10 @@ TOKENS, HEADS, SEQUENCES = 1024, (8, 2), 100
 def launched(bounds: list[int]) -> Launch:
     """The one launch of an emulated sm_90 for packed sequences with these bounds."""
     q, k = (torch.randn(TOKENS, heads, 64, dtype=torch.bfloat16) for heads in HEADS)
-    *run_time, text = functional.prepare(q, k, None, CONFIG, layout="thd", cu_seqlens=torch.tensor(bounds))
+    args = prepare(q, k, None, CONFIG, layout="thd", cu_seqlens=torch.tensor(bounds))
     views = [x[None] for x in (q, k, torch.full_like(q, float("nan")), torch.full_like(k, float("nan")))]
     with emulated(90) as launches:
-        triton_launch.rotate(*views, ops.inputs_of(run_time, "thd", False, False), parse_spec(text))
+        triton_launch.rotate(*views, inputs(args), parse_text(args.text).spec)
     expected = rk.apply_rope(q, k, None, CONFIG, layout="thd", cu_seqlens=torch.tensor(bounds))
     for got, wanted in zip(views[2:], expected, strict=True):
         assert (got[0].float() - wanted.float()).abs().max() < 0.05

@@ -3,14 +3,13 @@
 from itertools import product
 
 import pytest
-from attempts import Attempt
-from no_angles import NO_ANGLES
-
-from cases import CASES
+from support.attempts import Attempt
+from support.cases import CASES
+from support.no_angles import NO_ANGLES
 
 pytest.importorskip("triton")
 
-import launches
+from support import launches
 
 from emulation.ptx.code import INSTRUCTIONS
 from emulation.triton_driver import emulated

@@ -4,21 +4,19 @@ import dataclasses
 
 import pytest
 import torch
-from attempts import Attempt
-from calls import arguments
-from no_angles import NO_ANGLES
-
-from cases import CASES, make
+from support.attempts import Attempt
+from support.calls import arguments, inputs, operation
+from support.cases import CASES, make
+from support.no_angles import NO_ANGLES
 
 pytest.importorskip("triton")
 
-import launches
+from support import launches
 
 from emulation.interpreter import interpreted
-from rope_kernels import ops
-from rope_kernels.backends import triton_kernels, triton_launch
-from rope_kernels.rotation import Rotation
-from rope_kernels.spec import parse_spec
+from rope_kernels.backends.triton import kernels as triton_kernels
+from rope_kernels.backends.triton import launch as triton_launch
+from rope_kernels.core.rotation import Rotation
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -82,10 +80,9 @@ def test_what_does_not_turn_is_copied_bit_by_bit(name):
 def test_no_pairs_at_all_is_a_copy():
     case = launches.BY_NAME["default-near"]
     made = make(case)
-    spec = dataclasses.replace(parse_spec(arguments(case, made)[5]), rotation=Rotation(64, 0, 32))
-    inputs = ops.inputs_of((made.positions, None, None, None, None), "bshd", False, False)
+    spec = dataclasses.replace(operation(case, made).spec, rotation=Rotation(64, 0, 32))
     out = torch.empty_like(made.q), torch.empty_like(made.k)
-    triton_launch.rotate(made.q, made.k, *out, inputs, spec)
+    triton_launch.rotate(made.q, made.k, *out, inputs(arguments(case, made)), spec)
     assert torch.equal(out[0], made.q)
     assert torch.equal(out[1], made.k)
 

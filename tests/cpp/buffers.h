@@ -14,7 +14,7 @@
 #include <string>
 #include <vector>
 
-#include "rotate.h"
+#include "core/job.h"
 
 namespace buffers {
 
@@ -180,16 +180,16 @@ inline std::pair<std::int32_t, std::int32_t> channels(const rope::Rotation& r, s
 }
 
 /// One head in double, for `positions[pair]`.
-inline std::vector<double> rotated(const rope::Plan& plan, const std::vector<double>& x,
+inline std::vector<double> rotated(const rope::Spec& spec, const std::vector<double>& x,
                                    const std::vector<double>& angle, bool inverse) {
   std::vector<double> y = x;
-  for (std::int32_t i = 0; i < plan.rotation.num_pairs; ++i) {
-    const auto [r1, r2] = channels(plan.rotation, i, !inverse);
-    const auto [w1, w2] = channels(plan.rotation, i, inverse);
+  for (std::int32_t i = 0; i < spec.rotation.num_pairs; ++i) {
+    const auto [r1, r2] = channels(spec.rotation, i, !inverse);
+    const auto [w1, w2] = channels(spec.rotation, i, inverse);
     const double a = x[static_cast<std::size_t>(r1)], b = x[static_cast<std::size_t>(r2)];
     const double turn = angle[static_cast<std::size_t>(i)];
-    const double c = std::cos(turn) * plan.params.scaling;
-    const double s = std::sin(inverse ? -turn : turn) * plan.params.scaling;
+    const double c = std::cos(turn) * spec.params.scaling;
+    const double s = std::sin(inverse ? -turn : turn) * spec.params.scaling;
     y[static_cast<std::size_t>(w1)] = a * c - b * s;
     y[static_cast<std::size_t>(w2)] = b * c + a * s;
   }

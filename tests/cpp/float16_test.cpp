@@ -10,13 +10,13 @@
 
 #include "harness.h"
 
-namespace portable {
-#include "cpu_vectors.h"
-}  // namespace portable
+#define ROPE_ISA portable
+#define ROPE_VECTOR 16
+#include "cpu/floats.h"
 
 namespace {
 
-using portable::BFloat16, portable::Float16;
+using rope::portable::BFloat16, rope::portable::Float16;
 
 std::uint32_t bits_of(float x) { return std::bit_cast<std::uint32_t>(x); }
 float float_of(std::uint32_t bits) { return std::bit_cast<float>(bits); }

@@ -1,5 +1,5 @@
 // frequency.h against extended precision and exact integers.
-#include "frequency.h"
+#include "core/frequency.h"
 
 #include <array>
 #include <cmath>

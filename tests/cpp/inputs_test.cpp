@@ -64,9 +64,9 @@ TEST(axes_take_their_rows_of_positions) {
     call.job.positions = {rows.data(), rope::Number::kInt64, 6, Call::kTokens, 1};
     rope::rotate_cpu(call.job, 0, 6);
     std::vector<double> angle, head;
-    for (std::size_t i = 0; i < 9; ++i) angle.push_back(rows[6 * (i % 3)] * call.plan.initial.radians[i]);
+    for (std::size_t i = 0; i < 9; ++i) angle.push_back(rows[6 * (i % 3)] * call.spec.initial.radians[i]);
     for (std::int64_t c = 0; c < 18; ++c) head.push_back(call.q.value(1, 1, 1, c));
-    const std::vector<double> expected = buffers::rotated(call.plan, head, angle, false);
+    const std::vector<double> expected = buffers::rotated(call.spec, head, angle, false);
     for (std::int64_t c = 0; c < 18; ++c) {
       const double got = call.q_out.value(1, 1, 1, c);
       CHECK(std::fabs(got - expected[static_cast<std::size_t>(c)]) < 6e-7, isa, c, got);
@@ -95,14 +95,14 @@ std::vector<double> by_table(Call& call, const Tensor& cosine, const Tensor& sin
 void check_table(const std::string& isa, const std::string& pairing, rope::DType dtype, rope::Number kind) {
   std::mt19937 random(6);
   constexpr int kPairs = 13, kDim = 2 * kPairs;
-  const std::string spec = spec_of(kDim + 3, kPairs, kPairs, "pairing=" + pairing);
+  const std::string text = spec_of(kDim + 3, kPairs, kPairs, "pairing=" + pairing);
   const Shape table{Call::kBatch, Call::kTokens, 1, kDim};
   const Tensor cosine(dtype, table, {0, 1, 2, 3}, random), sine(dtype, table, {0, 0, 0, 0}, random);
-  Call forward(spec, rope::DType::kFloat32, {0, 1, 0, 0}, {0, 0, 0, 2}, random);
-  Call back(spec, rope::DType::kFloat32, {0, 1, 0, 0}, {0, 0, 0, 2}, random);
+  Call forward(text, rope::DType::kFloat32, {0, 1, 0, 0}, {0, 0, 0, 2}, random);
+  Call back(text, rope::DType::kFloat32, {0, 1, 0, 0}, {0, 0, 0, 2}, random);
   const std::vector<double> rx = by_table(forward, cosine, sine, kind, false);
   const std::vector<double> ry = by_table(back, cosine, sine, kind, true);
-  const rope::Rotation& r = forward.plan.rotation;
+  const rope::Rotation& r = forward.spec.rotation;
   double left = 0, right = 0;
   std::size_t at = 0;
   for (std::int64_t head = 0; head < Call::kBatch * Call::kTokens * 3; ++head, at += kDim + 3) {
@@ -139,10 +139,10 @@ TEST(tables_turn_what_they_say_and_their_adjoint_back) {
 TEST(each_sequence_has_its_length) {
   std::mt19937 random(8);
   const std::int64_t length[] = {4, 5}, narrow[] = {0, 1, 2, 3, 4, 5};
-  const std::string spec = spec_of(8, 4, 4, "multipliers=1,1,1,1|3,3,3,3;switch_length=4;long_attention_scaling=2.0");
+  const std::string text = spec_of(8, 4, 4, "multipliers=1,1,1,1|3,3,3,3;switch_length=4;long_attention_scaling=2.0");
   for (const std::string& isa : rope::isas()) {
     rope::force_isa(isa);
-    Call call(spec, rope::DType::kFloat32, {0, 0, 0, 0}, {0, 0, 0, 0}, random);
+    Call call(text, rope::DType::kFloat32, {0, 0, 0, 0}, {0, 0, 0, 0}, random);
     call.job.positions = {narrow, rope::Number::kInt64, 0, Call::kTokens, 1};
     call.job.seq_len = {length, 2, 1};
     rope::rotate_cpu(call.job, 0, 6);

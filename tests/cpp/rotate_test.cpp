@@ -68,14 +68,14 @@ void check_everything_on(const std::string& isa) {
   CHECK(rope::force_isa(isa), isa);
   CHECK(rope::current_isa() == isa, isa, rope::current_isa());
   std::mt19937 random(1);
-  for (const std::string& spec : geometries()) {
+  for (const std::string& text : geometries()) {
     for (const rope::DType dtype : {rope::DType::kFloat32, rope::DType::kFloat16, rope::DType::kBFloat16}) {
       for (const Layout& layout : kLayouts) {
         for (const bool inverse : {false, true}) {
-          Call call(spec, dtype, layout.gaps, inverse ? Gaps{0, 0, 0, 0} : layout.gaps, random);
+          Call call(text, dtype, layout.gaps, inverse ? Gaps{0, 0, 0, 0} : layout.gaps, random);
           call.job.inverse = inverse;
           check_call(call, isa + " " + layout.name + (inverse ? " inverse " : " ") +
-                               std::to_string(static_cast<int>(dtype)) + " " + spec);
+                               std::to_string(static_cast<int>(dtype)) + " " + text);
         }
       }
     }
@@ -101,14 +101,14 @@ TEST(streaming_stores_change_no_bit) {
     for (const char* pairing : {"half", "interleaved"}) {
       for (const int pairs : {32, 64, 96, 128}) {
         for (const rope::DType dtype : {rope::DType::kFloat32, rope::DType::kBFloat16}) {
-          const std::string spec = spec_of(2 * pairs, pairs, pairs, std::string("pairing=") + pairing);
-          Call call(spec, dtype, {0, 0, 0, 0}, {0, 0, 0, 0}, random);
+          const std::string text = spec_of(2 * pairs, pairs, pairs, std::string("pairing=") + pairing);
+          Call call(text, dtype, {0, 0, 0, 0}, {0, 0, 0, 0}, random);
           CHECK(call.q_out.aligned(64) && call.k_out.aligned(64));
           rope::rotate_cpu(call.job, 0, 6);
           const auto q = call.q_out.elements(), k = call.k_out.elements();
           call.job.streaming = true;
           rope::rotate_cpu(call.job, 0, 6);
-          CHECK(call.q_out.elements() == q && call.k_out.elements() == k, isa, spec);
+          CHECK(call.q_out.elements() == q && call.k_out.elements() == k, isa, text);
         }
       }
     }

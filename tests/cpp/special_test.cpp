@@ -4,8 +4,9 @@
 #include <string>
 #include <vector>
 
+#include "core/job.h"
+#include "cpu/rotate.h"
 #include "harness.h"
-#include "rotate.h"
 
 namespace {
 
@@ -15,14 +16,14 @@ using Half = std::uint16_t;
 std::vector<Half> scaled(rope::DType dtype, std::vector<Half> x, int dim, const std::string& pairing, double scaling,
                          bool words) {
   const std::string d = std::to_string(dim), pairs = std::to_string(dim / 2);
-  const rope::Plan plan = rope::parse_plan("theta=10000.0;freq_dim=" + d + ";num_frequencies=" + pairs +
+  const rope::Spec spec = rope::parse_spec("theta=10000.0;freq_dim=" + d + ";num_frequencies=" + pairs +
                                            ";head_dim=" + d + ";num_pairs=" + pairs + ";distance=" + pairs +
                                            ";pairing=" + pairing + ";attention_scaling=" + std::to_string(scaling));
   const std::int64_t heads = static_cast<std::int64_t>(x.size()) / dim;
   rope::Job job;
-  job.plan = &plan;
-  job.rows[0] = {x.data(), x.data(), heads, {0, 0, dim}, {0, 0, dim}};
-  job.num_rows = 1;
+  job.spec = &spec;
+  job.operands[0] = {x.data(), x.data(), heads, {0, 0, dim}, {0, 0, dim}};
+  job.num_operands = 1;
   job.dtype = dtype;
   job.batch = job.tokens = 1;
   job.in_place = true;
@@ -86,8 +87,8 @@ TEST(every_number_is_rounded_once_and_kept) {
 }
 
 TEST(floats_keep_denormals_and_nan) {
-  const rope::Plan plan =
-      rope::parse_plan("theta=1.0;freq_dim=64;num_frequencies=32;head_dim=64;num_pairs=32;distance=32");
+  const rope::Spec spec =
+      rope::parse_spec("theta=1.0;freq_dim=64;num_frequencies=32;head_dim=64;num_pairs=32;distance=32");
   for (const std::string& isa : rope::isas()) {
     rope::force_isa(isa);
     std::vector<float> x(64, 0.0F);
@@ -97,9 +98,9 @@ TEST(floats_keep_denormals_and_nan) {
     x[40] = std::numeric_limits<float>::max();
     const std::vector<float> before = x;
     rope::Job job;
-    job.plan = &plan;
-    job.rows[0] = {x.data(), x.data(), 1, {0, 0, 64}, {0, 0, 64}};
-    job.num_rows = 1;
+    job.spec = &spec;
+    job.operands[0] = {x.data(), x.data(), 1, {0, 0, 64}, {0, 0, 64}};
+    job.num_operands = 1;
     job.batch = job.tokens = 1;
     job.in_place = true;
     rope::rotate_cpu(job, 0, 1);

@@ -20,9 +20,10 @@ from triton.backends.nvidia.compiler import get_ptxas
 
 import rope_kernels
 from rope_kernels import RopeConfig
-from rope_kernels.backends import triton_kernels, triton_launch
 from rope_kernels.backends.inputs import Inputs
-from rope_kernels.spec import parse_spec
+from rope_kernels.backends.triton import kernels as triton_kernels
+from rope_kernels.backends.triton import launch as triton_launch
+from rope_kernels.core.spec import parse_spec
 
 from . import aot, sass
 from .blocks import pieces
@@ -221,7 +222,7 @@ def triton_figures(shape: Shape, target: str) -> Figures:
 
 def _plain(name: str) -> str:
     """A mangled name without what nvcc makes of the file's path."""
-    return re.sub(r"_GLOBAL__N__[0-9a-f]{8}_(\d+_rotate_cuda_cu)_[0-9a-f]{8}", r"\1", name)
+    return re.sub(r"_GLOBAL__N__[0-9a-f]{8}_(\d+_kernel_cu)_[0-9a-f]{8}", r"\1", name)
 
 
 @cache

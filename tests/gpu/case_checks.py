@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from functools import partial
 
 import torch
-from attempts import bits
-from calls import rotate
+from support.attempts import bits
+from support.calls import rotate
+from support.cases import CASES, Case, check, make, variant
 
-from cases import CASES, Case, check, make, variant
 from rope_kernels import use_backend
 
 from .outcomes import Check, Setup

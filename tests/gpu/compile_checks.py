@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from test_compile import CONFIGS, HEAD_DIM, Model, positions_for
+from support.compiled_model import CONFIGS, HEAD_DIM, Model, positions_for
 from torch import Tensor
 from torch._dynamo.utils import counters
 

@@ -11,11 +11,11 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
-from attempts import Attempt, bits
-from launches import launch
+from support.attempts import Attempt, bits
+from support.cases import CASES, Case, bound, make
+from support.launches import launch
 from torch import Tensor
 
-from cases import CASES, Case, bound, make
 from emulation.ptx import Counts, Program
 from emulation.ptx.syntax import Kernel
 

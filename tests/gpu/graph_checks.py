@@ -11,10 +11,10 @@ from functools import partial
 from typing import Any
 
 import torch
+from support.cases import LONG
 from torch import Tensor
 
 import rope_kernels as rk
-from cases import LONG
 
 from .outcomes import Check, NotHereError, Setup
 from .placing import config_named, moved

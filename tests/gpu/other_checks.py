@@ -9,16 +9,17 @@ from collections.abc import Callable, Iterator
 from itertools import product
 
 import torch
-from attempts import bits
-from calls import arguments
-from launches import BY_NAME, COPYING, POSITION_DTYPES, TABLE_DTYPES, TABLE_SHAPES
+from support.attempts import bits
+from support.calls import arguments, inputs, operation
+from support.cases import Case, Made, check, config_of, make
+from support.launches import BY_NAME, COPYING, POSITION_DTYPES, TABLE_DTYPES, TABLE_SHAPES
 from torch import Tensor
 
 import rope_kernels as rk
-from cases import Case, Made, check, config_of, make
-from rope_kernels import ops
 from rope_kernels.backends import reference
-from rope_kernels.spec import parse_spec
+from rope_kernels.core.layouts import tokens_first
+from rope_kernels.core.pairs import pairs
+from rope_kernels.ops import operators
 
 from .outcomes import Check, NotHereError, Setup
 from .placing import Placed, moved
@@ -36,11 +37,11 @@ def _q_and_k(made: Made) -> tuple[Tensor, Tensor]:
 
 
 def _by_reference(case: Case, made: Made) -> list[Tensor]:
-    *run_time, spec, layout, inverse, unscaled = arguments(case, made)
-    inputs = _q_and_k(made)
-    wanted = [torch.empty_like(x) for x in inputs]
-    q, k, q_out, k_out = (ops.tokens_first(x, layout) for x in (*inputs, *wanted))
-    reference.rotate(q, k, q_out, k_out, ops.inputs_of(run_time, layout, inverse, unscaled), parse_spec(spec))
+    args, parsed = arguments(case, made), operation(case, made)
+    given = _q_and_k(made)
+    wanted = [torch.empty_like(x) for x in given]
+    q, k, q_out, k_out = (tokens_first(x, parsed.layout) for x in (*given, *wanted))
+    reference.rotate(q, k, q_out, k_out, inputs(args), parsed.spec)
     return wanted
 
 
@@ -73,7 +74,7 @@ def check_copies(name: str, in_place: bool, backend: str, device: torch.device) 
     made = make(case)
     rotation = config_of(case).rotation()
     keep = torch.ones(rotation.head_dim, dtype=torch.bool)
-    for member in reference.pairs(keep, rotation, written=True):
+    for member in pairs(keep, rotation, written=True):
         member.fill_(False)
     past_the_end = slice(sum(case.lengths), None) if case.lengths else slice(None)
     places = (..., past_the_end, slice(None), slice(None) if case.lengths else keep)
@@ -95,11 +96,11 @@ def check_table(
     k = torch.randn(2, 3, 2, head_dim, generator=generator).to(dtype)
     cos, sin = (torch.randn(1 + inverse, 3, rotary_dim, generator=generator).to(table_dtype) for _ in range(2))
     exact = tuple(torch.empty(x.shape, dtype=torch.float64) for x in (q, k))
-    rotation = ops.table_rotation(head_dim, rotary_dim, pairing)
+    rotation = operators.table_rotation(head_dim, rotary_dim, pairing)
     reference.rotate_table(q.double(), k.double(), exact[0], exact[1], cos.double(), sin.double(), rotation, inverse)
     with rk.use_backend(backend):
         there = (moved(x, device) for x in (q, k, cos, sin))
-        results = ops.rotate_table(*there, rotary_dim, pairing, "bshd", inverse)
+        results = operators.rotate_table(*there, rotary_dim, pairing, "bshd", inverse)
     digits = {torch.float32: 24, torch.bfloat16: 8}[dtype]
     for got, wanted in zip(results, exact, strict=True):
         assert ((got.cpu().double() - wanted).abs() <= 2.0**-digits * wanted.abs() + 1e-6).all()

@@ -6,12 +6,13 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from attempts import bits, gaps
-from calls import operands
+from support.attempts import bits, gaps
+from support.calls import arguments
+from support.cases import CONFIGS, Case, Made, check, make, strided
 from torch import Tensor
 
-from cases import CONFIGS, Case, Made, check, make, strided
-from rope_kernels import RopeConfig, ops, use_backend
+from rope_kernels import RopeConfig, use_backend
+from rope_kernels.ops import operators
 
 __all__ = ["Placed", "config_named", "moved", "placed"]
 
@@ -64,11 +65,11 @@ class Placed:
         """Rotate by ``backend``; the results, on the CPU."""
         there = self.there
         with use_backend(backend):
-            rest = operands(self.case, there)
+            rest = arguments(self.case, there)
             if self.in_place:
-                ops.rotate_(there.q, there.k, *rest)
+                operators.rotate_(there.q, there.k, *rest)
             else:
-                ops.rotate_out(there.q, there.k, *rest, *[*self.outputs, None][:2])
+                operators.rotate_out(there.q, there.k, *rest, *[*self.outputs, None][:2])
         return [moved(y, "cpu") for y in self.outputs]
 
     def check(self, results: list[Tensor]) -> None:

@@ -5,9 +5,9 @@ import torch
 
 pytest.importorskip("triton")
 
-from launches import BY_NAME
+from support.cases import CASES
+from support.launches import BY_NAME
 
-from cases import CASES
 from emulation.cuda import build
 from emulation.ptx import Program
 from gpu.determined import is_determined, sums_of_products

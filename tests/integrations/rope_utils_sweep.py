@@ -94,7 +94,7 @@ def given_a_type(config: Any, rope_type: str) -> Any:
 
 def modules_of(config: Any) -> list[type]:
     """The rotary embedding classes of a config's modeling file that take it; none where only the config exists."""
-    import comparisons  # it imports transformers, which must come after the swap
+    from support import comparisons
 
     try:
         return [cls for cls in comparisons.rotary_classes(config) if "RotaryEmbedding" in cls.__name__]

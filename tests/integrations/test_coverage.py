@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from typer.testing import CliRunner
 
-from rope_kernels.cli import app
+from rope_kernels.cli.commands import app
 from rope_kernels.integrations.transformers import coverage as census
 
 AT_LEAST = 197  # of 212 files in transformers 5.23

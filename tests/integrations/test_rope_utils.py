@@ -9,7 +9,6 @@ import typing
 import warnings
 from typing import Any
 
-import comparisons
 import pytest
 import torch
 import transformers.modeling_rope_utils as theirs
@@ -25,6 +24,7 @@ from rope_utils_sides import (
     config_of,
     outcome,
 )
+from support import comparisons
 from transformers import LlamaConfig, PhimoeConfig
 
 import rope_kernels.integrations.rope_utils as ours

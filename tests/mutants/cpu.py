@@ -6,9 +6,7 @@ __all__ = ["MUTANTS"]
 
 _HEADS = in_file(
     "cpu",
-    "csrc/cpu_heads.h",
-    ("for (int i = 0; !job.in_place && i < job.num_rows", "for (int i = 0; job.in_place && i < job.num_rows",
-     "what does not turn is not copied"),
+    "csrc/cpu/heads.h",
     (
         "const F<W> p = a * load_as<F<W>>(cosine + i) - b * load_as<F<W>>(sine + i);",
         "const F<W> p = a * load_as<F<W>>(cosine + i) + b * load_as<F<W>>(sine + i);",
@@ -24,14 +22,12 @@ _HEADS = in_file(
      "where second members of usual heads are stored"),
     ("kWhole = READ != WRITE || 4", "kWhole = 4",
      "usual pairs written in place over those still to be read"),
-    ("const std::int64_t width = span.last - span.first;", "const std::int64_t width = span.last - span.first - 1;",
-     "last channel of those that do not turn is not copied"),
     ("load_as<F<W>>(cosine2 + i) + a *", "load_as<F<W>>(cosine + i) + a *", "a table's cosines of second members"),
 )  # fmt: skip
 
 _WORDS = in_file(
     "cpu",
-    "csrc/cpu_words.h",
+    "csrc/cpu/words.h",
     ("BFloat16::narrow(b * c + a * s)", "BFloat16::narrow(b * c - a * s)",
      "sign of the sine, words that fill no vector"),
     ("(1U << count) - 1U", "(1U << (count - 1)) - 1U", "last word of a masked vector"),
@@ -39,31 +35,46 @@ _WORDS = in_file(
      "where second halves are stored"),
 )  # fmt: skip
 
-_TURNS = in_file(
+_UNTOUCHED = in_file(
     "cpu",
-    "csrc/cpu_turns.h",
+    "csrc/cpu/untouched.h",
+    ("for (int i = 0; !job.in_place && i < job.num_operands", "for (int i = 0; job.in_place && i < job.num_operands",
+     "what is not rotated is not copied"),
+    ("const std::int64_t width = span.last - span.first;", "const std::int64_t width = span.last - span.first - 1;",
+     "last channel of those that are not rotated is not copied"),
+)  # fmt: skip
+
+_COS_SIN = in_file(
+    "cpu",
+    "csrc/cpu/cos_sin.h",
+    ("std::min(kBlockFloats / step_, kBlockTokens)", "kBlockTokens", "long heads' cosines over the sines"),
+)
+
+_TRAVERSAL = in_file(
+    "cpu",
+    "csrc/cpu/traversal.h",
     ("while (n % (bytes / 4) != 0)", "while (n < bytes / 4)", "pairs that fill no whole number of vectors"),
-    ("y + h * rows.to.head + j * rows.to.token,", "y + h * rows.to.head + j * rows.from.token,",
+    ("y + h * operand.to.head + j * operand.to.token,", "y + h * operand.to.head + j * operand.from.token,",
      "where a run of a head's tokens is stored"),
-    ("std::min(first + runs, rows.heads)", "std::min(first + runs, rows.heads - 1)",
+    ("std::min(first + runs, operand.heads)", "std::min(first + runs, operand.heads - 1)",
      "last head of those before tokens"),
-    ("std::min(kKindFloats / step_, kBlockTokens)", "kBlockTokens", "long heads' cosines over the sines"),
 )  # fmt: skip
 
 _TABLE = in_file(
     "cpu",
-    "csrc/cpu_table.h",
+    "csrc/cpu/table.h",
     ("~is_number & 0x7fc00000U", "~is_number & 0x7fffffffU", "a table's NaN is rounded up to another number"),
-    ("turns.sine()[i] = -turns.second_sine()[i];", "turns.sine()[i] = -s;",
+    ("cos_sin.sine()[i] = -cos_sin.second_sine()[i];", "cos_sin.sine()[i] = -s;",
      "adjoint by a table whose halves differ"),
-    ("std::memcmp(turns.sine(), turns.second_sine(), bytes) == 0;", "true;",
+    ("std::memcmp(cos_sin.sine(), cos_sin.second_sine(), bytes) == 0;", "true;",
      "members that differ in their sines alone"),
-    ("turns.cosine, turns.cosine + words);", "turns.cosine, turns.cosine + num_pairs);", "cosines of second elements"),
+    ("cos_sin.cosine, cos_sin.cosine + words);", "cos_sin.cosine, cos_sin.cosine + num_pairs);",
+     "cosines of second elements"),
 )  # fmt: skip
 
 _ANGLES = in_file(
     "cpu",
-    "csrc/cpu_angles.h",
+    "csrc/cpu/angles.h",
     ("integer && r.axis.empty() && r.phase", "integer && r.phase", "several axes taken for one"),
     ("if (job.packed.bound(middle) <= at.token)", "if (job.packed.bound(middle) < at.token)",
      "first token of a sequence belongs to the one before"),
@@ -78,15 +89,15 @@ _ANGLES = in_file(
      "difference of the phases at two lengths"),
     ("s_scale = job.inverse ? -work.scaling : work.scaling;", "s_scale = work.scaling;", "inverse is forward"),
     ("if (!std::isfinite(real)) {", "if (std::isnan(real)) {", "infinite positions have an angle"),
-    ("turns.sine()[pair] = turns.cosine[pair] =", "turns.sine()[0] = turns.cosine[0] =",
+    ("cos_sin.sine()[pair] = cos_sin.cosine[pair] =", "cos_sin.sine()[0] = cos_sin.cosine[0] =",
      "another pair loses its angle than the one that turns by the position"),
     ("row * p.axis + at.batch * p.batch", "row * p.token + at.batch * p.batch", "stride of the axes"),
     ("work.scaling = job.unscaled ? 1.0F :", "work.scaling = job.inverse ? 1.0F :", "scaling left out of the inverse"),
 )  # fmt: skip
 
-_VECTORS = in_file(
+_FLOATS = in_file(
     "cpu",
-    "csrc/cpu_vectors.h",
+    "csrc/cpu/floats.h",
     ("return bits + 0x7fffU + ((bits >> 16) & 1U);", "return bits;", "bf16 truncated"),
     ("* 5.192296858534828e+33F", "* 2.596148429267414e+33F", "fp16 halved where there is no instruction"),
     ("0x38800000) ? normal : denormal", "0x38800000) ? normal : normal",
@@ -99,7 +110,8 @@ _VECTORS = in_file(
     ("_mm512_cmpge_epu16_mask(cut, up_from)", "_mm512_cmpge_epi16_mask(cut, up_from)",
      "AVX-512 compares what is cut off as signed"),
     ("_mm512_testn_epi16_mask(packed, _mm512_set1_epi16(0x7fff)) == 0, 1)", "true, 1)", "bf16 denormals are zeros"),
-    ("kTurns[32] = {0,  16, 1,", "kTurns[32] = {16, 0,  1,", "order of the words that bf16 instructions make"),
+    ("kInterleave[32] = {0,  16, 1,", "kInterleave[32] = {16, 0,  1,",
+     "order of the words that bf16 instructions make"),
     ("_mm256_andnot_si256(kept, _mm256_set1_epi16(1))", "_mm256_and_si256(kept, _mm256_set1_epi16(1))",
      "AVX2 rounds ties to odd"),
     ("_mm_andnot_si128(kept, _mm_set1_epi16(1))", "_mm_and_si128(kept, _mm_set1_epi16(1))",
@@ -109,11 +121,11 @@ _VECTORS = in_file(
 
 _KERNEL = in_file(
     "cpu",
-    "csrc/rotate_cpu_kernel.h",
+    "csrc/cpu/kernel.h",
     ("at.group == job.packed.sequences;", "at.group > job.packed.sequences;", "tokens past all sequences turn"),
     ("std::min({most, last - flat, job.tokens - at.token})", "std::min({most, last - flat, job.tokens})",
      "a block of tokens goes on in the next row of the batch"),
     ("if (is_same != same) block.count = i;", "", "pairs whose members turn by the same, after ones which do not"),
 )  # fmt: skip
 
-MUTANTS = [*_HEADS, *_WORDS, *_TURNS, *_TABLE, *_ANGLES, *_VECTORS, *_KERNEL]
+MUTANTS = [*_HEADS, *_WORDS, *_COS_SIN, *_TRAVERSAL, *_UNTOUCHED, *_TABLE, *_ANGLES, *_FLOATS, *_KERNEL]

@@ -6,9 +6,9 @@ __all__ = ["MUTANTS"]
 
 _ROWS = in_file(
     "cuda",
-    "csrc/rotate_cuda_rows.cuh",
-    ("fmaf(-turns.sine[i], b,", "fmaf(turns.sine[i], b,", "sign of the sine"),
-    ("fmaf(turns.sine[i], a,", "fmaf(-turns.sine[i], a,", "sign of the sine of the second member"),
+    "csrc/cuda/tiles.cuh",
+    ("fmaf(-cos_sin.sine[i], b,", "fmaf(cos_sin.sine[i], b,", "sign of the sine"),
+    ("fmaf(cos_sin.sine[i], a,", "fmaf(-cos_sin.sine[i], a,", "sign of the sine of the second member"),
     ("    if (at.exchanges) __syncthreads();\n", "", "no barrier between threads that exchange"),
     (
         "heads.count > (T::kBatch - 1) * at.head_slots",
@@ -27,7 +27,7 @@ _ROWS = in_file(
 
 _ANGLES = in_file(
     "cuda",
-    "csrc/rotate_cuda_angles.cuh",
+    "csrc/cuda/angles.cuh",
     ("length > at.switch_length", "length >= at.switch_length", "LongRoPE switches one token early"),
     ("(SPLIT && 2 * i >= N ? at.jump : 0)", "(SPLIT && 2 * i > N ? at.jump : 0)", "first pair of a row's second half"),
     (
@@ -70,10 +70,10 @@ _ANGLES = in_file(
 
 _PLAN = in_file(
     "cuda",
-    "csrc/rotate_cuda_plan.h",
+    "csrc/cuda/plan.h",
     ("at.scaling = job.unscaled ? 1.0F :", "at.scaling = job.inverse ? 1.0F :", "scaling left out of the inverse"),
     ("(2 * r.distance - width) * item", "(r.distance - width) * item", "distance between blocks"),
-    ("if (rows.heads > 1) places |= s.head;", "", "alignment of heads"),
+    ("if (operand.heads > 1) places |= s.head;", "", "alignment of heads"),
     (
         "if (by_group || !flat(job.positions.batch, job.positions.token)) return false;",
         "if (!flat(job.positions.batch, job.positions.token)) return false;",
@@ -85,14 +85,14 @@ _PLAN = in_file(
     ("std::uint32_t>(r.num_pairs / r.blocks))", "std::uint32_t>(r.num_pairs))", "pairs of a block"),
     ("job.in_place && shape.read_pairs != shape.write_pairs", "false",
      "threads that exchange, taken for ones that do not"),
-    ("const std::int32_t axis = plan.rotation.axis.empty() ? 0 : plan.rotation.axis[i];",
+    ("const std::int32_t axis = spec.rotation.axis.empty() ? 0 : spec.rotation.axis[i];",
      "const std::int32_t axis = 0;", "axis map"),
 )  # fmt: skip
 
 _LAUNCH = [
     *in_file(
         "cuda",
-        "csrc/rotate_cuda.cu",
+        "csrc/cuda/kernel.cu",
         ("const bool inside = flat < at.count;", "const bool inside = flat <= at.count;", "a token past the last"),
         (
             "place.token * side.token + slot",
@@ -112,7 +112,7 @@ _LAUNCH = [
     ),
     *in_file(
         "cuda",
-        "csrc/rotate_cuda_params.cuh",
+        "csrc/cuda/params.cuh",
         ("reciprocal(((1U << 20) + n - 1) / n)", "reciprocal((1U << 20) / n)", "reciprocals rounded down"),
     ),
 ]

@@ -6,7 +6,7 @@ __all__ = ["MUTANTS"]
 
 _WATCHERS = in_file(
     "direct",
-    "rope_kernels/backends/direct.py",
+    "rope_kernels/ops/direct.py",
     ("        torch._C._are_functorch_transforms_active,\n", "", "transforms are passed over"),
     ("        torch._C._len_torch_dispatch_stack,\n", "", "dispatch modes are passed over"),
     ("        torch._C._len_torch_function_stack,\n", "", "function modes are passed over"),
@@ -16,7 +16,7 @@ _WATCHERS = in_file(
 
 _OVERLAP = in_file(
     "direct",
-    "csrc/overlap.h",
+    "csrc/direct/overlap.h",
     ("if (d.stride < spanned) return false;", "if (d.stride < width) return false;",
      "dimensions are compared with the last one alone"),
     ("d.stride < period || d.stride % period == 0", "true", "strides that are no multiple of the period"),
@@ -27,7 +27,7 @@ _OVERLAP = in_file(
 
 _CALLS = in_file(
     "direct",
-    "csrc/direct.cpp",
+    "csrc/direct/module.cpp",
     ("k_to.is_nested() && are_apart(q_to, k_to)", "k_to.is_nested()", "outputs that overlap each other"),
     ("!(q_stays || are_apart(q_to, q_from))", "false", "q_out over a part of q"),
     ("(k_stays || are_apart(k_to, k_from))", "true", "k_out over a part of k"),
@@ -60,7 +60,7 @@ _CALLS = in_file(
 
 _PYTHON = in_file(
     "direct",
-    "csrc/python_tensors.h",
+    "csrc/direct/python_tensors.h",
     ("PyLong_AsLong(current.get()) >= 0", "PyLong_AsLong(current.get()) > 0", "the first level of forward mode"),
     ("if (!is_tensor || torch_python", "if (torch_python", "subclasses of tensors"),
     ("~Owned() { Py_DecRef(object_); }", "~Owned() {}", "references are kept"),
@@ -69,7 +69,7 @@ _PYTHON = in_file(
 
 _OUTPUTS = in_file(
     "direct",
-    "csrc/outputs.h",
+    "csrc/ops/outputs.h",
     ("v.stride[inner] == 0 || v.stride[outer] == 0", "false", "strides of 0 have a place in the order"),
     ("return v.size[inner] > v.size[outer] ? 1 : 0;", "return 0;", "dimensions of one stride stay in their order"),
     ("return fills || size == 0 ? kept : dense;", "return kept;", "gaps are allocated"),
@@ -78,15 +78,19 @@ _OUTPUTS = in_file(
 
 _CACHE = in_file(
     "direct",
-    "csrc/spec.cpp",
-    ("plan.id != plan_ || length != length_", "length != length_", "configs share the frequencies at a length"),
-    ("plan.id != plan_ || length != length_", "plan.id != plan_", "a config keeps the frequencies of another length"),
+    "csrc/cpu/scratch.cpp",
+    ("spec.id != spec_ || length != length_", "length != length_", "configs share the frequencies at a length"),
+    ("spec.id != spec_ || length != length_", "spec.id != spec_", "a config keeps the frequencies of another length"),
 )
 
 _SCRATCH = in_file(
     "direct",
-    "csrc/rotate_cpu.cpp",
-    ("thread_local Thread thread(", "static Thread thread(", "threads that call at once share scratch memory"),
+    "csrc/cpu/dispatch.cpp",
+    (
+        "thread_local ThreadState thread(",
+        "static ThreadState thread(",
+        "threads that call at once share scratch memory",
+    ),
 )
 
 MUTANTS = [*_WATCHERS, *_OVERLAP, *_CALLS, *_PYTHON, *_OUTPUTS, *_CACHE, *_SCRATCH]

@@ -6,7 +6,7 @@ __all__ = ["MUTANTS"]
 
 _FREQUENCY = in_file(
     "cpu",
-    "csrc/frequency.h",
+    "csrc/core/frequency.h",
     ("length > p.switch_length", "length >= p.switch_length", "LongRoPE switches one token early"),
     ("(p.dynamic_factor - 1.0);", "(p.dynamic_factor + 1.0);", "growth of dynamic NTK"),
     ("if (j >= p.rotated) return 0.0;", "if (j > p.rotated) return 0.0;", "one frequency too many is not zero"),
@@ -31,11 +31,16 @@ _FREQUENCY = in_file(
     ("multiply_add(x2, -2.6077103143506974e-07F, 2.4761886379565112e-05F)", "0.0F", "last terms of the cosine dropped"),
 )  # fmt: skip
 
+_ROTATION = in_file(
+    "cpu",
+    "csrc/core/spec.h",
+    ("return freq_index.empty() ? pair : freq_index[static_cast<std::size_t>(pair)];", "return pair;", "axis map"),
+)
+
 _JOB = in_file(
     "cpu",
-    "csrc/rotate.h",
-    ("return freq_index.empty() ? pair : freq_index[static_cast<std::size_t>(pair)];", "return pair;", "axis map"),
+    "csrc/core/job.h",
     ("data[count > 1 ? group * stride : 0]", "data[0]", "all groups have the value of the first"),
 )
 
-MUTANTS = [*_FREQUENCY, *_JOB]
+MUTANTS = [*_FREQUENCY, *_ROTATION, *_JOB]

@@ -40,13 +40,11 @@ SUITES: dict[str, list[Stage]] = {
     ],
     "cpu": [
         Stage(
-            (f"{_BACKENDS}/test_native.py", "tests/test_functional.py"),
+            (f"{_BACKENDS}/test_native.py", "tests/api/test_apply.py"),
             (_LIBRARY,),
         ),
-        Stage(("tests/test_math_module.py",), (_CMAKE, ("ninja", "-C", "build/cmake", "rope_kernels_math"))),
+        Stage(("tests/cpp/test_math_module.py",), (_CMAKE, ("ninja", "-C", "build/cmake", "rope_kernels_math"))),
     ],
-    "direct": [
-        Stage(tuple(f"{_BACKENDS}/test_direct{rest}.py" for rest in ("", "_refusals", "_threads")), (_LIBRARY,))
-    ],
+    "direct": [Stage(tuple(f"tests/ops/test_direct{rest}.py" for rest in ("", "_refusals", "_threads")), (_LIBRARY,))],
 }
 """By area of mutants."""

@@ -4,11 +4,11 @@ from .mutant import in_file
 
 __all__ = ["MUTANTS"]
 
-_BACKENDS = "rope_kernels/backends"
+_TRITON = "rope_kernels/backends/triton"
 
 _TILES = in_file(
     "triton",
-    f"{_BACKENDS}/triton_tiles.py",
+    f"{_TRITON}/tiles.py",
     (
         "first * turn[0] - second * turn[1]",
         "first * turn[0] + second * turn[1]",
@@ -73,7 +73,7 @@ _TILES = in_file(
 
 _KERNELS = in_file(
     "triton",
-    f"{_BACKENDS}/triton_kernels.py",
+    f"{_TRITON}/kernels.py",
     ("token -= batch * tokens_per_batch", "token -= batch", "place in a batch entry"),
     (
         "token = tl.minimum(token, num_tokens - 1)",
@@ -118,7 +118,7 @@ _KERNELS = in_file(
 
 _TRIG = in_file(
     "triton",
-    f"{_BACKENDS}/triton_trig.py",
+    f"{_TRITON}/trig.py",
     ("            step = step * step", "            step = step", "growth of dynamic NTK's higher powers"),
     (
         "return tl.where(share < highest, share, highest)",
@@ -151,7 +151,7 @@ _TRIG = in_file(
 _LAUNCH = [
     *in_file(
         "triton",
-        f"{_BACKENDS}/triton_constants.py",
+        f"{_TRITON}/constants.py",
         ("ramp = (low + slope * c,", "ramp = (low - slope * c,", "start of the ramp"),
         (
             "return (1 - w) / Decimal(params.factor) + w",
@@ -163,7 +163,7 @@ _LAUNCH = [
     ),
     *in_file(
         "triton",
-        f"{_BACKENDS}/triton_launch.py",
+        f"{_TRITON}/launch.py",
         (
             "(positions.stride(1) if positions.shape[1] > 1 else 0)",
             "positions.stride(1)",
@@ -177,7 +177,7 @@ _LAUNCH = [
     ),
     *in_file(
         "triton",
-        f"{_BACKENDS}/triton_plan.py",
+        f"{_TRITON}/plan.py",
         ("TAIL=tokens % shape[0] != 0", "TAIL=False", "tokens past the end are not masked"),
         (
             "whole_rows = not prefill or (rows.IN_PLACE and read_pairs != write_pairs)",

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from ...config import RopeConfig
-from ...fields import RopeFields
-from ...frequency import FrequencyParams
-from ...rope_types import ROPE_TYPES
+from ...config.fields import RopeFields
+from ...config.rope_types import ROPE_TYPES
+from ...core.frequency import FrequencyParams
 from .keys import KEYS
 
 __all__ = [

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...api.cos_sin import cos_sin
 from ...config import RopeConfig
 from ...errors import RopeConfigError
-from ...functional import cos_sin
 
 __all__ = ["FORMS", "Angles", "Rows", "Source"]
 

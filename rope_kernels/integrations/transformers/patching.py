@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ...dynamic_state import DynamicState
+from ...api.dynamic_state import DynamicState
 from ...environment import version_of
 from .binding import Binder, Binding
 from .conventions import Convention

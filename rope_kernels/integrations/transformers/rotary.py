@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from ...config import RopeConfig
+from ...core.rotation import AXIAL_MAPS, MROPE_MAPS
 from ...errors import RopeConfigError
-from ...rotation import AXIAL_MAPS, MROPE_MAPS
 from .angles import FORMS, Rows, Source
 from .rotary_plan import Order, RotaryPlan
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...dynamic_state import DynamicState
+from ...api.dynamic_state import DynamicState
 from .angles import Angles, Rows, Source
 
 __all__ = ["Order", "RotaryPlan"]

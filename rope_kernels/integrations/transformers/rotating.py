@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ...functional import apply_rope
-from ...table import apply_rotary_pos_emb
+from ...api.apply import apply_rope
+from ...api.table import apply_rotary_pos_emb
 from .angles import Angles
 from .conventions import Convention
 

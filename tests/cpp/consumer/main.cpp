@@ -5,13 +5,13 @@
 #include <cstdio>
 
 int main() {
-  const rope::Plan plan = rope::parse_plan("theta=1.0;freq_dim=2;num_frequencies=1;head_dim=2;num_pairs=1;distance=1");
+  const rope::Spec spec = rope::parse_spec("theta=1.0;freq_dim=2;num_frequencies=1;head_dim=2;num_pairs=1;distance=1");
   float x[2] = {1.0F, 0.0F};
   const std::int64_t position = 1;
   rope::Job job;
-  job.plan = &plan;
-  job.rows[0] = {x, x, 1, {2, 2, 2}, {2, 2, 2}};
-  job.num_rows = 1;
+  job.spec = &spec;
+  job.operands[0] = {x, x, 1, {2, 2, 2}, {2, 2, 2}};
+  job.num_operands = 1;
   job.batch = job.tokens = 1;
   job.positions = {&position, rope::Number::kInt64, 0, 0, 1};
   job.in_place = true;

@@ -19,7 +19,7 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[2]
 CSRC = ROOT / "csrc"
 FOLDER = ROOT / "build" / "emulation"
-KERNELS = CSRC / "rotate_cuda.cu"
+KERNELS = CSRC / "cuda" / "kernel.cu"
 TARGETS = (80, 90, 100)
 """nvcc has one front end up to 90 and another from 100 on, whose PTX for 120 is the same."""
 CXX = ["g++", "-std=c++20", "-fPIC", f"-I{CSRC}", f"-I{HERE}"]
@@ -98,7 +98,7 @@ def _cached(name: str, sources: Iterable[Path], tools: Iterable[str], make: Call
 
 @cache
 def emulated() -> Path:
-    """``libstandin.so`` (the runtime), ``launcher.so``, and ``rotate_cuda.compute_XX.ptx`` of :data:`TARGETS`.
+    """``libstandin.so`` (the runtime), ``launcher.so``, and ``kernel.compute_XX.ptx`` of :data:`TARGETS`.
 
     One run of nvcc makes the launcher's object and the PTX, so that the kernels' names agree.
     """
@@ -107,28 +107,41 @@ def emulated() -> Path:
 
     def make(folder: Path) -> None:
         code = [f"-gencode=arch=compute_{target},code=compute_{target}" for target in TARGETS]
-        flags = ["-std=c++20", "-O3", "-ccbin", "g++", "-Xcompiler", "-fPIC", "-t", "2", "--keep", "--keep-dir", "."]
+        flags = [
+            "-std=c++20",
+            "-O3",
+            f"-I{CSRC}",
+            "-ccbin",
+            "g++",
+            "-Xcompiler",
+            "-fPIC",
+            "-t",
+            "2",
+            "--keep",
+            "--keep-dir",
+            ".",
+        ]
         _run(folder, cuda, *flags, *code, "-c", str(KERNELS), "-o", "kernels.o")
         _run(folder, "gcc", "-O1", "-Wall", "-Wextra", "-fPIC", "-shared", str(runtime), "-o", "libstandin.so")
-        parts = [str(launcher), str(CSRC / "spec.cpp"), "kernels.o"]
+        parts = [str(launcher), str(CSRC / "core" / "spec.cpp"), "kernels.o"]
         _run(folder, *CXX, "-O1", "-shared", *parts, "-L.", "-lstandin", "-Wl,-rpath,$ORIGIN", "-o", "launcher.so")
         for path in folder.iterdir():
             if path.suffix not in (".so", ".ptx"):
                 path.unlink()
 
-    return _cached("emulated", [KERNELS, CSRC / "spec.cpp", runtime, launcher], [cuda, "g++"], make)
+    return _cached("emulated", [KERNELS, CSRC / "core" / "spec.cpp", runtime, launcher], [cuda, "g++"], make)
 
 
 def ptx(arch: int) -> str:
     """The kernels for ``arch`` of :data:`TARGETS`."""
-    return (emulated() / f"rotate_cuda.compute_{arch}.ptx").read_text()
+    return (emulated() / f"kernel.compute_{arch}.ptx").read_text()
 
 
 @cache
 def host() -> Path:
     """The kernels as plain C++ under AddressSanitizer and UBSan: a program, see ``host_main.cpp``."""
     cuda = _required_nvcc()
-    sources = [KERNELS, CSRC / "spec.cpp", HERE / "host_threads.cpp", HERE / "host_main.cpp"]
+    sources = [KERNELS, CSRC / "core" / "spec.cpp", HERE / "host_threads.cpp", HERE / "host_main.cpp"]
 
     def make(folder: Path) -> None:
         headers = _toolkit()["INCLUDES"].split('"')[1].removeprefix("-I")

@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "rotate_cuda.h"
+#include "cuda/launcher.h"
 
 namespace standin {
 
@@ -11,10 +11,10 @@ using Int = std::int64_t;
 
 /// The fields of rope::Job, addresses and flags as integers. calls.py lists them in this order.
 struct Call {
-  Int num_rows, dtype, batch, tokens, inverse, unscaled, in_place;
+  Int num_operands, dtype, batch, tokens, inverse, unscaled, in_place;
   struct {
     Int in, out, heads, from[3], to[3];
-  } rows[2];
+  } operands[2];
   struct {
     Int data, kind, axis, batch, token;
   } positions;
@@ -32,15 +32,15 @@ T* pointer(Int address) {
   return reinterpret_cast<T*>(static_cast<std::intptr_t>(address));
 }
 
-/// The job of a call, for `plan`.
-inline rope::Job job_of(const Call& call, const rope::Plan& plan) {
+/// The job of a call, for `spec`.
+inline rope::Job job_of(const Call& call, const rope::Spec& spec) {
   const auto strides = [](const Int(&s)[3]) { return rope::Strides{s[0], s[1], s[2]}; };
   const auto per_group = [](const auto& g) {
     return rope::PerGroup{pointer<const std::int64_t>(g.data), g.count, g.stride};
   };
   rope::Job job;
-  job.plan = &plan;
-  job.num_rows = static_cast<std::int32_t>(call.num_rows);
+  job.spec = &spec;
+  job.num_operands = static_cast<std::int32_t>(call.num_operands);
   job.dtype = static_cast<rope::DType>(call.dtype);
   job.batch = call.batch;
   job.tokens = call.tokens;
@@ -48,9 +48,9 @@ inline rope::Job job_of(const Call& call, const rope::Plan& plan) {
   job.unscaled = call.unscaled != 0;
   job.in_place = call.in_place != 0;
   for (int i = 0; i < 2; ++i) {
-    const auto& rows = call.rows[i];
-    job.rows[i] = {pointer<const void>(rows.in), pointer<void>(rows.out), rows.heads, strides(rows.from),
-                   strides(rows.to)};
+    const auto& operand = call.operands[i];
+    job.operands[i] = {pointer<const void>(operand.in), pointer<void>(operand.out), operand.heads,
+                       strides(operand.from), strides(operand.to)};
   }
   const auto& p = call.positions;
   job.positions = {pointer<const void>(p.data), static_cast<rope::Number>(p.kind), p.axis, p.batch, p.token};

@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from attempts import Attempt
+from support.attempts import Attempt
+from support.calls import inputs
+from support.cases import Case, Made
 from torch import Tensor
 
-from cases import Case, Made
-from rope_kernels import ops
 from rope_kernels.backends.inputs import Inputs
+from rope_kernels.core.layouts import tokens_first
+from rope_kernels.core.spec import parse_text
 
 __all__ = ["CudaAttempt", "CudaCall", "cuda_call"]
 
@@ -51,28 +53,28 @@ def _packed(c: Tensor | None) -> list[int]:
     return [0, 0, 0, 1] if c is None else [c.data_ptr(), int(c.dtype == torch.int64), c.shape[0] - 1, c.stride(0)]
 
 
-def _read_only(inputs: Inputs) -> dict[str, Tensor]:
+def _read_only(given: Inputs) -> dict[str, Tensor]:
     names = ("positions", "offset", "seq_len", "from_seq_len", "cu_seqlens")
-    found = {name: getattr(inputs, name) for name in names}
+    found = {name: getattr(given, name) for name in names}
     return {name: t for name, t in found.items() if t is not None and t.numel()}
 
 
-def cuda_call(sides: Sequence[tuple[Tensor | None, Tensor | None]], inputs: Inputs, spec: str, layout: str) -> CudaCall:
-    """The call that rotates each (input, output) of ``sides``, q and k in ``layout``; as ``inputs`` say."""
-    rows = [tuple(None if t is None else ops.tokens_first(t, layout) for t in side) for side in sides]
+def cuda_call(sides: Sequence[tuple[Tensor | None, Tensor | None]], given: Inputs, spec: str, layout: str) -> CudaCall:
+    """The call that rotates each (input, output) of ``sides``, q and k in ``layout``; as ``given`` says."""
+    rows = [tuple(None if t is None else tokens_first(t, layout) for t in side) for side in sides]
     q, q_out = rows[0]
     assert q is not None
     assert q_out is not None
     in_place = q.data_ptr() == q_out.data_ptr()
     present = sum(x is not None for x, _ in rows)
-    fields = [present, DTYPES[q.dtype], *q.shape[:2], int(inputs.inverse), int(inputs.unscaled), int(in_place)]
+    fields = [present, DTYPES[q.dtype], *q.shape[:2], int(given.inverse), int(given.unscaled), int(in_place)]
     for side in rows:
         fields += _rows(*side)
-    fields += _positions(inputs.positions)
-    for per_group in (inputs.offset, inputs.seq_len, inputs.from_seq_len):
+    fields += _positions(given.positions)
+    for per_group in (given.offset, given.seq_len, given.from_seq_len):
         fields += _per_group(per_group)
-    fields += _packed(inputs.cu_seqlens)
-    tensors = _read_only(inputs)
+    fields += _packed(given.cu_seqlens)
+    tensors = _read_only(given)
     for name, (x, y) in zip("qk", sides, strict=True):
         if x is not None and y is not None and x.numel():
             tensors |= {name: x} if in_place else {name: x, f"{name}_out": y}
@@ -87,5 +89,5 @@ class CudaAttempt(Attempt):
 
     def __init__(self, case: Case, in_place: bool, made: Made | None = None, atol: float | None = None) -> None:
         super().__init__(case, in_place, made, "fused" if case.view == "dense" else "dense", atol)
-        *run_time, spec, layout, inverse, unscaled = self.arguments
-        self.call = cuda_call(self.sides, ops.inputs_of(run_time, layout, inverse, unscaled), spec, layout)
+        operation = parse_text(self.arguments.text)
+        self.call = cuda_call(self.sides, inputs(self.arguments), operation.spec.encode(), operation.layout)

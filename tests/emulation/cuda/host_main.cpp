@@ -1,6 +1,6 @@
 // Runs the calls of a file through the launcher compiled for this machine: host_main CALLS RESULTS [backwards].
 //
-// CALLS, all integers of 64 bits: per call the length of its name and the name, the same of its spec, its fields, the
+// CALLS, all integers of 64 bits: per call the length of its name and the name, the same of its text, its fields, the
 // number of its regions, and of each the address that fields mean, bytes, and what they hold. Every region becomes an
 // allocation of its own. RESULTS: per call the length of an error and the error, then what its regions hold.
 #include <cstdio>
@@ -64,9 +64,9 @@ void move(Int& address, const std::vector<Region>& regions) {
 }
 
 void move_all(Call& call, const std::vector<Region>& regions) {
-  for (auto& rows : call.rows) {
-    move(rows.in, regions);
-    move(rows.out, regions);
+  for (auto& operand : call.operands) {
+    move(operand.in, regions);
+    move(operand.out, regions);
   }
   for (Int* address :
        {&call.positions.data, &call.offset.data, &call.seq_len.data, &call.from_seq_len.data, &call.packed.bounds}) {
@@ -76,12 +76,12 @@ void move_all(Call& call, const std::vector<Region>& regions) {
 
 void run(std::istream& in, std::ostream& out) {
   std::cerr << read_text(in) << std::endl;  // the last one named is the one that a sanitizer speaks of
-  const rope::Plan plan = rope::parse_plan(read_text(in));
+  const rope::Spec spec = rope::parse_spec(read_text(in));
   Call call;
   in.read(reinterpret_cast<char*>(&call), sizeof call);
   const std::vector<Region> regions = read_regions(in);
   move_all(call, regions);
-  const rope::Job job = job_of(call, plan);
+  const rope::Job job = job_of(call, spec);
   const char* error = rope_launch_cuda(&job, nullptr);
   write_text(out, error == nullptr ? "" : error);
   for (const Region& region : regions) out.write(region.data(), static_cast<std::streamsize>(region.bytes));

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-
-from cases import Case
+from support.cases import Case
 
 __all__ = ["KERNEL_CASES"]
 

@@ -5,7 +5,7 @@
 #include "call.h"
 
 /// Launches a call; nullptr, or what went wrong, valid until the next call.
-extern "C" __attribute__((visibility("default"))) const char* standin_launch(const char* spec,
+extern "C" __attribute__((visibility("default"))) const char* standin_launch(const char* text,
                                                                              const standin::Int* fields,
                                                                              standin::Int count) {
   static std::string refused;
@@ -14,8 +14,8 @@ extern "C" __attribute__((visibility("default"))) const char* standin_launch(con
     return refused.c_str();
   }
   try {
-    const rope::Plan plan = rope::parse_plan(spec);
-    const rope::Job job = standin::job_of(*reinterpret_cast<const standin::Call*>(fields), plan);
+    const rope::Spec spec = rope::parse_spec(text);
+    const rope::Job job = standin::job_of(*reinterpret_cast<const standin::Call*>(fields), spec);
     return rope_launch_cuda(&job, nullptr);
   } catch (const std::exception& error) {
     refused = error.what();

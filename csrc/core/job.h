@@ -1,0 +1,89 @@
+// One call of the operator as raw pointers. No torch.
+#pragma once
+
+#include <cstdint>
+
+#include "spec.h"
+
+namespace rope {
+
+enum class DType : std::uint8_t { kFloat32, kFloat16, kBFloat16 };
+
+struct Strides {
+  std::int64_t batch = 0;
+  std::int64_t token = 0;
+  std::int64_t head = 0;
+};
+
+/// q or k, and where it goes: in elements, from the first channel of the first head.
+struct Operand {
+  const void* in = nullptr;
+  void* out = nullptr;
+  std::int64_t heads = 0;
+  Strides from;
+  Strides to;
+};
+
+struct Positions {
+  const void* data = nullptr;
+  Number kind = Number::kNone;  // kNone: counted
+  std::int64_t axis = 0;
+  std::int64_t batch = 0;
+  std::int64_t token = 0;
+};
+
+/// An int64 per group, or one for all. A group is a sequence: a batch entry, or one of the packed sequences.
+struct PerGroup {
+  const std::int64_t* data = nullptr;
+  std::int64_t count = 0;
+  std::int64_t stride = 0;
+
+  [[nodiscard]] std::int64_t operator[](std::int64_t group) const { return data[count > 1 ? group * stride : 0]; }
+};
+
+/// cu_seqlens: the bounds of packed sequences.
+struct Packed {
+  const void* bounds = nullptr;
+  bool wide = false;  // int64
+  std::int64_t sequences = 0;
+  std::int64_t stride = 1;
+
+  [[nodiscard]] std::int64_t bound(std::int64_t i) const {
+    return wide ? static_cast<const std::int64_t*>(bounds)[i * stride]
+                : static_cast<const std::int32_t*>(bounds)[i * stride];
+  }
+};
+
+/// A caller's cosines and sines, one kind of number: (batch or 1, tokens, rotary_dim), channels under `head`.
+struct Table {
+  const void* cosine = nullptr;
+  const void* sine = nullptr;
+  Number kind = Number::kNone;
+  Strides cosine_strides, sine_strides;
+};
+
+/// One call: see rope_kernels/backends/inputs.py for what the fields mean.
+struct Job {
+  const Spec* spec = nullptr;
+  Operand operands[2];
+  std::int32_t num_operands = 0;
+  DType dtype = DType::kFloat32;
+  std::int64_t batch = 0;
+  std::int64_t tokens = 0;
+  Positions positions;
+  PerGroup offset, seq_len, from_seq_len;
+  Packed packed;
+  Table table;  // where given, it takes the place of positions and frequencies
+  bool inverse = false;
+  bool unscaled = false;
+  bool in_place = false;
+  bool words = false;      // all operands are aligned to words of two 16-bit elements
+  bool streaming = false;  // non-temporal stores: for given buffers larger than the caches
+
+  /// Whether a head's next token is nearer than the token's next head: then a head's tokens are rotated in one go.
+  [[nodiscard]] bool is_head_first() const {
+    return packed.bounds == nullptr && operands[0].heads > 1 && operands[0].from.token < operands[0].from.head;
+  }
+};
+
+}  // namespace rope

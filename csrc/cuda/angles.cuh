@@ -1,0 +1,224 @@
+// From a token to the cosines and sines of a thread's pairs.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include "core/frequency.h"
+#include "core/job.h"
+#include "core/spec.h"
+#include "cuda/params.cuh"
+
+namespace rope::cuda {
+
+/// Where a token is, and its place in its sequence where positions are counted.
+struct Place {
+  std::uint32_t batch, token;
+  std::int64_t group, counted;
+  bool rotated;  // not past the end of all sequences
+};
+
+__device__ inline std::int64_t bound_of(const Packed& packed, std::int64_t i) {
+  return packed.wide ? static_cast<const std::int64_t*>(packed.bounds)[i * packed.stride]
+                     : static_cast<const std::int32_t*>(packed.bounds)[i * packed.stride];
+}
+
+/// The sequence of `token`: the last that begins at or before it, or `sequences` past the end of all.
+__device__ inline std::int64_t sequence_of(const Packed& packed, std::int64_t token) {
+  std::int64_t low = 0, high = packed.sequences;
+  while (low < high) {
+    const std::int64_t middle = (low + high + 1) >> 1;
+    const bool before = bound_of(packed, middle) <= token;
+    low = before ? middle : low;
+    high = before ? high : middle - 1;
+  }
+  return low;
+}
+
+__device__ inline Place place_of(const Settings& at, std::uint32_t flat) {
+  Place place{0, flat, 0, flat, true};
+  if (at.batched) {
+    const std::uint64_t batch = __umul64hi(flat, at.batches_per_token);
+    place.batch = at.tokens_per_batch == 1 ? flat : static_cast<std::uint32_t>(batch);
+    place.token = flat - place.batch * at.tokens_per_batch;
+    place.group = place.batch;
+    place.counted = place.token;
+  }
+  if (at.packed.bounds != nullptr) {
+    place.group = sequence_of(at.packed, flat);
+    place.rotated = place.group < at.packed.sequences;
+    if (place.rotated) place.counted = flat - bound_of(at.packed, place.group);
+  }
+  return place;
+}
+
+__device__ inline std::int64_t of_group(const Lengths& lengths, std::int64_t group) {
+  return lengths.data[group * lengths.stride];
+}
+
+__device__ inline std::int64_t integer_at(const Positions& p, std::int64_t i) {
+  return p.kind == Number::kInt32 ? static_cast<const std::int32_t*>(p.data)[i]
+                                  : static_cast<const std::int64_t*>(p.data)[i];
+}
+
+__device__ inline double real_at(const Positions& p, std::int64_t i) {
+  switch (p.kind) {
+    case Number::kFloat16:
+      return __half2float(static_cast<const __half*>(p.data)[i]);
+    case Number::kBFloat16:
+      return __bfloat162float(static_cast<const __nv_bfloat16*>(p.data)[i]);
+    case Number::kFloat32:
+      return static_cast<const float*>(p.data)[i];
+    default:
+      return static_cast<const double*>(p.data)[i];
+  }
+}
+
+__device__ inline bool is_integer(const Positions& p) {
+  return p.kind == Number::kNone || p.kind == Number::kInt32 || p.kind == Number::kInt64;
+}
+
+/// What the length of a sequence does to its frequencies.
+struct Effect {
+  bool is_long;
+  double log2_alpha;
+};
+
+template <bool GENERAL>
+__device__ inline Effect effect_of(const Settings& at, const Lengths& lengths, std::int64_t group) {
+  Effect effect{false, 0.0};
+  if (lengths.data == nullptr) return effect;
+  const std::int64_t length = of_group(lengths, group);
+  effect.is_long = at.switch_length > 0 && length > at.switch_length;
+  if constexpr (GENERAL) {
+    const std::int64_t beyond = length - at.growth.start;
+    if (at.growth.slope > 0.0 && beyond > 0) {
+      effect.log2_alpha = log2(static_cast<double>(beyond) * at.growth.slope + 1.0);
+    }
+  }
+  return effect;
+}
+
+/// A position as an integer and, where it is none, as it is.
+struct Position {
+  std::int64_t whole;
+  double real;
+};
+
+/// Phase of one pair in the general case: see cpu/angles.h's general_phases. Products are rounded before whole turns
+/// are taken off them; nvcc would leave that to ptxas.
+template <class P>
+__device__ inline std::uint32_t general_phase(const P& p, const Effect& effect, const Position& where, int pair) {
+  constexpr double kTurn = 0.15915494309189535;  // 1 / (2 pi)
+  const Settings& at = p.at;
+  const std::uint64_t entry = p.entries[(effect.is_long ? at.long_row : 0) + pair];
+  if (at.entries == Entries::kTurns) return phase_of(where.whole, entry);
+  double radians = __longlong_as_double(static_cast<long long>(entry));
+  if (effect.log2_alpha != 0.0) {
+    const int index = p.places[pair] & ((1 << kIndexBits) - 1);
+    radians *= exp2(effect.log2_alpha * (at.growth.power * index));
+  }
+  const bool whole = is_integer(at.positions);
+  if (at.phase == Phase::kFloat32) {
+    const float position = whole ? static_cast<float>(where.whole) : static_cast<float>(where.real);
+    return phase_of_turns(__dmul_rn(static_cast<double>(position * static_cast<float>(radians)), kTurn));
+  }
+  if (whole) return phase_of(where.whole, fixed_point_turns(radians));
+  return phase_of_turns(__dmul_rn(where.real, radians * kTurn));
+}
+
+/// Pair `i` of the N that a thread has, from `pair` on; the second half of them further on where rows are split.
+template <int N, bool SPLIT>
+__device__ inline int pair_of(const Settings& at, int pair, int i) {
+  return pair + i + (SPLIT && 2 * i >= N ? at.jump : 0);
+}
+
+/// Phases of a thread's pairs; which of them have no angle, as a bit for each.
+template <bool SPLIT, class P, int N>
+__device__ inline std::uint32_t general_phases(const P& p, const Place& place, const Effect& effect,
+                                               std::int64_t counted, int first, std::uint32_t (&phase)[N]) {
+  const Settings& at = p.at;
+  const Effect before = effect_of<true>(at, at.from_seq_len, place.group);
+  std::uint32_t without_angle = 0;
+#pragma unroll
+  for (int i = 0; i < N; ++i) {
+    const int pair = pair_of<N, SPLIT>(at, first, i);
+    Position where{counted, 0.0};
+    if (at.positions.kind != Number::kNone) {
+      const std::int64_t row = p.places[pair] >> kIndexBits;
+      const std::int64_t j =
+          row * at.positions.axis + place.batch * at.positions.batch + place.token * at.positions.token;
+      if (is_integer(at.positions)) {
+        where.whole = integer_at(at.positions, j);
+      } else {
+        where.real = real_at(at.positions, j);
+        if (at.phase == Phase::kFloat32) where.real = static_cast<float>(where.real);
+        if (!std::isfinite(where.real)) {
+          without_angle |= 1U << i;
+          where.real = 0.0;
+        }
+      }
+    }
+    phase[i] = general_phase(p, effect, where, pair);
+    if (at.from_seq_len.data != nullptr) phase[i] -= general_phase(p, before, where, pair);
+  }
+  return without_angle;
+}
+
+/// `x` as a table of `dtype` would have held it.
+__device__ inline float rounded(float x, Number dtype) {
+  if (dtype == Number::kBFloat16) return __bfloat162float(__float2bfloat16_rn(x));
+  if (dtype == Number::kFloat16) return __half2float(__float2half_rn(x));
+  return x;
+}
+
+/// Cosines and sines of N pairs.
+template <int N>
+struct CosSin {
+  float cosine[N];
+  float sine[N];
+};
+
+/// Those of a thread's pairs at a token. GENERAL: see Shape.
+template <int N, bool SPLIT, bool GENERAL, class P>
+__device__ inline CosSin<N> cos_sin_of(const P& p, const Place& place, int pair) {
+  const Settings& at = p.at;
+  const Effect effect = effect_of<GENERAL>(at, at.seq_len, place.group);
+  std::int64_t position = place.counted;
+  if (at.offset.data != nullptr) position += of_group(at.offset, place.group);
+  std::uint32_t phase[N];
+  std::uint32_t without_angle = 0;
+  if constexpr (GENERAL) {
+    without_angle = general_phases<SPLIT>(p, place, effect, position, pair, phase);
+  } else {
+    if (at.positions.kind != Number::kNone) {
+      position = integer_at(at.positions, place.batch * at.positions.batch + place.token * at.positions.token);
+    }
+    const int row = effect.is_long ? at.long_row : 0;
+#pragma unroll
+    for (int i = 0; i < N; ++i) phase[i] = phase_of(position, p.entries[row + pair_of<N, SPLIT>(at, pair, i)]);
+  }
+  const float scaling = effect.is_long ? at.long_scaling : at.scaling;
+  const float s_scaling = at.inverse ? -scaling : scaling;
+  CosSin<N> cos_sin;
+#pragma unroll
+  for (int i = 0; i < N; ++i) {
+    float s, c;
+    sin_cos(phase[i], s, c);
+    cos_sin.sine[i] = s * s_scaling;
+    cos_sin.cosine[i] = c * scaling;
+    if constexpr (GENERAL) {
+      cos_sin.sine[i] = rounded(cos_sin.sine[i], at.table_dtype);
+      cos_sin.cosine[i] = rounded(cos_sin.cosine[i], at.table_dtype);
+    }
+  }
+  if (without_angle != 0) {
+#pragma unroll
+    for (int i = 0; i < N; ++i) {
+      if ((without_angle >> i & 1U) != 0) cos_sin.sine[i] = cos_sin.cosine[i] = NAN;
+    }
+  }
+  return cos_sin;
+}
+
+}  // namespace rope::cuda

@@ -1,0 +1,154 @@
+// The CUDA kernels, and how a call becomes one launch of them.
+#include <cuda_runtime.h>
+
+#include "core/job.h"
+#include "cuda/angles.cuh"
+#include "cuda/launcher.h"
+#include "cuda/params.cuh"
+#include "cuda/plan.h"
+#include "cuda/tiles.cuh"
+
+namespace rope::cuda {
+namespace {
+
+/// Where one side of a thread's first head is.
+__device__ inline char* row_of(const Side& side, const Settings& at, const Place& place, int slot) {
+  char* row = side.data + place.token * side.token + slot * side.head;
+  return at.batched ? row + place.batch * side.batch : row;
+}
+
+__device__ inline Heads heads_of(const Tensor& tensor, const Settings& at, const Place& place, int slot) {
+  return {row_of(tensor.from, at, place, slot), row_of(tensor.to, at, place, slot), tensor.heads - slot};
+}
+
+__device__ inline int offset_of(const Chunks& chunks, int pair, int block) {
+  return chunks.first + pair * chunks.per_pair + block * chunks.block;
+}
+
+template <class T>
+__device__ inline void rotate_tensor(const Tensor& tensor, const Settings& at, const Place& place, int slot, int pair,
+                                     bool rotated, const CosSin<T::kPairs>& cos_sin) {
+  Heads heads = heads_of(tensor, at, place, slot);
+  const int block = at.block_pairs.quotient(pair);
+  heads.x += offset_of(at.read, pair, block);
+  heads.y += offset_of(at.write, pair, block);
+  if (!rotated) heads.count = 0;
+  if (T::kExchanges && at.exchanges) {
+    rotate_together<T>(at, tensor, heads, cos_sin);
+  } else {
+    rotate_apart<T>(at, tensor, heads, cos_sin);
+  }
+}
+
+/// What does not turn, to where it goes.
+template <class Unit>
+__device__ inline void copy_tensor(const Tensor& tensor, const Settings& at, const Place& place, int slot, int lane) {
+  const Heads heads = heads_of(tensor, at, place, slot);
+  if (!place.rotated) {
+    copy_heads<Unit>(at, tensor, heads, {0, at.head_bytes}, lane);
+    return;
+  }
+#pragma unroll 1
+  for (int i = 0; i < at.num_copied; ++i) copy_heads<Unit>(at, tensor, heads, at.copied[i], lane);
+}
+
+/// Rotates q and k. A block has `token_slots` tokens, `head_slots` heads of each, and a thread per lane of a row; a
+/// thread computes the cosines and sines of its pairs once and goes through every `head_slots`-th head with them.
+template <class T, bool GENERAL, class P>
+__global__ void __launch_bounds__(T::kMaxThreads, (GENERAL || T::kExchanges ? 640 : 1024) / T::kMaxThreads)
+    rotate_kernel(const __grid_constant__ P p) {
+  const Settings& at = p.at;
+  const int row = at.lanes.quotient(threadIdx.x);
+  const int lane = threadIdx.x - row * at.lanes.by;
+  const int slot = row & (at.head_slots - 1);
+  std::uint32_t flat = blockIdx.x * at.token_slots + (row >> at.head_slots_log2);
+  const bool inside = flat < at.count;
+  if (!inside) {
+    if (!T::kExchanges) return;
+    flat = at.count - 1;
+  }
+  const Place place = place_of(at, flat);
+  const bool rotated = inside && place.rotated;
+  if (!at.in_place && inside && !(rotated && at.num_copied == 0)) {
+    copy_tensor<typename T::Unit>(at.q, at, place, slot, lane);
+    if (at.k.heads > 0) copy_tensor<typename T::Unit>(at.k, at, place, slot, lane);
+  }
+  if (T::kExchanges || rotated) {
+    const int pair = lane * (T::kSplit ? T::kPairs / 2 : T::kPairs);
+    CosSin<T::kPairs> cos_sin{};
+    if (rotated) cos_sin = cos_sin_of<T::kPairs, T::kSplit, GENERAL>(p, place, pair);
+    rotate_tensor<T>(at.q, at, place, slot, pair, rotated, cos_sin);
+    if (at.k.heads > 0) rotate_tensor<T>(at.k, at, place, slot, pair, rotated, cos_sin);
+  }
+}
+
+template <class T, bool GENERAL, class P>
+const char* launch(const Job& job, const Shape& shape, void* stream) {
+  P params;
+  fill(job, shape, params);
+  const dim3 grid(static_cast<unsigned>((job.batch * job.tokens + shape.token_slots - 1) / shape.token_slots));
+  const dim3 threads(static_cast<unsigned>(shape.lanes * shape.head_slots * shape.token_slots));
+  void* arguments[] = {&params};
+  const cudaError_t error =
+      cudaLaunchKernel(&rotate_kernel<T, GENERAL, P>, grid, threads, arguments, 0, static_cast<cudaStream_t>(stream));
+  const cudaError_t pending = cudaGetLastError();  // also so that a failed launch is not reported by the next one
+  if (error == cudaSuccess && pending == cudaSuccess) return nullptr;
+  return cudaGetErrorString(error != cudaSuccess ? error : pending);
+}
+
+/// The usual geometries: halves in or neighbours, the same way out, integer positions on one axis. Distances between
+/// chunks are known to the compiler where heads have 64, 96, 128 or 256 rotated channels.
+template <class D, bool PAIRS>
+const char* launch_usual(const Job& job, const Shape& shape, void* stream) {
+  switch (shape.apart) {
+    case 32:
+      return launch<Tile<D, uint4, PAIRS, PAIRS, 32>, false, SmallParams>(job, shape, stream);
+    case 48:
+      return launch<Tile<D, uint4, PAIRS, PAIRS, 48>, false, SmallParams>(job, shape, stream);
+    case 64:
+      return launch<Tile<D, uint4, PAIRS, PAIRS, 64>, false, SmallParams>(job, shape, stream);
+    case 128:
+      return launch<Tile<D, uint4, PAIRS, PAIRS, 128>, false, SmallParams>(job, shape, stream);
+    default:
+      return launch<Tile<D, uint4, PAIRS, PAIRS, 0>, false, SmallParams>(job, shape, stream);
+  }
+}
+
+template <class D, bool READ_PAIRS, bool WRITE_PAIRS>
+const char* launch_pairing(const Job& job, const Shape& shape, void* stream) {
+  if (shape.chunk == sizeof(uint2)) {
+    return launch<Tile<D, uint2, READ_PAIRS, WRITE_PAIRS, 0>, true, SmallParams>(job, shape, stream);
+  }
+  using T = Tile<D, uint4, READ_PAIRS, WRITE_PAIRS, 0>;
+  if (shape.general) return launch<T, true, SmallParams>(job, shape, stream);
+  if constexpr (READ_PAIRS == WRITE_PAIRS) return launch_usual<D, READ_PAIRS>(job, shape, stream);
+  return launch<T, false, SmallParams>(job, shape, stream);
+}
+
+template <class D>
+const char* launch_dtype(const Job& job, const Shape& shape, void* stream) {
+  if (shape.chunk == 0) return launch<Elements<D>, true, LargeParams>(job, shape, stream);
+  if (shape.read_pairs && shape.write_pairs) return launch_pairing<D, true, true>(job, shape, stream);
+  if (shape.read_pairs) return launch_pairing<D, true, false>(job, shape, stream);
+  if (shape.write_pairs) return launch_pairing<D, false, true>(job, shape, stream);
+  return launch_pairing<D, false, false>(job, shape, stream);
+}
+
+}  // namespace
+}  // namespace rope::cuda
+
+extern "C" const char* rope_launch_cuda(const rope::Job* job, void* stream) {
+  using namespace rope::cuda;
+  if (is_empty(*job)) return nullptr;
+  if (const char* refused = refuse(*job)) return refused;
+  const Shape shape = shape_of(*job);
+  switch (job->dtype) {
+    case rope::DType::kFloat32:
+      return launch_dtype<Float32>(*job, shape, stream);
+    case rope::DType::kFloat16:
+      return launch_dtype<Float16>(*job, shape, stream);
+    case rope::DType::kBFloat16:
+      return launch_dtype<BFloat16>(*job, shape, stream);
+  }
+  return "unknown dtype";
+}

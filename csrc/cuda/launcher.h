@@ -1,0 +1,11 @@
+// The CUDA launcher.
+#pragma once
+
+#include "core/job.h"
+
+/// Rotates all of `job` in one launch on `stream` (a cudaStream_t) of the current device.
+///
+/// Pointers in `job` are device pointers; `words` and `streaming` are ignored. Everything else that the kernel needs
+/// travels in its arguments: nothing is allocated, copied or waited for, so that a CUDA graph can capture the call.
+/// Returns nullptr, or what went wrong: a text that lives as long as the program.
+extern "C" const char* rope_launch_cuda(const rope::Job* job, void* stream);

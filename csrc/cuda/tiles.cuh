@@ -1,0 +1,221 @@
+// Operand of heads: their chunks, the elements of these in fp32, the rotation.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include "core/spec.h"
+#include "cuda/angles.cuh"
+#include "cuda/params.cuh"
+
+namespace rope::cuda {
+
+/// Elements as they are in memory, and in words of 32 bits. Unpacking takes one instruction per element.
+struct Float32 {
+  using Element = std::uint32_t;
+  static constexpr int kPerWord = 1;
+  __device__ static void unpack(std::uint32_t word, float* v) { v[0] = __uint_as_float(word); }
+  __device__ static std::uint32_t pack(const float* v) { return __float_as_uint(v[0]); }
+  __device__ static float widen(Element x) { return __uint_as_float(x); }
+  __device__ static Element narrow(float x) { return __float_as_uint(x); }
+};
+
+struct BFloat16 {
+  using Element = std::uint16_t;
+  static constexpr int kPerWord = 2;
+  __device__ static void unpack(std::uint32_t word, float* v) {
+    v[0] = __uint_as_float(word << 16);
+    v[1] = __uint_as_float(word & 0xFFFF0000U);
+  }
+  __device__ static std::uint32_t pack(const float* v) {
+    const __nv_bfloat162 both = __floats2bfloat162_rn(v[0], v[1]);
+    std::uint32_t word;
+    memcpy(&word, &both, sizeof word);
+    return word;
+  }
+  __device__ static float widen(Element x) { return __uint_as_float(static_cast<std::uint32_t>(x) << 16); }
+  __device__ static Element narrow(float x) { return __bfloat16_as_ushort(__float2bfloat16_rn(x)); }
+};
+
+struct Float16 {
+  using Element = std::uint16_t;
+  static constexpr int kPerWord = 2;
+  __device__ static void unpack(std::uint32_t word, float* v) {
+    v[0] = widen(static_cast<Element>(word));
+    v[1] = widen(static_cast<Element>(word >> 16));
+  }
+  __device__ static std::uint32_t pack(const float* v) {
+    const __half2 both = __floats2half2_rn(v[0], v[1]);
+    std::uint32_t word;
+    memcpy(&word, &both, sizeof word);
+    return word;
+  }
+  __device__ static float widen(Element x) { return __half2float(__ushort_as_half(x)); }
+  __device__ static Element narrow(float x) { return __half_as_ushort(__float2half_rn(x)); }
+};
+
+/// The members of a pair, turned; by fma, so that no compiler has a choice of rounding.
+template <int N>
+__device__ inline float first_of(float a, float b, const CosSin<N>& cos_sin, int i) {
+  return fmaf(-cos_sin.sine[i], b, a * cos_sin.cosine[i]);
+}
+
+template <int N>
+__device__ inline float second_of(float a, float b, const CosSin<N>& cos_sin, int i) {
+  return fmaf(cos_sin.sine[i], a, b * cos_sin.cosine[i]);
+}
+
+/// What a lane has of a row: two chunks, `APART` elements (0: known at run time) from each other.
+///
+/// READ_PAIRS, WRITE_PAIRS: the members of a pair are neighbours, as read and as written; else each chunk has one
+/// member of all pairs.
+template <class D, class Chunk, bool READ_PAIRS, bool WRITE_PAIRS, int APART>
+struct Tile {
+  using Unit = Chunk;
+  static constexpr int kWords = static_cast<int>(sizeof(Chunk)) / 4;
+  static constexpr int kElements = 2 * kWords * D::kPerWord;
+  static constexpr int kPairs = kElements / 2;
+  static constexpr bool kSplit = READ_PAIRS && WRITE_PAIRS;      // chunks are halves of a row: see Settings::jump
+  static constexpr bool kExchanges = READ_PAIRS != WRITE_PAIRS;  // threads of a row may write where others read
+  static constexpr int kBatch = kElements > 8 ? 2 : 4;           // heads whose loads come before their stores
+  static constexpr int kMaxThreads = 256;
+
+  Chunk chunk[2];
+
+  __device__ static std::int64_t distance(std::int64_t apart) {
+    return APART > 0 ? APART * static_cast<int>(sizeof(typename D::Element)) : apart;
+  }
+
+  __device__ void load(const char* x, std::int64_t apart) {
+    chunk[0] = *reinterpret_cast<const Chunk*>(x);
+    chunk[1] = *reinterpret_cast<const Chunk*>(x + distance(apart));
+  }
+
+  __device__ void store(char* y, std::int64_t apart) const {
+    *reinterpret_cast<Chunk*>(y) = chunk[0];
+    *reinterpret_cast<Chunk*>(y + distance(apart)) = chunk[1];
+  }
+
+  __device__ void rotate(const CosSin<kPairs>& cos_sin) {
+    std::uint32_t words[2 * kWords];
+    memcpy(words, chunk, sizeof words);
+    float v[kElements], w[kElements];
+    for (int i = 0; i < 2 * kWords; ++i) D::unpack(words[i], v + i * D::kPerWord);
+    for (int i = 0; i < kPairs; ++i) {
+      const float a = v[READ_PAIRS ? 2 * i : i], b = v[READ_PAIRS ? 2 * i + 1 : kPairs + i];
+      w[WRITE_PAIRS ? 2 * i : i] = first_of(a, b, cos_sin, i);
+      w[WRITE_PAIRS ? 2 * i + 1 : kPairs + i] = second_of(a, b, cos_sin, i);
+    }
+    for (int i = 0; i < 2 * kWords; ++i) words[i] = D::pack(w + i * D::kPerWord);
+    memcpy(chunk, words, sizeof words);
+  }
+};
+
+/// One pair of any geometry and alignment.
+template <class D>
+struct Elements {
+  using Unit = typename D::Element;
+  static constexpr int kPairs = 1;
+  static constexpr int kBatch = 4;
+  static constexpr int kMaxThreads = kMaxPairs;
+  static constexpr bool kSplit = false;
+  static constexpr bool kExchanges = true;
+
+  Unit first, second;
+
+  __device__ void load(const char* x, std::int64_t apart) {
+    first = *reinterpret_cast<const Unit*>(x);
+    second = *reinterpret_cast<const Unit*>(x + apart);
+  }
+
+  __device__ void store(char* y, std::int64_t apart) const {
+    *reinterpret_cast<Unit*>(y) = first;
+    *reinterpret_cast<Unit*>(y + apart) = second;
+  }
+
+  __device__ void rotate(const CosSin<1>& cos_sin) {
+    const float a = D::widen(first), b = D::widen(second);
+    first = D::narrow(first_of(a, b, cos_sin, 0));
+    second = D::narrow(second_of(a, b, cos_sin, 0));
+  }
+};
+
+/// A thread's heads of one tensor at one token: every `head_slots`-th.
+struct Heads {
+  const char* x;
+  char* y;
+  int count;  // heads from the thread's first one to the last
+};
+
+/// The first `COUNT` of them, all loads before all stores, which no compiler can move them over.
+template <class T, int COUNT>
+__device__ inline void rotate_heads(const Settings& at, const Tensor& tensor, const Heads& heads,
+                                    const CosSin<T::kPairs>& cos_sin) {
+  T tile[COUNT];
+#pragma unroll
+  for (int i = 0; i < COUNT; ++i) tile[i].load(heads.x + i * tensor.from.step, at.read.apart);
+#pragma unroll
+  for (int i = 0; i < COUNT; ++i) {
+    tile[i].rotate(cos_sin);
+    tile[i].store(heads.y + i * tensor.to.step, at.write.apart);
+  }
+}
+
+__device__ inline void advance(const Settings& at, const Tensor& tensor, Heads& heads, int steps) {
+  heads.x += steps * tensor.from.step;
+  heads.y += steps * tensor.to.step;
+  heads.count -= steps * at.head_slots;
+}
+
+/// All heads, by threads that keep to themselves.
+template <class T>
+__device__ inline void rotate_apart(const Settings& at, const Tensor& tensor, Heads heads,
+                                    const CosSin<T::kPairs>& cos_sin) {
+#pragma unroll 1
+  for (; heads.count > (T::kBatch - 1) * at.head_slots; advance(at, tensor, heads, T::kBatch)) {
+    rotate_heads<T, T::kBatch>(at, tensor, heads, cos_sin);
+  }
+#pragma unroll 1
+  for (; heads.count > 0; advance(at, tensor, heads, 1)) rotate_heads<T, 1>(at, tensor, heads, cos_sin);
+}
+
+/// All heads, by threads of which some write what others read: every thread of a block comes along.
+template <class T>
+__device__ inline void rotate_together(const Settings& at, const Tensor& tensor, Heads heads,
+                                       const CosSin<T::kPairs>& cos_sin) {
+#pragma unroll 1
+  for (int first = 0; first < tensor.heads; first += at.head_slots) {
+    T tile;
+    if (heads.count > 0) tile.load(heads.x, at.read.apart);
+    if (at.exchanges) __syncthreads();
+    if (heads.count > 0) {
+      tile.rotate(cos_sin);
+      tile.store(heads.y, at.write.apart);
+    }
+    advance(at, tensor, heads, 1);
+  }
+}
+
+/// Copies bytes [span.first, span.last) of heads in units of `Unit`, by as many lanes as a row has.
+template <class Unit>
+__device__ inline void copy_heads(const Settings& at, const Tensor& tensor, Heads heads, const Span& span, int lane) {
+  constexpr int kBatch = 4, kSize = static_cast<int>(sizeof(Unit));
+  const int step = static_cast<int>(at.lanes.by) * kSize;
+#pragma unroll 1
+  for (; heads.count > 0; advance(at, tensor, heads, 1)) {
+#pragma unroll 1
+    for (int begin = span.first + lane * kSize; begin < span.last; begin += kBatch * step) {
+      Unit unit[kBatch];
+#pragma unroll
+      for (int i = 0; i < kBatch; ++i) {
+        if (begin + i * step < span.last) unit[i] = *reinterpret_cast<const Unit*>(heads.x + begin + i * step);
+      }
+#pragma unroll
+      for (int i = 0; i < kBatch; ++i) {
+        if (begin + i * step < span.last) *reinterpret_cast<Unit*>(heads.y + begin + i * step) = unit[i];
+      }
+    }
+  }
+}
+
+}  // namespace rope::cuda

@@ -1,0 +1,286 @@
+// Usual calls on CPU tensors, from Python straight to the kernels: torch's dispatcher takes longer than a decode step.
+//
+// A function here does a call, or says that it is not for it (False, None) without having written anything; then the
+// operator is called, which does whatever can be done and explains the rest.
+#include <limits>
+
+#include "core/frequency.h"
+#include "core/job.h"
+#include "core/spec.h"
+#include "direct/dlpack.h"
+#include "direct/overlap.h"
+#include "direct/python_tensors.h"
+#include "ops/launch.h"
+#include "ops/outputs.h"
+#include "ops/table_job.h"
+#include "ops/tensor_job.h"
+
+namespace rope::ops {
+namespace {
+
+bool is_same(const View& a, const View& b) {
+  return a.data == b.data && a.dim == b.dim && std::equal(a.stride, a.stride + a.dim, b.stride);
+}
+
+/// max(position) + 1 over positions that are given.
+std::int64_t longest_given(const View& positions) {
+  std::int64_t size[3] = {1, 1, 1}, stride[3] = {0, 0, 0}, most = std::numeric_limits<std::int64_t>::min();
+  std::copy(positions.size, positions.size + positions.dim, size);
+  std::copy(positions.stride, positions.stride + positions.dim, stride);
+  const bool wide = positions.dtype == aoti_torch_dtype_int64();
+  for (std::int64_t i = 0; i < size[0]; ++i) {
+    for (std::int64_t j = 0; j < size[1]; ++j) {
+      for (std::int64_t k = 0; k < size[2]; ++k) {
+        const std::int64_t at = i * stride[0] + j * stride[1] + k * stride[2];
+        most = std::max(most, wide ? static_cast<const std::int64_t*>(positions.data)[at]
+                                   : static_cast<const std::int32_t*>(positions.data)[at]);
+      }
+    }
+  }
+  return most + 1;
+}
+
+/// The same over positions that are counted, as rope_kernels/lengths.py: 0 for a sequence without tokens.
+std::int64_t longest_counted(const Job& job) {
+  const Packed& packed = job.packed;
+  std::int64_t most = std::numeric_limits<std::int64_t>::min();
+  for (std::int64_t i = 0, n = packed.bounds != nullptr ? packed.sequences : job.batch; i < n; ++i) {
+    const std::int64_t tokens = packed.bounds != nullptr ? packed.bound(i + 1) - packed.bound(i) : job.tokens;
+    most = std::max(most, tokens > 0 ? tokens + (job.offset.count ? job.offset[i] : 0) : 0);
+  }
+  return most;
+}
+
+/// Runs a job while other threads may run Python.
+void launch_beside_python(Job& job, bool given) {
+  PyThreadState* thread = PyEval_SaveThread();
+  try {
+    launch_each(job, [given](Job& each) { launch_cpu(each, given); });
+  } catch (...) {
+    PyEval_RestoreThread(thread);
+    throw;
+  }
+  PyEval_RestoreThread(thread);
+}
+
+/// One int64, or one a sequence; or None.
+struct Lengths {
+  MaybeView view;
+  std::optional<std::int64_t> number;
+
+  explicit Lengths(PyObject* object) : number(maybe_number(object)) {
+    if (!number && object != Py_None) view = view_of(object, 0);
+    if (view && view->dim == 0 && view->dtype == aoti_torch_dtype_int64()) {
+      number = *static_cast<const std::int64_t*>(view->data);
+      view.reset();
+    }
+  }
+
+  [[nodiscard]] bool is_given() const { return view || number; }
+  [[nodiscard]] PerGroup number_for_all() const { return {&*number, 1, 0}; }
+};
+
+/// What a call reads: q, k or None, positions, offset, seq_len, cu_seqlens, each of which may be None, and text.
+struct Inputs {
+  static constexpr Py_ssize_t kCount = 7;
+  View q;
+  MaybeView k;
+  Lengths offset, seq_len;
+  IndexTensors at;
+  std::string_view text;
+
+  explicit Inputs(PyObject* const* arguments)
+      : q(view_of(arguments[0])), k(maybe_view_of(arguments[1])), offset(arguments[3]), seq_len(arguments[4]) {
+    at = {maybe_view_of(arguments[2]), offset.view, seq_len.view, {}, maybe_view_of(arguments[5])};
+    if (at.positions && (!is_integer(*at.positions) || offset.is_given())) throw NotUsual();
+    if (at.cu_seqlens && (q.dim != 3 || (at.positions && !seq_len.view))) throw NotUsual();
+    text = text_of(arguments[6]);
+  }
+
+  /// The rotation into given memory, which its writing surely does not harm.
+  void rotate(const View& q_out, const MaybeView& k_out, bool given) const {
+    Job job = job_of(q, k ? &*k : nullptr, q_out, k_out ? &*k_out : nullptr, at, text);
+    if (given && !is_safe(q_out, k_out)) throw NotUsual();
+    std::int64_t longest = 0;
+    if (offset.number) job.offset = offset.number_for_all();
+    if (!depends_on_length(job.spec->params)) {
+      job.seq_len = {};
+    } else if (seq_len.number) {
+      job.seq_len = seq_len.number_for_all();
+    } else if (!seq_len.view) {
+      longest = at.positions ? longest_given(*at.positions) : longest_counted(job);
+      job.seq_len = {&longest, 1, 0};
+    }
+    launch_beside_python(job, given);
+  }
+
+ private:
+  [[nodiscard]] bool is_safe(const View& q_out, const MaybeView& k_out) const {
+    const Outer q_to(q_out), q_from(q);
+    const bool q_stays = is_same(q, q_out);
+    if (!q_to.is_nested() || !(q_stays || are_apart(q_to, q_from))) return false;
+    if (!k) return true;
+    const Outer k_to(*k_out), k_from(*k);
+    const bool k_stays = is_same(*k, *k_out);
+    return k_to.is_nested() && are_apart(q_to, k_to) && (k_stays || are_apart(k_to, k_from)) &&
+           (k_stays || are_apart(q_to, k_from)) && (q_stays || are_apart(k_to, q_from));
+  }
+};
+
+/// Counts a new version of what was written: nobody else knows of it.
+void count_version(PyObject* first, PyObject* second) {
+  const Owned both(second == Py_None ? PyTuple_Pack(1, first) : PyTuple_Pack(2, first, second));
+  const Owned done(PyObject_CallFunctionObjArgs(torch_python.increment_version, both.get(), nullptr));
+  if (done.get() == nullptr) PyErr_Clear();
+}
+
+/// Whether a call that `tensors`, of which q is the first, take part in is for nobody but the kernel.
+bool is_for_us(std::initializer_list<PyObject*> tensors) {
+  static PyObject* is_cpu = PyUnicode_InternFromString("is_cpu");
+  const bool is_here = torch_python.exchange != nullptr && !is_forwarding() && has(*tensors.begin(), is_cpu);
+  return is_here && !is_recorded(tensors) && !is_watched();
+}
+
+PyObject* refused(PyObject* how) {
+  Py_IncRef(how);
+  return how;
+}
+
+/// Runs `body`; whatever it throws means that the call is not for us.
+template <class BODY>
+PyObject* unless_unusual(PyObject* otherwise, const BODY& body) {
+  try {
+    return body();
+  } catch (const NotUsual&) {
+  } catch (const std::exception&) {
+  }
+  PyErr_Clear();
+  return refused(otherwise);
+}
+
+/// (what Inputs says) -> whether q and k have been rotated in place.
+PyObject* rotate_in_place(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
+  return unless_unusual(Py_False, [arguments, count] {
+    if (count != Inputs::kCount || !is_for_us({arguments[0], arguments[1]})) return refused(Py_False);
+    const Inputs inputs(arguments);
+    inputs.rotate(inputs.q, inputs.k, true);
+    count_version(arguments[0], arguments[1]);
+    return PyBool_FromLong(1);
+  });
+}
+
+/// (what Inputs says, q_out, k_out) -> whether the outputs have been written.
+PyObject* rotate_out(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
+  return unless_unusual(Py_False, [arguments, count] {
+    PyObject* const* outputs = arguments + Inputs::kCount;
+    if (count != Inputs::kCount + 2 || (arguments[1] == Py_None) != (outputs[1] == Py_None)) return refused(Py_False);
+    if (!is_for_us({arguments[0], arguments[1], outputs[0], outputs[1]})) return refused(Py_False);
+    const Inputs inputs(arguments);
+    inputs.rotate(view_of(outputs[0]), maybe_view_of(outputs[1]), true);
+    count_version(outputs[0], outputs[1]);
+    return PyBool_FromLong(1);
+  });
+}
+
+/// New tensors for results, until Python has them.
+class Outputs {
+ public:
+  Outputs(const View& q, const MaybeView& k) {
+    if (q.dim > kMaxRank || (k && k->dim != q.dim)) throw NotUsual();
+    q_ = new_like(q);
+    if (k) k_ = new_like(*k);
+  }
+  ~Outputs() {
+    for (const Made& made : {q_, k_}) {
+      if (made.tensor != nullptr) aoti_torch_delete_tensor_object(made.tensor);
+    }
+  }
+  Outputs(const Outputs&) = delete;
+  Outputs& operator=(const Outputs&) = delete;
+
+  [[nodiscard]] const View& q() const { return q_.view; }
+  [[nodiscard]] MaybeView k() const { return k_.tensor == nullptr ? MaybeView() : MaybeView(k_.view); }
+
+  /// (q, k or None) as Python's tensors.
+  PyObject* release() {
+    const Owned q(PyCapsule_New(q_.tensor, nullptr, nullptr));
+    const Owned k(k_.tensor == nullptr ? nullptr : PyCapsule_New(k_.tensor, nullptr, nullptr));
+    const Owned handles(PyTuple_Pack(k.get() == nullptr ? 1 : 2, q.get(), k.get()));
+    const Owned tensors(PyObject_CallFunctionObjArgs(torch_python.wrap, handles.get(), nullptr));
+    if (tensors.get() == nullptr) throw NotUsual();
+    const bool has_k = std::exchange(k_.tensor, nullptr) != nullptr;
+    q_.tensor = nullptr;
+    return has_k ? PyList_AsTuple(tensors.get()) : PyTuple_Pack(2, PyList_GetItem(tensors.get(), 0), Py_None);
+  }
+
+ private:
+  Made q_, k_;
+};
+
+/// (what Inputs says) -> (q, k or None) rotated; or None.
+PyObject* rotate(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
+  return unless_unusual(Py_None, [arguments, count] {
+    if (count != Inputs::kCount || !is_for_us({arguments[0], arguments[1]})) return refused(Py_None);
+    const Inputs inputs(arguments);
+    Outputs outputs(inputs.q, inputs.k);
+    inputs.rotate(outputs.q(), outputs.k(), false);
+    return outputs.release();
+  });
+}
+
+/// The layout of q from where cos and sin miss its heads: see rope_kernels/table.py.
+Layout layout_of_table(const View& q, const View& cos, const View& sin, PyObject* unsqueeze_dim) {
+  const std::optional<std::int64_t> given = maybe_number(unsqueeze_dim);
+  const bool alike = cos.dim == sin.dim && std::equal(cos.size, cos.size + cos.dim, sin.size);
+  if (!given || *given < -kMaxRank || *given > kMaxRank || !alike || (q.dim == 3 && cos.dim == 3)) throw NotUsual();
+  const std::int64_t dim = *given + (*given < 0 ? cos.dim + 1 : 0) + (cos.dim == 2 ? q.dim - 3 : 0);
+  if (dim != 1 && (dim != 2 || q.dim == 3)) throw NotUsual();
+  return layout_of(q.dim == 3 ? "thd" : dim == 1 ? "bhsd" : "bshd");
+}
+
+/// (q, k or None, cos, sin, unsqueeze_dim, pairing) -> (q, k or None) rotated by the table; or None.
+PyObject* rotate_table(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
+  return unless_unusual(Py_None, [arguments, count] {
+    if (count != 6 || !is_for_us({arguments[0], arguments[1], arguments[2], arguments[3]})) return refused(Py_None);
+    const View q = view_of(arguments[0]), cos = view_of(arguments[2]), sin = view_of(arguments[3]);
+    const MaybeView k = maybe_view_of(arguments[1]);
+    const Layout layout = layout_of_table(q, cos, sin, arguments[4]);
+    Outputs outputs(q, k);
+    const MaybeView k_out = outputs.k();
+    Job job = job_of_table(q, k ? &*k : nullptr, outputs.q(), k_out ? &*k_out : nullptr, cos, sin, layout,
+                           text_of(arguments[5]));
+    launch_beside_python(job, false);
+    return outputs.release();
+  });
+}
+
+/// (DLPack's exchange capsule, Tensor, watchers, torch.autograd.forward_ad, _increment_version, wrap)
+PyObject* bind(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
+  if (count != 6) return PyBool_FromLong(0);
+  const void* capsule = PyCapsule_GetPointer(arguments[0], dlpack::kCapsuleName);
+  if (capsule == nullptr) return nullptr;
+  const auto* exchange = static_cast<const dlpack::ExchangeApi*>(capsule);
+  if (exchange->major_version != dlpack::kMajorVersion) return PyBool_FromLong(0);
+  for (int i = 1; i < 6; ++i) Py_IncRef(arguments[i]);
+  torch_python = {exchange, arguments[1], arguments[2], arguments[3], arguments[4], arguments[5]};
+  return PyBool_FromLong(1);
+}
+
+template <PyObject* (*FUNCTION)(PyObject*, PyObject* const*, Py_ssize_t)>
+constexpr PyMethodDef method(const char* name) {
+  return {name, reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(FUNCTION)), METH_FASTCALL, nullptr};
+}
+
+}  // namespace
+}  // namespace rope::ops
+
+PyMODINIT_FUNC PyInit__native() {
+  using namespace rope::ops;
+  static PyMethodDef methods[] = {
+      method<bind>("bind"),     method<rotate_in_place>("rotate_"),   method<rotate_out>("rotate_out"),
+      method<rotate>("rotate"), method<rotate_table>("rotate_table"), {},
+  };
+  static PyModuleDef definition = {
+      PyModuleDef_HEAD_INIT, "_native", nullptr, 0, methods, nullptr, nullptr, nullptr, nullptr};
+  return PyModuleDef_Init(&definition);
+}

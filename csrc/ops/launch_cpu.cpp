@@ -1,0 +1,51 @@
+// A job on torch's threads.
+#include "core/job.h"
+#include "core/spec.h"
+#include "cpu/rotate.h"
+#include "cpu/scratch.h"
+#include "cpu/work_sharing.h"
+#include "ops/launch.h"
+
+namespace rope::ops {
+namespace {
+
+constexpr std::int64_t kStreamingBytes = 8 << 20;  // larger than what the caches could keep for the next reader
+constexpr std::int64_t kBytesPerThread = 128 << 10;
+
+bool divides(const Strides& s, std::int64_t by) { return (s.batch | s.token | s.head) % by == 0; }
+
+bool aligned(const Operand& r, std::uintptr_t bytes, std::int64_t elements) {
+  const auto address = reinterpret_cast<std::uintptr_t>(r.in) | reinterpret_cast<std::uintptr_t>(r.out);
+  return address % bytes == 0 && divides(r.from, elements) && divides(r.to, elements);
+}
+
+}  // namespace
+
+void launch_cpu(Job& job, bool given) {
+  const Rotation& rotation = job.spec->rotation;
+  const std::int64_t size = job.dtype == DType::kFloat32 ? 4 : 2, tokens = job.batch * job.tokens;
+  std::int64_t bytes = 0;
+  job.words = true;
+  bool streamable = given && !job.in_place && job.dtype != DType::kFloat16 && job.spec->untouched.empty() &&
+                    rotation.num_pairs % 32 == 0 && rotation.pairing != Pairing::kInterleavedToHalf;
+  for (int i = 0; i < job.num_operands; ++i) {
+    bytes += job.operands[i].heads * rotation.head_dim * size;
+    job.words = job.words && aligned(job.operands[i], 4, 2);
+    streamable = streamable && aligned(job.operands[i], 64, 64 / size);
+  }
+  job.streaming = streamable && tokens * bytes > kStreamingBytes;
+  if (tokens == 0 || bytes == 0) return;
+  const std::int64_t grain = 1 + kBytesPerThread / bytes;
+  if (tokens <= grain) return rotate_cpu(job, 0, tokens);
+  const std::int64_t threads = torch::stable::get_num_threads();
+  const std::int64_t parts = std::min(threads, (tokens + grain - 1) / grain);
+  const std::int64_t run = job.is_head_first() ? std::min<std::int64_t>(kBlockTokens, tokens / threads) : 1;
+  WorkSharing sharing(tokens, parts, std::max(grain, run));
+  torch::stable::parallel_for(0, parts, 1, [&](std::int64_t a, std::int64_t b) {
+    for (std::int64_t part = a; part < b; ++part) {
+      sharing.work(part, [&job](std::int64_t first, std::int64_t last) { rotate_cpu(job, first, last); });
+    }
+  });
+}
+
+}  // namespace rope::ops

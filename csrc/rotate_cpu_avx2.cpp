@@ -1,4 +1,0 @@
-// The CPU kernel for avx2.
-#define ROPE_ISA avx2
-#define ROPE_VECTOR 32
-#include "rotate_cpu_kernel.h"

@@ -1,4 +1,0 @@
-// The CPU kernel for avx512.
-#define ROPE_ISA avx512
-#define ROPE_VECTOR 64
-#include "rotate_cpu_kernel.h"

@@ -1,4 +1,0 @@
-// The CPU kernel for portable.
-#define ROPE_ISA portable
-#define ROPE_VECTOR 16
-#include "rotate_cpu_kernel.h"

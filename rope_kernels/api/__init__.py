@@ -1,0 +1,1 @@
+"""The public calls: they check their arguments, then call one operator."""

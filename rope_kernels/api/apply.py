@@ -1,0 +1,150 @@
+"""apply_rope and apply_rope_: the rotation of q and k by a config.
+
+Each call has two doors. The fast door does a usual call, or answers ``None`` with nothing written; it words no error.
+The checked door (:mod:`.prepare`) takes whatever the fast door leaves, and words every error.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.compiler import is_compiling
+
+from ..config import RopeConfig
+from ..core.spec import text_of
+from ..ops import autograd, direct
+from .prepare import prepare, refuse_derivative, refuse_derivative_of_outputs, rotate_in_place, write_outputs
+from .sharding import is_distributed, mark_written, rotate_shards
+
+__all__ = ["apply_rope", "apply_rope_"]
+
+
+def apply_rope(
+    q: Tensor,
+    k: Tensor | None,
+    positions: Tensor | None,
+    cfg: RopeConfig,
+    *,
+    interleaved: bool | None = None,
+    layout: str = "bshd",
+    seq_len: int | Tensor | None = None,
+    offset: int | Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+    inverse: bool = False,
+    out: tuple[Tensor, Tensor | None] | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """Rotate q and k to their positions, in one fused call without a cos/sin table.
+
+    Args:
+        q: (batch, seq, q_heads, head_dim) for "bshd", (batch, q_heads, seq, head_dim) for "bhsd", (tokens, q_heads,
+            head_dim) for "thd"; float32, float16 or bfloat16; any strides with a unit last one.
+        k: as q with its own number of heads, or ``None``.
+        positions: in tokens; int32 or int64 (floating: fractional coordinates): (seq,), (1 or batch, seq) or, "thd",
+            (tokens,). With several axes (axes, 1 or batch, seq) or (axes, tokens); fewer dimensions hold for all
+            axes. ``None`` counts from 0 in each sequence.
+        cfg: what to rotate by.
+        interleaved: ``True`` pairs neighbours, ``False`` halves, in and out; ``None`` takes the config's pairing.
+        layout: "bshd", "bhsd" or "thd".
+        seq_len: in tokens, what longrope and dynamic choose by: an int, a scalar tensor, (batch,), or (sequences,)
+            with ``cu_seqlens``. ``None`` is max(position) + 1 over the whole call. Never read back to the host.
+        offset: added to counted positions: an int, a scalar tensor, (batch,), or (sequences,) with ``cu_seqlens``.
+        cu_seqlens: int32 or int64 (sequences + 1,) bounds of packed sequences ("thd"), from 0; tokens past the last
+            bound are copied.
+        inverse: apply the adjoint: the rotation back, attention scaling applied again.
+        out: (q_out, k_out) to write to, which may be (q, k); returned as given.
+
+    Returns:
+        (q, k) rotated, each in its input's dtype, rounded once; ``(q, None)`` without k.
+
+    Raises:
+        RopeShapeError: a tensor does not fit; nothing has been written.
+        RuntimeError: ``out`` was given and a gradient is needed.
+    """
+    text = _usual_text(cfg, interleaved, layout, inverse)
+    if text is not None:
+        done = _rotate_fast(q, k, positions, offset, seq_len, cu_seqlens, text, cfg, out)
+        if done is not None:
+            return done
+    return _rotate_checked(q, k, positions, cfg, interleaved, layout, seq_len, offset, cu_seqlens, inverse, out)
+
+
+def apply_rope_(
+    q: Tensor,
+    k: Tensor | None,
+    positions: Tensor | None,
+    cfg: RopeConfig,
+    *,
+    interleaved: bool | None = None,
+    layout: str = "bshd",
+    seq_len: int | Tensor | None = None,
+    offset: int | Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+    inverse: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """As :func:`apply_rope`, in place.
+
+    Returns:
+        The same q and k.
+
+    Raises:
+        RopeShapeError: a tensor does not fit, or a view would be written twice; nothing has been written.
+        RuntimeError: q or k needs a gradient.
+    """
+    text = _usual_text(cfg, interleaved, layout, inverse)
+    if text is None or not direct.rotate_(q, k, positions, offset, seq_len, cu_seqlens, text):
+        _rotate_in_place_checked(q, k, positions, cfg, interleaved, layout, seq_len, offset, cu_seqlens, inverse)
+    return q, k
+
+
+def _usual_text(cfg: RopeConfig, interleaved: bool | None, layout: str, inverse: bool) -> str | None:
+    """The operator's text for the fast door; ``None`` where that is not for a call, or the call is traced."""
+    if is_compiling() or not (interleaved is None or isinstance(interleaved, bool)):
+        return None
+    if not isinstance(layout, str) or not isinstance(inverse, bool):
+        return None
+    specs: dict[bool | None, str] | None = getattr(cfg, "specs", None)
+    return text_of(specs[interleaved], layout, inverse) if specs and interleaved in specs else None
+
+
+def _rotate_fast(
+    q: Tensor, k: Tensor | None, positions: Tensor | None, offset: int | Tensor | None, seq_len: int | Tensor | None,
+    cu_seqlens: Tensor | None, text: str, cfg: RopeConfig, out: tuple[Tensor, Tensor | None] | None,
+) -> tuple[Tensor, Tensor | None] | None:  # fmt: skip
+    if out is not None:
+        is_pair = type(out) is tuple and len(out) == 2
+        return out if is_pair and direct.rotate_out(q, k, positions, offset, seq_len, cu_seqlens, text, *out) else None
+    made = direct.rotate(q, k, positions, offset, seq_len, cu_seqlens, text)
+    if made is None and seq_len is offset is cu_seqlens is None and not cfg.depends_on_length:
+        return autograd.rotate_unchecked(q, k, positions, text)
+    return made
+
+
+def _rotate_checked(
+    q: Tensor, k: Tensor | None, positions: Tensor | None, cfg: RopeConfig, interleaved: bool | None, layout: str,
+    seq_len: int | Tensor | None, offset: int | Tensor | None, cu_seqlens: Tensor | None, inverse: bool,
+    out: tuple[Tensor, Tensor | None] | None,
+) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+    if is_distributed(q):
+        if out is not None:
+            refuse_derivative_of_outputs(q, k, out)
+        options = dict(interleaved=interleaved, inverse=inverse)
+        return rotate_shards(apply_rope, q, k, positions, cfg, layout, seq_len, offset, cu_seqlens, options, out)
+    args = prepare(q, k, positions, cfg, interleaved, layout, seq_len, offset, cu_seqlens, inverse)
+    if out is None:
+        q_out, k_out = autograd.rotate(q, k, args)
+        return q_out, None if k is None else k_out
+    write_outputs(q, k, out, args)
+    return out
+
+
+def _rotate_in_place_checked(
+    q: Tensor, k: Tensor | None, positions: Tensor | None, cfg: RopeConfig, interleaved: bool | None, layout: str,
+    seq_len: int | Tensor | None, offset: int | Tensor | None, cu_seqlens: Tensor | None, inverse: bool,
+) -> None:  # fmt: skip
+    if is_distributed(q):
+        refuse_derivative(q, k)
+        options = dict(interleaved=interleaved, inverse=inverse)
+        rotate_shards(apply_rope_, q, k, positions, cfg, layout, seq_len, offset, cu_seqlens, options)
+        mark_written(q, k)
+        return
+    args = prepare(q, k, positions, cfg, interleaved, layout, seq_len, offset, cu_seqlens, inverse)
+    rotate_in_place(q, k, args)

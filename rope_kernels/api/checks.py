@@ -1,0 +1,211 @@
+"""What a call's tensors must be. Everything is checked before anything is written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from ..config import RopeConfig
+from ..core.layouts import LAYOUTS
+from ..errors import RopeShapeError
+from .overlap import has_memory, shares_memory, writes_twice
+
+__all__ = [
+    "check_config",
+    "check_heads",
+    "check_outputs",
+    "check_outputs_apart",
+    "check_positions",
+    "check_qk",
+    "index_vector",
+]
+
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+_INDEX_DTYPES = (torch.int64, torch.int32)
+_POSITION_DTYPES = (*_INDEX_DTYPES, torch.float32, torch.float64, torch.float16, torch.bfloat16)
+
+
+def _names(dtypes: tuple[torch.dtype, ...]) -> str:
+    return ", ".join(str(d).removeprefix("torch.") for d in dtypes)
+
+
+def check_tensor(name: str, x: object) -> None:
+    """Raise :class:`RopeShapeError` unless it is a tensor."""
+    if not isinstance(x, Tensor):
+        raise RopeShapeError(f"{name}: got {type(x).__name__}, a tensor is needed")
+
+
+def check_flag(name: str, flag: object) -> None:
+    """Raise :class:`RopeShapeError` unless it is a bool: much else is true that is not meant so."""
+    if not isinstance(flag, bool):
+        raise RopeShapeError(f"{name}: got {flag!r}, allowed are True and False")
+
+
+def check_config(cfg: RopeConfig, layout: str) -> None:
+    """Raise TypeError unless ``cfg`` is a :class:`RopeConfig`, :class:`RopeShapeError` unless it is a known layout."""
+    if not isinstance(cfg, RopeConfig):
+        raise TypeError(f"cfg: got {type(cfg).__name__}, a RopeConfig is needed (RopeConfig.from_hf reads other forms)")
+    if not isinstance(layout, str) or layout not in LAYOUTS:
+        raise RopeShapeError(f"layout: got {layout!r}, allowed are {', '.join(LAYOUTS)}")
+
+
+def check_qk(q: Tensor, k: Tensor | None, head_dim: int, layout: str) -> None:
+    """Raise :class:`RopeShapeError` unless q and k fit ``head_dim``, ``layout`` and each other."""
+    batch, tokens = LAYOUTS[layout].batch, LAYOUTS[layout].tokens
+    check_heads("q", q, head_dim, layout)
+    if k is None:
+        return
+    check_heads("k", k, head_dim, layout)
+    if k.dtype != q.dtype:
+        raise RopeShapeError(f"k: dtype {k.dtype}, must be q's {q.dtype}")
+    if k.device != q.device:
+        raise RopeShapeError(f"k: on {k.device}, must be on q's {q.device}")
+    if k.shape[tokens] != q.shape[tokens] or (batch is not None and k.shape[batch] != q.shape[batch]):
+        raise RopeShapeError(
+            f"k: shape {tuple(k.shape)} in layout {layout}, must have batch and tokens of q's {tuple(q.shape)}"
+        )
+
+
+def check_heads(name: str, x: Tensor, head_dim: int, layout: str) -> None:
+    """Raise :class:`RopeShapeError` unless ``x`` is a tensor of heads in ``layout``."""
+    check_tensor(name, x)
+    rank = LAYOUTS[layout].rank
+    if x.dim() != rank:
+        raise RopeShapeError(f"{name}: shape {tuple(x.shape)} has {x.dim()} dimensions, layout {layout} has {rank}")
+    if x.shape[-1] != head_dim:
+        raise RopeShapeError(f"{name}: last dimension is {x.shape[-1]}, must be the config's head_dim {head_dim}")
+    if x.dtype not in _DTYPES:
+        raise RopeShapeError(f"{name}: dtype {x.dtype}, allowed are {_names(_DTYPES)}")
+    if x.stride(-1) != 1:
+        raise RopeShapeError(f"{name}: last stride is {x.stride(-1)}, must be 1 (call .contiguous())")
+
+
+def check_positions(positions: Tensor, q: Tensor, layout: str, num_axes: int) -> None:
+    """Raise :class:`RopeShapeError` unless ``positions`` names a place for every token of q."""
+    check_tensor("positions", positions)
+    if positions.dtype not in _POSITION_DTYPES:
+        raise RopeShapeError(f"positions: dtype {positions.dtype}, allowed are {_names(_POSITION_DTYPES)}")
+    if positions.device != q.device:
+        raise RopeShapeError(f"positions: on {positions.device}, must be on q's {q.device}")
+    axes = LAYOUTS[layout]
+    tokens = q.shape[axes.tokens]
+    shape = tuple(positions.shape)
+    if axes.batch is None:
+        allowed: list[tuple[int, ...]] = [(tokens,)] + ([(num_axes, tokens)] if num_axes > 1 else [])
+    else:
+        batch = q.shape[axes.batch]
+        allowed = [(tokens,), (1, tokens), (batch, tokens)]
+        if num_axes > 1:
+            allowed += [(num_axes, 1, tokens), (num_axes, batch, tokens)]
+    if not any(len(shape) == len(a) and all(x == y for x, y in zip(shape, a, strict=True)) for a in allowed):
+        forms = ", ".join(map(str, dict.fromkeys(allowed)))
+        raise RopeShapeError(f"positions: shape {shape}, allowed for q {tuple(q.shape)} in {layout} are {forms}")
+
+
+def index_vector(name: str, value: int | Tensor, q: Tensor, counts: tuple[int, ...]) -> Tensor:
+    """``value`` as an int64 vector on q's device, of one entry or as many as ``counts`` allows.
+
+    Raises:
+        RopeShapeError: not an int or an int32/int64 tensor of such a shape on q's device.
+    """
+    if isinstance(value, Tensor):
+        if value.dtype not in _INDEX_DTYPES:
+            raise RopeShapeError(f"{name}: dtype {value.dtype}, allowed are {_names(_INDEX_DTYPES)}")
+        if value.device != q.device:
+            raise RopeShapeError(f"{name}: on {value.device}, must be on q's {q.device}")
+        if value.dim() > 1 or (value.dim() == 1 and value.shape[0] not in (1, *counts)):
+            forms = ", ".join(f"({n},)" for n in dict.fromkeys((1, *counts)))
+            raise RopeShapeError(f"{name}: shape {tuple(value.shape)}, allowed are an int, (), {forms}")
+        return value.reshape(-1).to(torch.int64)
+    if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
+        raise RopeShapeError(f"{name}: got {value!r}, allowed are an int and an int32 or int64 tensor")
+    if isinstance(value, int) and not -(1 << 63) <= value < 1 << 63:
+        raise RopeShapeError(f"{name}: got {value}, beyond int64")
+    return torch.full((1,), value, dtype=torch.int64, device=q.device)
+
+
+def check_cu_seqlens(cu_seqlens: Tensor, q: Tensor, layout: str) -> None:
+    """Raise :class:`RopeShapeError` unless ``cu_seqlens`` can bound packed sequences of q."""
+    if layout != "thd":
+        raise RopeShapeError(f"cu_seqlens: given with layout {layout}, packed sequences need layout thd")
+    check_tensor("cu_seqlens", cu_seqlens)
+    if cu_seqlens.dtype not in _INDEX_DTYPES:
+        raise RopeShapeError(f"cu_seqlens: dtype {cu_seqlens.dtype}, allowed are {_names(_INDEX_DTYPES)}")
+    if cu_seqlens.dim() != 1 or cu_seqlens.shape[0] < 2:
+        raise RopeShapeError(f"cu_seqlens: shape {tuple(cu_seqlens.shape)}, must be (sequences + 1,)")
+    if cu_seqlens.device != q.device:
+        raise RopeShapeError(f"cu_seqlens: on {cu_seqlens.device}, must be on q's {q.device}")
+
+
+def check_outputs(q: Tensor, k: Tensor | None, out: tuple[Tensor, Tensor | None]) -> None:
+    """Raise :class:`RopeShapeError` unless ``out`` is like the inputs."""
+    if not isinstance(out, (tuple, list)) or len(out) != 2 or (out[1] is None) != (k is None):
+        raise RopeShapeError("out: must be (q_out, k_out), with k_out None exactly where k is None")
+    for name, x, y in _with_outputs(q, k, out):
+        check_tensor(f"out: {name}_out", y)
+        if y.shape != x.shape or y.dtype != x.dtype or y.device != x.device:
+            raise RopeShapeError(
+                f"out: {name}_out is {tuple(y.shape)} {y.dtype} on {y.device}, "
+                f"must be like {name}: {tuple(x.shape)} {x.dtype} on {x.device}"
+            )
+        if y.stride(-1) != 1:
+            raise RopeShapeError(f"out: {name}_out has last stride {y.stride(-1)}, must be 1")
+
+
+def check_outputs_apart(q: Tensor, k: Tensor | None, out: tuple[Tensor, Tensor | None]) -> None:
+    """Raise :class:`RopeShapeError` if an output overlaps itself, the other one or an input that it is not itself."""
+    if torch.compiler.is_compiling() or not has_memory(q) or _all_clearly_apart(q, k, *out):
+        return
+    check_in_place(*out, ("out: q_out", "k_out"))
+    for name, x, y in _with_outputs(q, k, out):
+        for other in (q, k):
+            same = other is x and y.data_ptr() == x.data_ptr() and y.stride() == x.stride()
+            if other is not None and not same and shares_memory(y, other):
+                raise RopeShapeError(f"out: {name}_out overlaps an input's memory; it may be the input itself or apart")
+
+
+def _with_outputs(
+    q: Tensor, k: Tensor | None, out: tuple[Tensor, Tensor | None]
+) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """(name, input, output) of q and, if there is one, k."""
+    yield "q", q, out[0]
+    if k is not None and out[1] is not None:
+        yield "k", k, out[1]
+
+
+def _all_clearly_apart(*tensors: Tensor | None) -> bool:
+    """Whether all are contiguous and none overlaps another: the usual case, told cheaply."""
+    spans = []
+    for x in tensors:
+        if x is not None:
+            if not x.is_contiguous():
+                return False
+            spans.append((x.data_ptr(), x.nbytes))
+    spans.sort()
+    end = 0
+    for start, size in spans:
+        if start < end:
+            return False
+        end = start + size
+    return True
+
+
+def check_in_place(q: Tensor, k: Tensor | None, names: tuple[str, str] = ("q", "k")) -> None:
+    """Raise :class:`RopeShapeError` if an element would be written twice. Not for tracing: it reads addresses."""
+    if type(q) is not Tensor and not has_memory(q):
+        return
+    if q.is_contiguous() and (k is None or k.is_contiguous()):  # the usual case, told cheaply
+        if k is None:
+            return
+        start_q, start_k = q.data_ptr(), k.data_ptr()
+        if start_q + q.nbytes <= start_k if start_q < start_k else start_k + k.nbytes <= start_q:
+            return
+    if q.is_meta:
+        return
+    for name, x in zip(names, (q, k), strict=True):
+        if x is not None and writes_twice(x):
+            raise RopeShapeError(f"{name}: overlaps itself (strides {x.stride()}), cannot be written in place")
+    if k is not None and shares_memory(q, k):
+        raise RopeShapeError(f"{names[0]}: overlaps the memory of {names[1]}, cannot both be written in place")

@@ -1,0 +1,51 @@
+"""The rotation as a module: a config and nothing that a cast, a meta device or a shard could harm."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from ..config import RopeConfig
+from .apply import apply_rope
+from .checks import check_config
+
+__all__ = ["RotaryEmbedding"]
+
+
+class RotaryEmbedding(nn.Module):
+    """Rotates q and k to their positions; holds no parameter and no buffer.
+
+    Args:
+        cfg: what to rotate by.
+        layout: "bshd", "bhsd" or "thd", as in :func:`rope_kernels.apply_rope`.
+
+    Raises:
+        RopeShapeError: unknown layout.
+        TypeError: ``cfg`` is no :class:`RopeConfig`.
+    """
+
+    def __init__(self, cfg: RopeConfig, layout: str = "bshd") -> None:
+        super().__init__()
+        check_config(cfg, layout)
+        self.cfg = cfg
+        self.layout = layout
+
+    def forward(
+        self,
+        q: Tensor,
+        k: Tensor | None = None,
+        positions: Tensor | None = None,
+        *,
+        seq_len: int | Tensor | None = None,
+        offset: int | Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
+        inverse: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """:func:`rope_kernels.apply_rope` with this module's config and layout."""
+        return apply_rope(
+            q, k, positions, self.cfg, layout=self.layout,
+            seq_len=seq_len, offset=offset, cu_seqlens=cu_seqlens, inverse=inverse,
+        )  # fmt: skip
+
+    def extra_repr(self) -> str:
+        """Shown by ``print(module)``."""
+        return f"{self.cfg.rope_type}, head_dim={self.cfg.head_dim}, pairing={self.cfg.pairing}, layout={self.layout}"

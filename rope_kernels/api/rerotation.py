@@ -1,0 +1,141 @@
+"""Keys that are rotated already: to other frequencies or other positions, as one rotation by the difference."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..config import RopeConfig
+from ..core.layouts import LAYOUTS
+from ..errors import RopeShapeError
+from . import checks
+from .prepare import prepare, refuse_derivative, rotate_in_place
+from .sharding import Shards, is_distributed, mark_written
+
+__all__ = ["rerotate_", "shift_"]
+
+
+def rerotate_(
+    k: Tensor,
+    positions: Tensor | None,
+    cfg: RopeConfig,
+    *,
+    from_seq_len: int | Tensor,
+    to_seq_len: int | Tensor,
+    interleaved: bool | None = None,
+    layout: str = "bshd",
+    offset: int | Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+) -> Tensor:
+    """Turn cached keys from the frequencies of one length to those of another, in place.
+
+    When a sequence outgrows ``original_max_position_embeddings``, longrope and dynamic change all frequencies, and keys
+    that were cached before no longer match. This turns them by the difference of the phases, exact to one rounding in
+    k's dtype. It is not the same as a new prefill: the keys of deeper layers also depend on what earlier layers'
+    attention computed with the old frequencies, and that stays as it was.
+
+    The attention scaling that the keys carry is left alone. Where it differs between the two lengths (PhiMoE's
+    ``short_mscale`` and ``long_mscale``), scale them as well. Where no frequency depends on a length, k stays as it is.
+
+    Args:
+        k: rotated keys, in a layout and dtype of :func:`apply_rope`.
+        positions: in tokens, those the keys were rotated to; forms of :func:`apply_rope`, ``None`` counts.
+        cfg: what they were rotated by.
+        from_seq_len: in tokens, the length they were rotated with: an int, a scalar tensor, (batch,), or (sequences,)
+            with ``cu_seqlens``. Never read back to the host.
+        to_seq_len: the length to have been rotated with; the same forms.
+        interleaved: as given to :func:`apply_rope`. Keys of "interleaved_to_half" are read as written: halves.
+        layout: "bshd", "bhsd" or "thd".
+        offset: as in :func:`apply_rope`.
+        cu_seqlens: as in :func:`apply_rope`.
+
+    Returns:
+        The same k.
+
+    Raises:
+        RopeShapeError: a tensor does not fit; nothing has been written.
+        RuntimeError: k needs a gradient.
+    """
+    _check_keys(k, cfg, layout)
+    if is_distributed(k):
+        refuse_derivative(k, None)
+        shards = Shards.of(k, layout, "k")
+        rerotate_(
+            shards.local(k), shards.positions(positions, cu_seqlens), cfg, interleaved=interleaved, layout=layout,
+            from_seq_len=shards.per_sequence("from_seq_len", from_seq_len), cu_seqlens=cu_seqlens,
+            to_seq_len=shards.per_sequence("to_seq_len", to_seq_len), offset=shards.per_sequence("offset", offset),
+        )  # fmt: skip
+        mark_written(k)
+        return k
+    args = prepare(
+        k, None, positions, cfg, _written(cfg, interleaved), layout, to_seq_len, offset, cu_seqlens,
+        from_seq_len=from_seq_len, unscaled=True,
+    )  # fmt: skip
+    if cfg.depends_on_length:
+        rotate_in_place(k, None, args)
+    return k
+
+
+def shift_(
+    k: Tensor,
+    delta: int | Tensor,
+    cfg: RopeConfig,
+    *,
+    seq_len: int | Tensor | None = None,
+    interleaved: bool | None = None,
+    layout: str = "bshd",
+) -> Tensor:
+    """Move cached keys by ``delta`` positions, in place: what a context shift or a reused prefix needs.
+
+    Rotations of one frequency add up, so keys rotated to p become those rotated to p + delta, exact to one rounding in
+    k's dtype. Attention scaling is left alone. As with :func:`rerotate_`, this is not a new prefill.
+
+    Args:
+        k: rotated keys, in a layout and dtype of :func:`apply_rope`.
+        delta: in tokens, negative towards the start: an int, a scalar tensor, (batch, 1), or any form that
+            :func:`apply_rope` takes for positions.
+        cfg: what the keys were rotated by.
+        seq_len: the length they were rotated with, where the frequencies depend on it (longrope, dynamic).
+        interleaved: as given to :func:`apply_rope`. Keys of "interleaved_to_half" are read as written: halves.
+        layout: "bshd", "bhsd" or "thd".
+
+    Returns:
+        The same k.
+
+    Raises:
+        RopeShapeError: a tensor does not fit, or ``seq_len`` is missing; nothing has been written.
+        RuntimeError: k needs a gradient.
+    """
+    token_axis = _check_keys(k, cfg, layout)
+    if cfg.depends_on_length and seq_len is None:
+        raise RopeShapeError(f"seq_len: missing; {cfg.rope_type} keys are moved with the length they were rotated with")
+    if not isinstance(delta, Tensor):
+        checks.index_vector("delta", delta, k, ())
+        delta = torch.full((), delta, dtype=torch.int64, device=k.device)
+    if delta.dim() == 0 or (delta.dim() == 2 and delta.shape[1] == 1 and layout != "thd"):
+        delta = delta.expand(*delta.shape[:1], k.shape[token_axis])
+    if is_distributed(k):
+        refuse_derivative(k, None)
+        shards = Shards.of(k, layout, "k")
+        rows, length = shards.positions(delta, name="delta"), shards.per_sequence("seq_len", seq_len)
+        assert rows is not None
+        shift_(shards.local(k), rows, cfg, seq_len=length, interleaved=interleaved, layout=layout)
+        mark_written(k)
+        return k
+    args = prepare(k, None, delta, cfg, _written(cfg, interleaved), layout, seq_len, unscaled=True)
+    rotate_in_place(k, None, args)
+    return k
+
+
+def _check_keys(k: Tensor, cfg: RopeConfig, layout: str) -> int:
+    """The axis of the tokens."""
+    checks.check_config(cfg, layout)
+    checks.check_heads("k", k, cfg.head_dim, layout)
+    return LAYOUTS[layout].tokens
+
+
+def _written(cfg: RopeConfig, interleaved: bool | None) -> bool | None:
+    """The pairing of keys that a rotation has written."""
+    if interleaved is None and cfg.pairing == "interleaved_to_half":
+        return False
+    return interleaved

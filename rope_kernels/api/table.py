@@ -1,0 +1,98 @@
+"""Rotation by a table that the caller brings: transformers' ``apply_rotary_pos_emb`` with a fused kernel behind it."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.compiler import is_compiling
+
+from ..core.layouts import LAYOUTS
+from ..errors import RopeShapeError
+from ..ops import direct
+from ..ops.table_autograd import TableArguments, rotate_table
+from . import checks
+from .sharding import is_distributed, refuse_mixed
+
+__all__ = ["apply_rotary_pos_emb"]
+
+_LAYOUTS = {(axes.rank, axes.heads): name for name, axes in LAYOUTS.items()}
+"""By the rank of q and the axis of its heads, which is where cos and sin miss one."""
+
+
+def apply_rotary_pos_emb(
+    q: Tensor, k: Tensor | None, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1, *, interleaved: bool = False
+) -> tuple[Tensor, Tensor | None]:
+    """Drop-in for transformers' function of this name: ``q * cos + rotate_half(q) * sin``, rounded once.
+
+    Args:
+        q: (batch, heads, seq, head_dim) with ``unsqueeze_dim=1``, (batch, seq, heads, head_dim) with 2, or (tokens,
+            heads, head_dim) with a (tokens, rotary_dim) table and 1; float32, float16 or bfloat16.
+        k: as q with its own number of heads, or ``None``.
+        cos: (batch or 1, seq, rotary_dim) or, for all of the batch, (seq, rotary_dim); any floating dtype. The first
+            ``rotary_dim`` channels of a head turn. The two entries of a pair may differ.
+        sin: like cos.
+        unsqueeze_dim: where cos and sin miss the heads of q; may be negative.
+        interleaved: pairs are neighbours, (2 i, 2 i + 1), instead of halves.
+
+    Returns:
+        (q, k) rotated. Gradients reach q, k, cos and sin; q and k are kept for backward only if cos or sin needs one.
+
+    Raises:
+        RopeShapeError: a tensor does not fit.
+    """
+    if not is_compiling() and isinstance(interleaved, bool):
+        made = direct.rotate_table(q, k, cos, sin, unsqueeze_dim, "interleaved" if interleaved else "half")
+        if made is not None:
+            return made
+    return _rotate_checked(q, k, cos, sin, unsqueeze_dim, interleaved)
+
+
+def _rotate_checked(
+    q: Tensor, k: Tensor | None, cos: Tensor, sin: Tensor, unsqueeze_dim: int, interleaved: bool
+) -> tuple[Tensor, Tensor | None]:
+    """The checked door: it takes what the direct path leaves, and words every error."""
+    checks.check_flag("interleaved", interleaved)
+    for name, x in (("q", q), ("cos", cos), ("sin", sin)):
+        checks.check_tensor(name, x)
+    if is_distributed(q):
+        raise RopeShapeError("q: is a DTensor; rotate its local part, q.to_local(), or call apply_rope")
+    refuse_mixed(k=k, cos=cos, sin=sin)
+    layout = _layout(q, cos, unsqueeze_dim)
+    checks.check_qk(q, k, q.shape[-1], layout)
+    _check_table(q, cos, sin, layout)
+    wide_cos, wide_sin = (t if t.dim() == 3 else t.unsqueeze(0) for t in (cos, sin))
+    pairing = "interleaved" if interleaved else "half"
+    q_out, k_out = rotate_table(q, k, TableArguments(wide_cos, wide_sin, cos.shape[-1], pairing, layout, False))
+    return q_out, None if k is None else k_out
+
+
+def _layout(q: Tensor, cos: Tensor, unsqueeze_dim: int) -> str:
+    if not isinstance(unsqueeze_dim, int):
+        raise RopeShapeError(f"unsqueeze_dim: got {unsqueeze_dim!r}, an int is needed")
+    dim = unsqueeze_dim if unsqueeze_dim >= 0 else unsqueeze_dim + cos.dim() + 1
+    if cos.dim() == 2:
+        dim += q.dim() - 3
+    if cos.dim() not in (2, 3) or (q.dim(), dim) not in _LAYOUTS or (q.dim() == 3 and cos.dim() == 3):
+        raise RopeShapeError(
+            f"unsqueeze_dim: got {unsqueeze_dim} with cos {tuple(cos.shape)} and q {tuple(q.shape)}; allowed with a "
+            "4-dimensional q are 1 and 2, or 0 and 1 if cos is (seq, rotary_dim); with a 3-dimensional q 1 and a "
+            "(tokens, rotary_dim) table"
+        )
+    return _LAYOUTS[q.dim(), dim]
+
+
+def _check_table(q: Tensor, cos: Tensor, sin: Tensor, layout: str) -> None:
+    axes = LAYOUTS[layout]
+    batch, tokens = 1 if axes.batch is None else q.shape[axes.batch], q.shape[axes.tokens]
+    for name, table in (("cos", cos), ("sin", sin)):
+        if not table.dtype.is_floating_point:
+            raise RopeShapeError(f"{name}: dtype {table.dtype}, must be floating")
+        if table.device != q.device:
+            raise RopeShapeError(f"{name}: on {table.device}, must be on q's {q.device}")
+        fits = table.shape[-2] == tokens and (table.dim() == 2 or table.shape[0] in (1, batch))
+        if not fits or table.shape[-1] > q.shape[-1] or table.shape[-1] % 2:
+            raise RopeShapeError(
+                f"{name}: shape {tuple(table.shape)}, must be ({batch} or 1, {tokens}, rotary_dim) or "
+                f"({tokens}, rotary_dim) with an even rotary_dim of at most {q.shape[-1]}"
+            )
+    if cos.shape != sin.shape or cos.dtype != sin.dtype:
+        raise RopeShapeError(f"sin: shape {tuple(sin.shape)} {sin.dtype}, must be cos's {tuple(cos.shape)} {cos.dtype}")

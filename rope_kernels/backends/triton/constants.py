@@ -1,0 +1,132 @@
+"""What a spec becomes for the Triton kernels: scalar arguments, and int tensors on the device.
+
+Everything is computed in 50 decimal digits and rounded once, so that the kernels' float64 products stay good to
+position 2**31. Tables travel as integers, which no cast to another floating dtype can harm.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from decimal import Decimal, localcontext
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from ...core.frequency import FrequencyParams
+from ...core.rotation import Rotation
+from ...core.spec import Spec
+from .plan import power_of_2
+
+__all__ = ["device_tensors", "ramp_of", "scalars"]
+
+_TWO_PI = Decimal("6.28318530717958647692528676655900576839433879875021")
+_UNITS = {"fixed": 2**64 / _TWO_PI, "float": 1 / _TWO_PI, "float32": Decimal(1)}
+"""Per phase of triton_plan.Angle, the number that stands for one radian per position."""
+_NUM_POWERS = 9
+_DIGITS = 50
+
+_on_device: dict[tuple[Spec, str, bool, torch.device], tuple[Tensor | None, Tensor | None]] = {}
+
+
+def ramp_of(params: FrequencyParams) -> str:
+    """What the ramp depends on: "index", "frequency", "both" or "" (a constant one goes into the base)."""
+    by_index, by_frequency = (x != 0.0 and params.factor != 1.0 for x in params.ramp[:2])
+    return "both" if by_index and by_frequency else "index" * by_index or "frequency" * by_frequency
+
+
+def _share(params: FrequencyParams, ramp: Decimal) -> Decimal:
+    w = min(max(ramp, Decimal(0)), Decimal(1))
+    return (1 - w) / Decimal(params.factor) + w
+
+
+def _power(params: FrequencyParams, j: int) -> Decimal:
+    if params.theta == 1.0 or j == 0:
+        return Decimal(1)
+    return Decimal(params.theta) ** (Decimal(-2 * j) / Decimal(params.freq_dim))
+
+
+@lru_cache(maxsize=1024)
+def scalars(params: FrequencyParams, phase: str) -> tuple[float, ...]:
+    """rotate_kernel's arguments ``base`` to ``ntk_power``, in its order; see there."""
+    with localcontext() as context:
+        context.prec = _DIGITS
+        unit = _UNITS[phase]
+        a, b, c = map(Decimal, params.ramp)
+        base = unit if ramp_of(params) else unit * _share(params, c)
+        powers = [_power(params, 1 << bit) for bit in range(_NUM_POWERS)]
+        # (1 - w) / factor + w with w = clamp(a j + b f + c, 0, 1), as one clamped sum
+        low = 1 / Decimal(params.factor)
+        slope = 1 - low
+        ramp = (low + slope * c, slope * a, slope * b / unit, min(low, Decimal(1)), max(low, Decimal(1)))
+    ntk = 0, 0.0, 0.0
+    if params.dynamic_factor:
+        start = params.dynamic_length
+        ntk = start, params.dynamic_factor / start, -2.0 / (params.freq_dim - 2)
+    return (*map(float, (base, *powers, *ramp)), params.switch_length, *ntk)
+
+
+def _finished(params: FrequencyParams, index: Sequence[int], row: int, phase: str) -> list[int]:
+    """Bits of the frequencies ``index``: fixed-point turns modulo one for phase "fixed", else float64."""
+    out = []
+    with localcontext() as context:
+        context.prec = _DIGITS
+        a, b, c = map(Decimal, params.ramp)
+        for j in index:
+            f = _power(params, j) if j < params.num_rotated else Decimal(0)
+            f *= _share(params, a * j + b * f + c) * Decimal(params.multipliers[row][j]) * _UNITS[phase]
+            out.append(_wrapped(int(f.to_integral_value())) if phase == "fixed" else _bits(float(f)))
+    return out
+
+
+def _wrapped(n: int) -> int:
+    """``n`` modulo 2**64, as an int64."""
+    return (n + 2**63) % 2**64 - 2**63
+
+
+def _bits(x: float) -> int:
+    bits: int = struct.unpack("<q", struct.pack("<d", x))[0]
+    return bits
+
+
+def _pair_map(rotation: Rotation) -> list[int]:
+    axis = rotation.axis or (0,) * rotation.num_pairs
+    return [row << 16 | j for row, j in zip(axis, rotation.index, strict=True)]
+
+
+def _padded(rows: list[list[int]], dtype: torch.dtype, device: torch.device) -> Tensor:
+    width = power_of_2(max(len(row) for row in rows))
+    return torch.tensor([row + [0] * (width - len(row)) for row in rows], dtype=dtype, device=device)
+
+
+def device_tensors(spec: Spec, phase: str, ladder: bool, device: torch.device) -> tuple[Tensor | None, Tensor | None]:
+    """(map, table) of ``spec`` on ``device``, made at first use: int32 (pairs,) and int64 (rows, pairs), padded.
+
+    Raises:
+        RuntimeError: a CUDA graph is being captured and they have not been made yet.
+    """
+    key = (spec, phase, ladder, device)
+    if key not in _on_device:
+        _on_device[key] = _made(spec, phase, ladder, device)
+    return _on_device[key]
+
+
+def _made(spec: Spec, phase: str, ladder: bool, device: torch.device) -> tuple[Tensor | None, Tensor | None]:
+    params, rotation = spec.frequency, spec.rotation
+    mapped = bool(rotation.axis or rotation.freq_index)
+    if not mapped and not params.multipliers:
+        return None, None
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(
+            "rope_kernels: this config keeps small tensors on the device, which cannot be made during CUDA graph "
+            "capture; call once before capturing"
+        )
+    pair_map = _padded([_pair_map(rotation)], torch.int32, device)[0] if mapped else None
+    if not params.multipliers:
+        return pair_map, None
+    if ladder:
+        rows = [[_bits(row[j]) for j in rotation.index] for row in params.multipliers]
+    else:
+        rows = [_finished(params, rotation.index, row, phase) for row in range(len(params.multipliers))]
+    return pair_map, _padded(rows, torch.int64, device)

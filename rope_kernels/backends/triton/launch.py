@@ -1,0 +1,232 @@
+"""From a checked call to one launch of :mod:`.triton_kernels`: constants, device tensors, shape, arguments."""
+
+from __future__ import annotations
+
+import contextlib
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from ...core.rotation import Rotation
+from ...core.spec import Spec
+from ..inputs import Inputs
+from . import kernels as triton_kernels
+from .constants import device_tensors, ramp_of, scalars
+from .plan import Angle, Rows, Tile, alignment, launch_tile, power_of_2
+
+__all__ = ["prepare", "rotate", "rotate_table", "unavailable"]
+
+Strides = tuple[int, ...]
+Pair = tuple[Tensor, Tensor]
+"""A tensor and where its rotation goes."""
+
+
+def unavailable(device: torch.device | None = None) -> str | None:
+    """Why the kernels cannot run on ``device`` (``None``: anywhere here), or ``None`` if they can."""
+    if device is not None and device.type != "cuda":
+        return f"the Triton kernels run on cuda tensors, not on {device.type}"
+    return None if torch.cuda.is_available() else "no CUDA device is available"
+
+
+def prepare(spec: Spec, device: torch.device) -> None:
+    """Put ``spec``'s maps and tables on ``device``, which cannot be done while a CUDA graph is captured."""
+    if device.type == "cuda" and device.index is None:
+        device = torch.device("cuda", torch.cuda.current_device())
+    ladder = bool(_ladder(spec))
+    for phase in ("float32",) if spec.rotation.phase == "float32" else ("fixed", "float"):
+        device_tensors(spec, phase, ladder, device)
+
+
+def rotate(q: Tensor, k: Tensor | None, q_out: Tensor, k_out: Tensor | None, inputs: Inputs, spec: Spec) -> None:
+    """Rotate (batch, tokens, heads, head_dim) views of any strides with a unit last one, in one launch.
+
+    ``q_out`` and ``k_out`` may be ``q`` and ``k``. fp32, fp16 or bf16; computed in fp32, rounded once.
+    """
+    pairs = _present(q, k, q_out, k_out)
+    if not spec.rotation.num_pairs:
+        _copy(pairs)
+        return
+    for group in _launches(pairs):
+        _rotate(group, q.shape[0], q.shape[1], inputs, spec)
+
+
+def rotate_table(
+    q: Tensor, k: Tensor | None, q_out: Tensor, k_out: Tensor | None,
+    cos: Tensor, sin: Tensor, rotation: Rotation, inverse: bool,
+) -> None:  # fmt: skip
+    """The same by a table: ``cos``, ``sin`` (batch or 1, tokens, rotary_dim), channels as a rotation writes."""
+    pairs = _present(q, k, q_out, k_out)
+    if not rotation.num_pairs:
+        _copy(pairs)
+        return
+    for group in _launches(pairs):
+        _rotate_table(group, q.shape[0], q.shape[1], cos, sin, rotation, inverse)
+
+
+def _present(q: Tensor, k: Tensor | None, q_out: Tensor, k_out: Tensor | None) -> list[Pair | None]:
+    return [(x, y) if x is not None and y is not None and x.numel() else None for x, y in ((q, q_out), (k, k_out))]
+
+
+def _copy(pairs: list[Pair | None]) -> None:
+    for x, y in filter(None, pairs):
+        y.copy_(x)
+
+
+def _in_place(pair: Pair) -> bool:
+    x, y = pair
+    return y is x or (y.data_ptr() == x.data_ptr() and y.stride() == x.stride())
+
+
+def _launches(pairs: list[Pair | None]) -> list[list[Pair | None]]:
+    """One launch for q and k, unless just one of them is rotated in place."""
+    present = [pair for pair in pairs if pair is not None]
+    if len({_in_place(pair) for pair in present}) == 2:
+        return [[pairs[0], None], [None, pairs[1]]]
+    return [pairs] if present else []
+
+
+def _rotate(pairs: list[Pair | None], batch: int, tokens: int, inputs: Inputs, spec: Spec) -> None:
+    positions, seq_len, from_seq_len = inputs.positions, inputs.seq_len, inputs.from_seq_len
+    angle = _angle(
+        spec,
+        None if positions is None else (positions.is_floating_point(), positions.shape[0] > 1),
+        tuple(_count(t) for t in (inputs.offset, seq_len, from_seq_len)),
+        _search_steps(inputs.cu_seqlens),
+        inputs.inverse,
+        inputs.unscaled,
+    )
+    others = [] if positions is None else [_position_strides(positions)]
+    by_group = positions is None or 2 in (angle.OFFSETS, angle.LENGTHS, angle.FROM_LENGTHS)
+    count, tile, strides = _layout(
+        pairs, others, batch, tokens, by_group, spec.rotation, inputs.inverse, angle.MAPPED or bool(angle.TABLE_ROWS)
+    )
+    x = next(pair for pair in pairs if pair is not None)[0]
+    pair_map, table = device_tensors(spec, angle.PHASE, bool(angle.LADDER), x.device)
+    position_strides = strides.pop() if others else (0, 0)
+    frequency = spec.frequency
+    with _device_of(x):
+        triton_kernels.rotate_kernel[(-(-count // tile.TOKENS), tile.CHUNKS)](
+            *_pointers(pairs),
+            positions, *map(_dense, (inputs.offset, seq_len, from_seq_len, inputs.cu_seqlens)), pair_map, table,
+            count, tokens, 1.0 / tokens, 0 if inputs.cu_seqlens is None else inputs.cu_seqlens.shape[0] - 1,
+            *(s for each in strides for s in each),
+            0 if positions is None else positions.stride(0), *position_strides,
+            *scalars(frequency, angle.PHASE),
+            frequency.attention_scaling, frequency.long_attention_scaling or 0.0,
+            ANGLE=angle, TILE=tile, num_warps=tile.WARPS,
+        )  # fmt: skip
+
+
+def _rotate_table(
+    pairs: list[Pair | None], batch: int, tokens: int, cos: Tensor, sin: Tensor, rotation: Rotation, inverse: bool
+) -> None:
+    others = [_position_strides(table.unsqueeze(0)) for table in (cos, sin)]
+    count, tile, strides = _layout(pairs, others, batch, tokens, False, rotation, inverse, True, one_head=True)
+    x = next(pair for pair in pairs if pair is not None)[0]
+    with _device_of(x):
+        triton_kernels.rotate_table_kernel[(-(-count // tile.TOKENS), tile.CHUNKS)](
+            *_pointers(pairs), cos, sin, count, tokens, 1.0 / tokens,
+            *(s for each in strides for s in each), cos.stride(2), sin.stride(2),
+            INVERSE=inverse, TILE=tile, num_warps=tile.WARPS,
+        )  # fmt: skip
+
+
+def _device_of(x: Tensor) -> contextlib.AbstractContextManager[object]:
+    return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
+
+
+def _pointers(pairs: list[Pair | None]) -> list[Tensor | None]:
+    return [None if pair is None else pair[side] for side in (0, 1) for pair in pairs]
+
+
+def _dense(vector: Tensor | None) -> Tensor | None:
+    return None if vector is None else vector.contiguous()
+
+
+def _count(vector: Tensor | None) -> int:
+    """0 none, 1 one for all tokens, 2 one per group."""
+    return 0 if vector is None else min(vector.numel(), 1) + (vector.numel() > 1)
+
+
+def _search_steps(cu_seqlens: Tensor | None) -> int:
+    """Steps that bisect all sequences, in fours, so that few numbers of sequences compile anew."""
+    return 0 if cu_seqlens is None else max(1, -(-(cu_seqlens.shape[0] - 1).bit_length() // 4)) * 4
+
+
+def _position_strides(positions: Tensor) -> Strides:
+    """(batch, token) strides of (axes, batch or 1, tokens)."""
+    return (positions.stride(1) if positions.shape[1] > 1 else 0), positions.stride(2)
+
+
+def _layout(
+    pairs: list[Pair | None], others: list[Strides], batch: int, tokens: int, by_group: bool, rotation: Rotation,
+    inverse: bool, loads_per_pair: bool, one_head: bool = False,
+) -> tuple[int, Tile, list[Strides]]:  # fmt: skip
+    """(tokens, tile, strides of q, k, their outputs and ``others``); batch and tokens become one axis if they can."""
+    sides = [None if pair is None else pair[side] for side in (0, 1) for pair in pairs]
+    strides: list[Strides] = [(0, 0, 0) if x is None else x.stride()[:3] for x in sides] + others
+    batched = batch > 1
+    if batched and not by_group and all(s[0] == tokens * s[1] for s in strides):
+        batched = False
+    elif batched and not by_group and tokens == 1:
+        batched, strides = False, [(0, s[0], *s[2:]) for s in strides]
+    heads = [0 if pair is None else pair[0].shape[2] for pair in pairs]
+    used = [x for x in sides if x is not None]
+    size, width = used[0].element_size(), used[0].shape[3]
+    dense_heads = all(x.stride(2) == width or x.shape[2] == 1 for x in used)
+    offsets = [x.data_ptr() for x in used]
+    for x, s in zip(sides, strides, strict=False):
+        if x is not None:
+            sizes = (batch if batched else 1, tokens if batched else batch * tokens, x.shape[2])
+            offsets += [size * stride for stride, n in zip(s, sizes, strict=True) if n > 1]
+    first = next(pair for pair in pairs if pair is not None)
+    rows = Rows(size, alignment(size, offsets, rotation), dense_heads, _in_place(first), batched)
+    count = batch * tokens
+    tile = launch_tile(count, *heads, rotation, rows, inverse=inverse, loads_per_pair=loads_per_pair, one_head=one_head)
+    return count, tile, strides
+
+
+@lru_cache(maxsize=4096)
+def _angle(
+    spec: Spec, positions: tuple[bool, bool] | None, counts: tuple[int, ...], steps: int, inverse: bool, unscaled: bool
+) -> Angle:
+    """What the kernel must compute. ``positions``: (floating, several axes); ``counts``: of offset and the lengths."""
+    params, rotation = spec.frequency, spec.rotation
+    offsets, lengths, from_lengths = counts
+    floating, several = positions or (False, False)
+    phase = "float32" if rotation.phase == "float32" else "float" if floating else "fixed"
+    ladder = _ladder(spec)
+    axes = rotation.num_axes if several else 1
+    indexed = ladder > 0 and rotation.freq_index not in ((), tuple(range(rotation.num_pairs)))
+    lengths = lengths if params.depends_on_length else 0
+    two_scalings = bool(lengths) and params.long_attention_scaling is not None
+    scaled = two_scalings or params.attention_scaling != 1.0
+    return Angle(
+        PHASE=phase,
+        LADDER=ladder,
+        TABLE_ROWS=min(len(params.multipliers), 2 if lengths and params.switch_length else 1),
+        TABLE_SIZE=power_of_2(rotation.num_pairs),
+        RAMP=ramp_of(params),
+        GROWS=bool(lengths) and params.dynamic_factor > 0,
+        WRAPPED=phase == "fixed" and (bool(params.multipliers) or params.theta < 1.0 or params.factor < 1.0),
+        ROTATED=params.num_rotated if params.num_rotated < ladder else None,
+        AXES=axes,
+        MAPPED=axes > 1 or indexed,
+        MAPPED_INDEX=indexed,
+        COUNTED=positions is None,
+        OFFSETS=offsets if positions is None else 0,
+        LENGTHS=lengths,
+        FROM_LENGTHS=from_lengths,
+        SEARCH_STEPS=steps,
+        SWITCHED=bool(lengths) and params.switch_length > 0,
+        SCALINGS=0 if unscaled or not scaled else 1 + two_scalings,
+        ROUNDED=rotation.table_dtype,
+        INVERSE=inverse,
+    )
+
+
+def _ladder(spec: Spec) -> int:
+    """Entries of the ladder that the kernel computes; a table needs none, unless theta grows."""
+    params = spec.frequency
+    return 0 if params.multipliers and not params.dynamic_factor else max(spec.rotation.index) + 1

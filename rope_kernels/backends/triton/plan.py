@@ -1,0 +1,267 @@
+"""What is decided before a kernel is compiled, in plain Python: the shape of a launch and the constants of a call.
+
+A *unit* is what a thread loads at once for one place of a row: a word of two neighbouring elements, or one element
+where rows are not aligned to words. Between "half" rows a unit holds two pairs, elsewhere one.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+
+from ...core.rotation import Rotation
+
+__all__ = ["PREFILL_TOKENS", "Angle", "Rows", "Tile", "alignment", "launch_tile", "power_of_2"]
+
+PREFILL_TOKENS = 2048
+"""From here on there are enough programs of many tokens to fill a large GPU."""
+
+_MAX_WARPS = 4
+_MAX_VECTOR_BYTES = 16
+
+
+@dataclass(frozen=True)
+class Angle:
+    """Which parts of the angle computation a kernel contains.
+
+    Attributes:
+        PHASE: "fixed" (integer positions), "float" (fractional ones) or "float32" (an fp32 product).
+        LADDER: entries of the frequency ladder that is computed, or 0 where a table holds finished frequencies.
+        TABLE_ROWS, TABLE_SIZE: rows of the table on the device (2: short and long) and entries of one.
+        RAMP: what the clamped ramp depends on: "index", "frequency", "both", or "" without one.
+        GROWS, WRAPPED, ROTATED: dynamic NTK; frequencies of a turn or more; how many are not zero (None: all).
+        AXES, MAPPED, MAPPED_INDEX: rows of positions; whether pairs need a map, and for their frequencies too.
+        COUNTED: positions are counted rather than loaded.
+        OFFSETS, LENGTHS, FROM_LENGTHS: 0 none, 1 one for all tokens, 2 one per batch entry or packed sequence.
+        SEARCH_STEPS: steps of the bisection that finds a token's sequence, at least; 0 without packed sequences.
+        SWITCHED: the lengths choose between two table rows or two scalings.
+        SCALINGS: 0 none, 1 one, 2 chosen by the length.
+        ROUNDED: dtype that cos and sin are rounded to, or "".
+        INVERSE: rotate backwards.
+    """
+
+    PHASE: str = "fixed"
+    LADDER: int = 0
+    TABLE_ROWS: int = 0
+    TABLE_SIZE: int = 0
+    RAMP: str = ""
+    GROWS: bool = False
+    WRAPPED: bool = False
+    ROTATED: int | None = None
+    AXES: int = 1
+    MAPPED: bool = False
+    MAPPED_INDEX: bool = False
+    COUNTED: bool = False
+    OFFSETS: int = 0
+    LENGTHS: int = 0
+    FROM_LENGTHS: int = 0
+    SEARCH_STEPS: int = 0
+    SWITCHED: bool = False
+    SCALINGS: int = 0
+    ROUNDED: str = ""
+    INVERSE: bool = False
+
+
+@dataclass(frozen=True)
+class Rows:
+    """How the rows of a call's tensors lie in memory.
+
+    Attributes:
+        ITEM_BYTES: bytes of an element.
+        ALIGNED: bytes that all parts of all rows are aligned to, from :func:`alignment`.
+        DENSE_HEADS: heads follow each other without gaps, so that their stride is a constant.
+        IN_PLACE: results replace their inputs.
+        BATCHED: tokens have two indices, batch entry and place.
+    """
+
+    ITEM_BYTES: int
+    ALIGNED: int = 16
+    DENSE_HEADS: bool = True
+    IN_PLACE: bool = False
+    BATCHED: bool = False
+
+
+@dataclass(frozen=True)
+class Tile:
+    """How heads, tokens and channels are laid over programs and threads, and what a row of channels looks like.
+
+    Attributes:
+        TOKENS, Q_BLOCK, K_BLOCK: tokens of a program, heads of q and k in one pass; powers of two.
+        WARPS: warps of a program.
+        CHUNK: pairs of a program, a power of two; a row takes CHUNKS programs.
+        VECTOR: units of a row that one thread holds.
+        WORDS: units are words.
+        Q_HEADS, K_HEADS, HEAD_DIM: sizes; 0 heads where there is no tensor.
+        PAIRS, OFFSET, DISTANCE, BLOCK_PAIRS: see Rotation; BLOCK_PAIRS is the number of pairs of one block.
+        READ_PAIRS, WRITE_PAIRS: whether the members of a pair are neighbours where they are read and written.
+        TAIL: the last program has tokens past the end.
+        ROWS: where rows lie.
+    """
+
+    TOKENS: int
+    Q_BLOCK: int
+    K_BLOCK: int
+    WARPS: int
+    CHUNK: int
+    CHUNKS: int
+    VECTOR: int
+    WORDS: bool
+    Q_HEADS: int
+    K_HEADS: int
+    HEAD_DIM: int
+    PAIRS: int
+    OFFSET: int
+    DISTANCE: int
+    BLOCK_PAIRS: int
+    READ_PAIRS: bool
+    WRITE_PAIRS: bool
+    TAIL: bool
+    ROWS: Rows
+
+    @property
+    def PAIRS_PER_UNIT(self) -> int:  # noqa: N802
+        """Two where a word lies in one half of a row."""
+        return 2 if self.WORDS and not (self.READ_PAIRS or self.WRITE_PAIRS) else 1
+
+    @property
+    def READ_WORDS(self) -> bool:  # noqa: N802
+        """Whether units are words where they are read: not where the members of a pair lie apart."""
+        return self.WORDS and (self.READ_PAIRS or not self.WRITE_PAIRS)
+
+    @property
+    def WRITE_ITEMS(self) -> int:  # noqa: N802
+        """Two where results are joined to words before they are stored."""
+        return 2 if self.WORDS and (self.WRITE_PAIRS or not self.READ_PAIRS) else 1
+
+    @property
+    def UNITS(self) -> int:  # noqa: N802
+        """Units of a program's part of a row."""
+        return self.CHUNK // self.PAIRS_PER_UNIT
+
+    @property
+    def COPIES(self) -> tuple[tuple[int, int], ...]:  # noqa: N802
+        """Ranges of channels that do not turn."""
+        first, last = self.OFFSET, self.OFFSET + 2 * self.PAIRS
+        ranges = [(0, first)]
+        if not (self.READ_PAIRS or self.WRITE_PAIRS) and self.BLOCK_PAIRS == self.PAIRS:
+            ranges.append((first + self.PAIRS, first + self.DISTANCE))
+            last = first + self.DISTANCE + self.PAIRS
+        ranges.append((last, self.HEAD_DIM))
+        return tuple(r for r in ranges if r[0] < r[1])
+
+
+def power_of_2(n: int) -> int:
+    """The smallest power of two that is at least ``n``, and at least 1."""
+    return 1 << max(n - 1, 0).bit_length()
+
+
+def alignment(item_bytes: int, byte_offsets: list[int], rotation: Rotation) -> int:
+    """Bytes, at most 16, that all parts of all rows are aligned to.
+
+    ``byte_offsets``: addresses and strides, in bytes, of the tensors.
+    """
+    interleaved = rotation.pairing != "half"
+    block = rotation.num_pairs // rotation.blocks
+    places = [rotation.rotary_offset]
+    if rotation.pairing != "interleaved":
+        places += [rotation.distance, rotation.num_pairs]
+    if rotation.blocks > 1:
+        places.append(block)
+    if interleaved:
+        places.append(2 * rotation.num_pairs)
+    return math.gcd(_MAX_VECTOR_BYTES, *byte_offsets, *(p * item_bytes for p in places))
+
+
+@lru_cache(maxsize=4096)
+def launch_tile(
+    tokens: int, q_heads: int, k_heads: int, rotation: Rotation, rows: Rows, *,
+    inverse: bool = False, loads_per_pair: bool = False, one_head: bool = False,
+) -> Tile:  # fmt: skip
+    """The shape of a launch over ``tokens`` tokens.
+
+    Few tokens: one token per program, so that there are many, with heads over the threads. Many tokens: as many
+    tokens as fill four warps, with a few heads in registers, so that angles are shared by all heads of a token.
+    Either way every thread of every tile has VECTOR units, 16 bytes where rows are aligned to that: with less,
+    Triton would narrow the accesses.
+
+    Args:
+        tokens: tokens of the call.
+        q_heads: heads of q; 0 without q.
+        k_heads: heads of k; 0 without k.
+        rotation: the geometry.
+        rows: where rows lie.
+        inverse: pairs are written where a forward call reads them.
+        loads_per_pair: maps or tables are loaded; they must be smaller than the threads of a program, or Triton
+            would load them in a layout of their own and convert it through shared memory.
+        one_head: angles are not shared between heads.
+    """
+    read_pairs = rotation.pairing != "half"
+    write_pairs = rotation.pairing == "interleaved"
+    if inverse:
+        read_pairs, write_pairs = write_pairs, read_pairs
+    halves = not (read_pairs or write_pairs)
+    pairs, block = rotation.num_pairs, rotation.num_pairs // rotation.blocks
+    words = rows.ALIGNED >= 2 * rows.ITEM_BYTES and not (halves and block % 2)
+    per_unit = 2 if words and halves else 1
+    prefill = tokens >= PREFILL_TOKENS
+    whole_rows = not prefill or (rows.IN_PLACE and read_pairs != write_pairs)  # one program has all that is read
+    chunk = power_of_2(pairs) if whole_rows else _chunk(pairs)
+    units = chunk // per_unit
+    vector = max(1, min(rows.ALIGNED // (2 * rows.ITEM_BYTES) if words else 1, units // 2))
+    lanes = units // vector
+    warps = 1
+    while loads_per_pair and 32 * warps <= units:
+        warps *= 2
+    if prefill:
+        most = 1 if one_head else 2 if halves else 4
+        shape = _many_tokens(q_heads, k_heads, lanes, max(warps, _MAX_WARPS), most)
+    else:
+        shape = _few_tokens(q_heads, k_heads, lanes, warps, halves, chunk == pairs and rows.DENSE_HEADS)
+    return Tile(
+        *shape, CHUNK=chunk, CHUNKS=max(1, pairs // chunk), VECTOR=vector, WORDS=words,
+        Q_HEADS=q_heads, K_HEADS=k_heads, HEAD_DIM=rotation.head_dim, PAIRS=pairs, OFFSET=rotation.rotary_offset,
+        DISTANCE=rotation.distance, BLOCK_PAIRS=block, READ_PAIRS=read_pairs, WRITE_PAIRS=write_pairs,
+        TAIL=tokens % shape[0] != 0, ROWS=rows,
+    )  # fmt: skip
+
+
+def _chunk(pairs: int) -> int:
+    """Rows of, say, 48 pairs go as three programs of 16, where a part is still 32 bytes or more; others are masked."""
+    part = pairs & -pairs
+    return part if part >= 16 else power_of_2(pairs)
+
+
+def _many_tokens(q_heads: int, k_heads: int, lanes: int, warps: int, most: int) -> tuple[int, int, int, int]:
+    """(tokens, heads of q, heads of k, warps): a row over ``lanes`` threads, tokens over the others."""
+    tokens = max(1, min(32 * warps // lanes, 16 * warps))
+    least = max(1, 32 * warps // (lanes * tokens))
+    return tokens, _block(q_heads, least, most), _block(k_heads, least, most), warps
+
+
+def _few_tokens(
+    q_heads: int, k_heads: int, lanes: int, warps: int, halves: bool, plain: bool
+) -> tuple[int, int, int, int]:
+    """The same for one token: heads over the other threads, so many that each has a few to share its angles.
+
+    A thread takes four rows at once if those are all, or else two, as masks and addresses take registers too: at
+    most 64.
+    """
+    fewest = min((h for h in (q_heads, k_heads) if h), default=1)
+    shared = 1 if halves else 2  # a row of pairs is half as much work per thread
+    while warps < _MAX_WARPS:
+        row = 64 * warps // lanes
+        if row * shared > min(power_of_2(fewest), (q_heads + k_heads) // 4):
+            break
+        warps *= 2
+    row = max(1, 32 * warps // lanes)
+    most = row * (4 if plain and warps > 1 and max(q_heads, k_heads) <= 4 * row else 2)
+    return 1, _block(q_heads, row, most), _block(k_heads, row, most), warps
+
+
+def _block(heads: int, least: int, most: int) -> int:
+    """Heads of one pass: the most that leave no remainder, or else the fewest that cover them, up to ``most``."""
+    block = max(least, most)
+    while block > least and heads % block:
+        block //= 2
+    return block if heads % block == 0 else max(least, min(most, power_of_2(heads)))

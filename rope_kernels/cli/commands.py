@@ -1,0 +1,243 @@
+"""The ``rope-kernels`` command: ``info``, ``explain``, ``plot``, ``demo``, ``check``,
+``bench`` and ``coverage``."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from .._version import __version__
+from .console import LacksError, check_png, device_and_backend, errors_as_exit_codes, print_json, progress, written
+
+__all__ = ["app", "main"]
+
+EXIT_CODES = (
+    "Exit codes: 0 done; 1 something this machine lacks (a package, a device, a folder to write to); "
+    "2 a wrong argument or config; 3 a result of demo, check or bench outside the accuracy contract."
+)
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    epilog=EXIT_CODES,
+    help="Rotary position embeddings, exact at any position, from a config that is checked.",
+)
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead.")]
+ConfigArgument = Annotated[
+    str, typer.Argument(help="A config.json, a model directory, or the name of a shipped config.", metavar="CONFIG")
+]
+LayerType = Annotated[str | None, typer.Option(help="Only these layers, such as full_attention.")]
+
+
+def main() -> None:
+    """Run the command line."""
+    app(prog_name="rope-kernels")
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.command(epilog=EXIT_CODES)
+def info(as_json: AsJson = False) -> None:
+    """Show versions, the CUDA device, and which backends can be used, or why not."""
+    from ..environment import describe
+    from .demo_report import info_report
+
+    machine = describe()
+    if as_json:
+        print_json(machine)
+    else:
+        Console().print(info_report(machine))
+
+
+@app.command(epilog=EXIT_CODES)
+def explain(config: ConfigArgument, layer_type: LayerType = None, as_json: AsJson = False) -> None:
+    """Show what a model's config means for its rotary embedding, and where every value came from."""
+    with errors_as_exit_codes():
+        _, layers = _layers_of(config, layer_type)
+    if as_json:
+        print_json({name: _explained(layer) for name, layer in layers.items()})
+        return
+    console = Console(soft_wrap=True)
+    for name, layer in layers.items():
+        if len(layers) > 1:
+            console.print(f"[bold]{name}[/bold]")
+        console.print(layer.explain(), markup=False, highlight=False, end="\n\n" if len(layers) > 1 else "\n")
+
+
+def _layers_of(source: str, layer_type: str | None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The dict of a config.json, and a RopeConfig per layer type, or for the one asked for."""
+    from ..config import RopeConfig
+    from ..errors import RopeConfigError
+    from ..measuring.catalog import load
+
+    values = load(source)
+    layers = RopeConfig.per_layer(values)
+    if layer_type is None:
+        return values, layers
+    if layer_type not in layers:
+        raise RopeConfigError("layer_type", f"got {layer_type!r}, allowed are {', '.join(layers)}")
+    return values, {layer_type: layers[layer_type]}
+
+
+def _explained(layer: Any) -> dict[str, Any]:
+    from ..config.explain import effective_context
+
+    return {
+        "config": layer.to_dict(),
+        "effective_context": effective_context(layer, layer.frequency_params),
+        "rotary_dim": layer.rotary_dim,
+        "attention_scaling": layer.attention_scaling,
+        "inv_freq": layer.inv_freq().tolist(),
+        "provenance": dict(layer.provenance),
+    }
+
+
+@app.command(epilog=EXIT_CODES)
+def plot(
+    config: ConfigArgument,
+    output: Annotated[Path | None, typer.Option(help="A PNG file; rope.png if not given, none with --json.")] = None,
+    layer_type: LayerType = None,
+    as_json: AsJson = False,
+) -> None:
+    """Draw a config's wavelengths against its context, and its error against the position beside transformers'."""
+    from ..measuring.curves import curves, num_steps
+    from .plotting import draw_curves
+
+    path = output or (None if as_json else Path("rope.png"))
+    with errors_as_exit_codes():
+        if path is not None:
+            check_png(path, "--output")
+        values, layers = _layers_of(config, layer_type)
+        with progress("rotating", len(layers) * num_steps(), hidden=as_json) as advance:
+            found = curves(layers, values, advance)
+        if path is not None:
+            written(path, "--output", lambda: draw_curves(found, path, Path(config).name))
+    if as_json:
+        print_json([asdict(part) for part in found])
+
+
+@app.command(epilog=EXIT_CODES)
+def demo(
+    as_json: AsJson = False,
+    only: Annotated[list[str] | None, typer.Option(help="A shipped config, by name; may be repeated.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Also draw wavelengths and errors to this PNG file.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda; cuda where there is one, if not given.")] = None,
+) -> None:
+    """Rotate q and k of every shipped model at the end of its context, and show errors and times."""
+    from ..environment import describe
+    from ..measuring.accuracy import CONTRACT
+    from ..measuring.models import cases
+    from .demo import ROUNDS, measure
+    from .demo_report import WIDTH, demo_report, serving_report
+    from .serving import serving_rows
+
+    with errors_as_exit_codes():
+        if plot is not None:
+            check_png(plot, "--plot")
+        target, backend = device_and_backend(device)
+        todo = cases(only or ())
+        with progress("checking, then timing", len(todo) * (1 + ROUNDS), hidden=as_json) as advance:
+            rows = measure(todo, target, backend, advance)
+            serving = serving_rows(todo, target)
+    machine = describe()
+    if as_json:
+        results = {"results": [asdict(row) for row in rows], "serving": [asdict(row) for row in serving]}
+        print_json({"machine": machine, "contract": CONTRACT, **results})
+    else:
+        terminal = Console()
+        console = terminal if terminal.is_terminal else Console(width=WIDTH)
+        console.print(demo_report(rows, machine, console.width))
+        console.print("", serving_report(serving), sep="\n")
+    if plot is not None:
+        from .plotting import draw
+
+        with errors_as_exit_codes():
+            written(plot, "--plot", lambda: draw(plot))
+    if any(row.max_error > CONTRACT for row in rows) or any(row.max_error > row.contract for row in serving):
+        typer.echo(f"error: a result is outside the accuracy contract of {CONTRACT:.0e}", err=True)
+        raise typer.Exit(3)
+
+
+@app.command(epilog=EXIT_CODES)
+def check(as_json: AsJson = False) -> None:
+    """Make calls whose results are known exactly on every backend of this machine: types, pairings, layouts, dtypes."""
+    from ..environment import describe
+    from ..measuring.accuracy import CONTRACT
+    from . import check as checking
+
+    machine = describe()
+    todo, where = checking.calls(), checking.targets()
+    with progress("checking", len(todo) * len(where), hidden=as_json) as advance:
+        results = checking.run(todo, where, advance)
+    if as_json:
+        print_json({"machine": machine, "contract": CONTRACT, "results": checking.to_json(results)})
+    else:
+        not_run = {name: why for name, why in machine["backends"].items() if why is not None}
+        Console().print(checking.report(results, not_run))
+    if not checking.passed(results):
+        typer.echo(f"error: a result is outside the accuracy contract of {CONTRACT:.0e}", err=True)
+        raise typer.Exit(3)
+
+
+@app.command(epilog=EXIT_CODES)
+def bench(
+    config: ConfigArgument = "llama-3.1-8b",
+    layer_type: LayerType = None,
+    dtype: Annotated[str, typer.Option(help="bf16, fp16 or fp32.")] = "bf16",
+    seconds: Annotated[float, typer.Option(help="Per comparison.", min=0.0)] = 0.3,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda; cuda where there is one, if not given.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Time calls of a model's rotation beside a pass over the same memory, and beside transformers."""
+    from ..environment import describe
+    from ..measuring.models import case_of
+    from . import bench as benching
+
+    if dtype not in benching.DTYPES:
+        raise typer.BadParameter(f"got {dtype!r}, allowed are {', '.join(benching.DTYPES)}", param_hint="--dtype")
+    ratios, notes = [], []
+    with errors_as_exit_codes():
+        target, _ = device_and_backend(device)
+        values, layers = _layers_of(config, layer_type)
+        todo = [case_of(config, name, name, values, layer) for name, layer in layers.items()]
+        with progress("timing", len(todo) * benching.num_steps(), hidden=as_json) as advance:
+            for case in todo:
+                try:
+                    found, note = benching.measure(case, benching.DTYPES[dtype], target, seconds, advance)
+                except benching.WrongResultError as error:
+                    typer.echo(f"error: {error}", err=True)
+                    raise typer.Exit(3) from error
+                ratios += found
+                notes += [f"transformers, {case.label}: {note}."] if note else []
+    machine = describe()
+    if as_json:
+        print_json({"machine": machine, "dtype": dtype, "ratios": [asdict(r) for r in ratios], "notes": notes})
+    else:
+        Console().print(benching.report(ratios, notes, machine, dtype))
+
+
+@app.command(epilog=EXIT_CODES)
+def coverage(as_json: AsJson = False) -> None:
+    """Probe every modeling file of the installed transformers: which rotations the kernels can stand in for."""
+    from ..integrations.transformers import coverage as probe
+
+    with errors_as_exit_codes():
+        try:
+            files = probe.modeling_files()
+        except ImportError as error:
+            raise LacksError(f"{error}; pip install transformers") from error
+        with progress("probing", len(files), hidden=as_json) as advance:
+            counted = probe.summary(probe.coverage(advance))
+    if as_json:
+        print_json(counted)
+    else:
+        typer.echo(probe.as_text(counted))

@@ -1,0 +1,291 @@
+"""RopeConfig: the one description of a rotary embedding, checked once, when it is made."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, TypeVar
+
+import torch
+
+from ..core.frequency import FrequencyParams
+from ..core.rotation import AXIAL_MAPS, AxisMap, Rotation, axis_map
+from ..core.spec import Spec
+from ..errors import RopeConfigError
+from .explain import explain
+from .fields import OTHER_NAMES, RopeFields
+from .huggingface.reader import OWN_FIELDS, fields_from_hf, layer_types_of
+from .rope_types import ROPE_TYPES
+from .validation import as_tuple, check, check_choice, check_params, nearest, normalise, resolve_axis_map
+
+__all__ = ["RopeConfig"]
+
+_Config = TypeVar("_Config", bound=RopeFields)
+_LONGEST_SHOWN = 8  # entries of a list that repr() still spells out
+
+
+def _named_fields(cls: type[_Config]) -> type[_Config]:
+    """Let the constructor refuse a field that is unknown or missing as it refuses a wrong value, not by TypeError."""
+    init, known = cls.__init__, sorted(field.name for field in fields(cls))
+
+    @functools.wraps(init)
+    def checked(self: _Config, *args: Any, **values: Any) -> None:
+        for name, value in values.items():
+            if name not in known:
+                here = OTHER_NAMES.get(name)
+                allowed = f"; here it is {here}" if here else nearest(name, known) or f"; fields are {', '.join(known)}"
+                raise RopeConfigError(name, f"got {_shown(value)}, no field of {cls.__name__}{allowed}")
+        if not args and "head_dim" not in values:
+            raise RopeConfigError("head_dim", "missing; every config needs it")
+        init(self, *args, **values)
+
+    cls.__init__ = checked  # type: ignore[assignment]
+    return cls
+
+
+@_named_fields
+@dataclass(frozen=True)
+class RopeConfig(RopeFields):
+    """A checked, hashable, picklable rotary embedding, with HuggingFace's key names.
+
+    The fields are those of :class:`rope_kernels.fields.RopeFields`. Everything derived from them is computed here,
+    once: the attributes below, ``frequency_params`` and the strings of :meth:`spec`.
+
+    Raises:
+        RopeConfigError: a field is unknown, missing, of the wrong type, out of range, or not used by the type.
+    """
+
+    def __post_init__(self) -> None:
+        for name, value in normalise(self).items():
+            object.__setattr__(self, name, value)
+        axis_map_name = resolve_axis_map(self)
+        if axis_map_name != self.axis_map:
+            object.__setattr__(self, "provenance", {**self.provenance, "axis_map": "default"})
+            object.__setattr__(self, "axis_map", axis_map_name)
+        check(self)
+        params = _compute(self)
+        rotation = _rotation(self, params)
+        specs = {None: Spec(params, rotation).encode(), False: Spec(params, _paired(rotation, "half")).encode()}
+        if rotation.blocks == 1:
+            specs[True] = Spec(params, _paired(rotation, "interleaved")).encode()
+        object.__setattr__(self, "_params", params)
+        object.__setattr__(self, "_rotation", rotation)
+        # By the ``interleaved`` of a call, as an attribute: a decode step is mostly Python.
+        object.__setattr__(self, "specs", specs)
+
+    def __repr__(self) -> str:
+        """The given fields; of a long list its length."""
+        given = ", ".join(f"{name}={_shown(value)}" for name, value in self.given().items())
+        return f"{type(self).__name__}({given})"
+
+    @property
+    def frequency_params(self) -> FrequencyParams:
+        """What the kernels know of the rope type."""
+        params: FrequencyParams = self.__dict__["_params"]
+        return params
+
+    @property
+    def attention_scaling(self) -> float:
+        """What cos and sin are multiplied by in the initial (short) state; scores get its square."""
+        return self.frequency_params.attention_scaling
+
+    @property
+    def depends_on_length(self) -> bool:
+        """Whether the frequencies change with the sequence length (dynamic, longrope)."""
+        return self.frequency_params.depends_on_length
+
+    @property
+    def rotary_dim(self) -> int:
+        """Channels that the rotation spans, twice the length of :meth:`inv_freq`."""
+        rotation = self.rotation()
+        return 2 * rotation.distance * rotation.blocks
+
+    @property
+    def num_axes(self) -> int:
+        """Rows of positions that the rotation reads."""
+        return self.rotation().num_axes
+
+    def rotation(self, pairing: str | None = None) -> Rotation:
+        """The geometry of a head, with the config's pairing or another.
+
+        Raises:
+            RopeConfigError: no such pairing, or not with these pairs.
+        """
+        rotation: Rotation = self.__dict__["_rotation"]
+        return rotation if pairing is None else _paired(rotation, pairing)
+
+    def spec(self, interleaved: bool | None = None) -> str:
+        """The op's encoded :class:`Spec`: ``None`` has the config's pairing, ``True`` interleaved, ``False`` half.
+
+        Raises:
+            RopeConfigError: another value; or the pairs of the axis map are halves by definition, and interleaved ones
+                were asked for.
+        """
+        specs: dict[bool | None, str] = self.__dict__["specs"]
+        if interleaved is not None and not isinstance(interleaved, bool):
+            raise RopeConfigError("interleaved", f"got {interleaved!r}, allowed are None, True and False")
+        if interleaved not in specs:
+            self.rotation("interleaved")  # raises
+        return specs[interleaved]
+
+    def inv_freq(self, seq_len: int | None = None) -> torch.Tensor:
+        """The frequency of every pair at a sequence length, in radians per position.
+
+        Args:
+            seq_len: length in tokens; ``None`` is transformers' initial state.
+
+        Returns:
+            Float64 CPU tensor ``(rotary_dim / 2,)``, zero for pairs that do not turn.
+        """
+        values = self.frequency_params.inv_freqs(self.rotation().index, seq_len)
+        values += [0.0] * (self.rotary_dim // 2 - len(values))
+        # The device is named: a default device of meta must not empty the table.
+        return torch.tensor(values, dtype=torch.float64, device="cpu")
+
+    @classmethod
+    def from_inv_freq(
+        cls,
+        inv_freq: torch.Tensor | Sequence[float],
+        attention_scaling: float = 1.0,
+        head_dim: int | None = None,
+        **fields: Any,
+    ) -> RopeConfig:
+        """A config that turns by the caller's own table.
+
+        Args:
+            inv_freq: radians per position, one per frequency; any finite numbers.
+            attention_scaling: multiplies cos and sin.
+            head_dim: channels of a head (``None``: twice the length of the table).
+            **fields: other fields, such as ``pairing``, ``phase``, ``table_dtype``, ``mrope_section``.
+
+        Raises:
+            RopeConfigError: the table is empty, not one-dimensional or not finite, or does not fit the head.
+        """
+        if isinstance(inv_freq, torch.Tensor):
+            if inv_freq.ndim != 1:
+                raise RopeConfigError("inv_freq", f"got shape {tuple(inv_freq.shape)}, must have one dimension")
+            inv_freq = inv_freq.detach().double().tolist()
+        table = as_tuple("inv_freq", inv_freq)
+        if not table:
+            raise RopeConfigError("inv_freq", "got an empty table, must have an entry per frequency")
+        fields = {"rope_type": "inv_freq", "attention_factor": attention_scaling, **fields}
+        return cls(head_dim=2 * len(table) if head_dim is None else head_dim, inv_freq_table=table, **fields)
+
+    @classmethod
+    def from_hf(cls, config: object, layer_type: str | None = None, strict: bool = True) -> RopeConfig:
+        """The config of a transformers config object or of the dict of a config.json, old or new spelling.
+
+        Args:
+            config: the object or dict; also what :meth:`to_dict` and :meth:`to_hf` return. Of a multimodal config
+                its text part is read.
+            layer_type: which layers' parameters, where they differ by layer type.
+            strict: ``False`` turns errors about what transformers only logs into warnings.
+
+        Raises:
+            RopeConfigError: an unknown key, spellings that disagree, a layer type that is missing, unknown or not
+                rotated, a model that no config describes, or a value that the constructor refuses.
+        """
+        return cls(**fields_from_hf(config, layer_type, strict))
+
+    @classmethod
+    def per_layer(cls, config: object, strict: bool = True) -> dict[str, RopeConfig]:
+        """A config per layer type that rotates; layer types whose parameters are null are left out.
+
+        Flat parameters give every distinct entry of ``layer_types`` the same config, or, where there are none, the
+        single key ``"full_attention"``.
+
+        Raises:
+            RopeConfigError: as :meth:`from_hf`.
+        """
+        return {name: cls.from_hf(config, name, strict) for name in layer_types_of(config, strict)}
+
+    def replace(self, **changes: Any) -> RopeConfig:
+        """A copy with other values, checked again."""
+        kept = {name: origin for name, origin in self.provenance.items() if name not in changes}
+        return replace(self, **{"provenance": kept, **changes})
+
+    def explain(self) -> str:
+        """The type, every value and where it came from, and what they mean in tokens; plain text."""
+        return explain(self, self.frequency_params, self.rotation())
+
+    def to_dict(self) -> dict[str, Any]:
+        """The given values by our own names, for ``RopeConfig(**values)`` and :meth:`from_hf`; fit for JSON."""
+        values = {"head_dim": self.head_dim, "rope_type": self.rope_type, **self.given()}
+        values["extra"] = dict(self.extra)
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
+
+    def to_hf(self) -> dict[str, Any]:
+        """The config in transformers' new spelling, for :meth:`from_hf` and a config.json.
+
+        What HuggingFace has no key for is kept under ``"rope_kernels"``.
+        """
+        given = {key: list(v) if isinstance(v, tuple) else v for key, v in self.given().items() if key != "extra"}
+        values: dict[str, Any] = {"head_dim": given.pop("head_dim")}
+        if "max_position_embeddings" in given:
+            values["max_position_embeddings"] = given.pop("max_position_embeddings")
+        if self.axis_map == "interleaved":
+            given["mrope_interleaved"] = given.pop("axis_map") == "interleaved"
+        own = {key: given.pop(key) for key in OWN_FIELDS if key in given}
+        theta = {"rope_theta": self.rope_theta} if ROPE_TYPES[self.rope_type].takes("rope_theta") else {}
+        values["rope_parameters"] = {"rope_type": self.rope_type, **theta, **given, **dict(self.extra)}
+        return values | ({"rope_kernels": own} if own else {})
+
+
+def _compute(config: RopeConfig) -> FrequencyParams:
+    try:
+        return check_params(config, ROPE_TYPES[config.rope_type](config))
+    except RopeConfigError:
+        raise
+    except (ArithmeticError, ValueError) as error:
+        raise RopeConfigError(
+            "rope_type", f"{config.rope_type!r} cannot be computed from {config.given()}: {error}"
+        ) from error
+
+
+def _rotation(config: RopeConfig, params: FrequencyParams) -> Rotation:
+    # On these maps the two axes use the same ladder; on all others every frequency belongs to one pair.
+    shares = config.axis_map in AXIAL_MAPS and config.axis_map != "pixtral"
+    span = params.num_frequencies * (2 if shares else 1)
+    axes = axis_map(config.axis_map, span, config.mrope_section or ()) if config.axis_map else AxisMap(())
+    pairs = span if axes.freq_index else params.num_rotated
+    if config.rotary_offset + 2 * span > config.head_dim:
+        raise RopeConfigError(
+            "head_dim",
+            f"got {config.head_dim}, rotary_offset {config.rotary_offset} and {2 * span} rotated channels do not fit",
+        )
+    if not pairs:
+        raise RopeConfigError("partial_rotary_factor", f"got {config.partial_rotary_factor!r}, no pair would turn")
+    halves = Rotation(
+        head_dim=config.head_dim,
+        num_pairs=pairs,
+        distance=span // axes.blocks,
+        rotary_offset=config.rotary_offset,
+        blocks=axes.blocks,
+        axis=axes.axis[:pairs],
+        freq_index=axes.freq_index,
+        phase=config.phase,
+        table_dtype=config.table_dtype or "",
+    )
+    return _paired(halves, config.pairing)
+
+
+def _paired(rotation: Rotation, pairing: str) -> Rotation:
+    check_choice("pairing", pairing)
+    if rotation.blocks > 1 and pairing != "half":
+        raise RopeConfigError("pairing", f"got {pairing!r}, the parts of axis_map 'gemma4_vision' pair by 'half' only")
+    turning, span = rotation.num_pairs, rotation.distance * rotation.blocks
+    if turning < span and pairing == "interleaved_to_half":
+        raise RopeConfigError("pairing", f"got {pairing!r}, which needs all pairs to turn; {turning} of {span} do")
+    return replace(rotation, pairing=pairing)
+
+
+def _shown(value: Any) -> str:
+    if not isinstance(value, (list, tuple)):
+        return repr(value)
+    if len(value) > _LONGEST_SHOWN:
+        return f"<{len(value)} values>"
+    inner = ", ".join(map(_shown, value))
+    if isinstance(value, list):
+        return f"[{inner}]"
+    return f"({inner},)" if len(value) == 1 else f"({inner})"

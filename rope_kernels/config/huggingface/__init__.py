@@ -1,0 +1,1 @@
+"""From a transformers config object, or the dict of a config.json, to the fields of a RopeConfig."""

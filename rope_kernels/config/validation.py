@@ -1,0 +1,295 @@
+"""What a config's values may be. Every message begins with the field, then what came and what is allowed."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import math
+import numbers
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from typing import Any
+
+from ..core.frequency import FrequencyParams
+from ..core.rotation import AXIS_MAPS, MROPE_MAPS, PAIRINGS, PHASES, TABLE_DTYPES
+from ..errors import RopeConfigError, RopeConfigWarning
+from .fields import RopeFields
+from .rope_types import DEFAULTS, ROPE_TYPES, RopeType
+
+__all__ = ["as_tuple", "check", "check_choice", "check_params", "nearest", "normalise", "report", "resolve_axis_map"]
+
+_POSITIVE = (
+    "head_dim",
+    "rope_theta",
+    "partial_rotary_factor",
+    "max_position_embeddings",
+    "original_max_position_embeddings",
+    "factor",
+    "beta_fast",
+    "beta_slow",
+    "low_freq_factor",
+    "high_freq_factor",
+    "alpha",
+    "short_mscale",
+    "long_mscale",
+)
+# Fields that have a meaning, or do no harm, with every type.
+_SHARED = {
+    "head_dim",
+    "rope_type",
+    "rotary_offset",
+    "max_position_embeddings",
+    "pairing",
+    "phase",
+    "table_dtype",
+    "extra",
+}
+_NOT_NEGATIVE = ("rotary_offset", "mscale", "mscale_all_dim")
+_POSITIVE_LISTS = ("short_factor", "long_factor", "mrope_section")
+_CHOICES = {"pairing": PAIRINGS, "phase": PHASES, "table_dtype": TABLE_DTYPES, "axis_map": AXIS_MAPS}
+
+
+def report(field: str, problem: str, strict: bool) -> None:
+    """Raise a :class:`RopeConfigError`, or without ``strict`` warn with the same text."""
+    if strict:
+        raise RopeConfigError(field, problem)
+    # Always from this line, so that Python's own filter shows one message once, wherever configs are made.
+    warnings.warn(f"{field}: {problem}", RopeConfigWarning, stacklevel=1)
+
+
+def nearest(word: str, words: Sequence[str]) -> str:
+    """``"; did you mean ...?"`` where a word is close, otherwise nothing."""
+    close = difflib.get_close_matches(word, words, n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def normalise(config: RopeFields) -> dict[str, Any]:
+    """The fields in their stored form: floats, ints, tuples.
+
+    A bool or a string is no number. An integral float for an integer is what transformers only logs.
+
+    Raises:
+        RopeConfigError: a value of the wrong type, or NaN or infinite.
+    """
+    values: dict[str, Any] = {}
+    for field in fields(RopeFields):
+        value = getattr(config, field.name)
+        if field.name == "extra":
+            values["extra"] = _extra(value)
+        elif field.name == "provenance":
+            values["provenance"] = dict(value)
+        elif value is None and "None" in str(field.type):
+            values[field.name] = None
+        else:
+            values[field.name] = _value(field.name, str(field.type), value, config.strict is not False)
+    return values
+
+
+def _value(name: str, kind: str, value: Any, strict: bool) -> Any:
+    if kind.startswith("Sequence"):
+        inner = "int" if "int" in kind else "float"
+        return tuple(_number(f"{name}[{i}]", inner, x, strict) for i, x in enumerate(as_tuple(name, value)))
+    if kind.startswith(("int", "float")):
+        return _number(name, kind, value, strict)
+    wanted = bool if kind.startswith("bool") else str
+    if not isinstance(value, wanted):
+        raise RopeConfigError(name, f"got {value!r} ({type(value).__name__}), must be a {wanted.__name__}")
+    return value
+
+
+def as_tuple(name: str, value: Any) -> tuple[Any, ...]:
+    """The entries of a list, a tensor or the like.
+
+    Raises:
+        RopeConfigError: ``value`` is no list; the message begins with ``name``.
+    """
+    value = value.tolist() if hasattr(value, "tolist") else value
+    if isinstance(value, (str, bytes, Mapping)) or not hasattr(value, "__iter__"):
+        raise RopeConfigError(name, f"got {value!r} ({type(value).__name__}), must be a list of numbers")
+    return tuple(value)
+
+
+def _number(name: str, kind: str, value: Any, strict: bool) -> int | float:
+    whole = kind.startswith("int")
+    number: float = math.inf
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        wanted = "an integer" if whole else "a number"
+        raise RopeConfigError(name, f"got {value!r} ({type(value).__name__}), must be {wanted}")
+    with contextlib.suppress(OverflowError):
+        number = float(value)
+    if not math.isfinite(number):
+        raise RopeConfigError(name, f"got {value!r}, must be finite")
+    if not whole:
+        return number
+    if not isinstance(value, numbers.Integral):
+        if not number.is_integer():
+            raise RopeConfigError(name, f"got {value!r} (float), must be an integer")
+        report(name, f"got {value!r} (float), must be an integer", strict)
+    return int(number)
+
+
+def _extra(extra: Any) -> tuple[tuple[str, Any], ...]:
+    try:
+        return _frozen_pairs(extra)
+    except (TypeError, ValueError):
+        raise RopeConfigError("extra", f"got {extra!r}, must be a dict") from None
+
+
+def _frozen_pairs(extra: Any) -> tuple[tuple[str, Any], ...]:
+    return tuple(sorted((str(key), _frozen(value)) for key, value in dict(extra).items()))
+
+
+def _frozen(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return _frozen_pairs(value)
+    return tuple(map(_frozen, value)) if isinstance(value, (list, tuple)) else value
+
+
+def resolve_axis_map(config: RopeFields) -> str | None:
+    """The axis map, its default filled in; ``None`` with one row of positions.
+
+    Raises:
+        RopeConfigError: unknown type or map, a map the type does not go with, sections without need or missing.
+    """
+    kind, name = _kind(config), config.axis_map
+    sections = config.mrope_section is not None
+    if name is None:
+        if not sections and kind.takes("mrope_section"):
+            return None
+        name = kind.axis_maps[0]
+    if name not in kind.axis_maps:
+        raise RopeConfigError(
+            "axis_map", f"got {name!r}, allowed with {config.rope_type} are {', '.join(kind.axis_maps)}"
+        )
+    if sections and name not in MROPE_MAPS:
+        raise RopeConfigError(
+            "mrope_section", f"got {list(config.mrope_section or ())}, axis_map {name!r} has no sections"
+        )
+    if not sections and name in MROPE_MAPS:
+        raise RopeConfigError("mrope_section", f"missing; axis_map {name!r} needs it")
+    return name
+
+
+def _kind(config: RopeFields) -> RopeType:
+    if config.rope_type not in ROPE_TYPES:
+        raise RopeConfigError(
+            "rope_type",
+            f"got {config.rope_type!r}, allowed are {', '.join(sorted(ROPE_TYPES))}"
+            + nearest(config.rope_type, list(ROPE_TYPES)),
+        )
+    return ROPE_TYPES[config.rope_type]
+
+
+def check(config: RopeFields) -> None:
+    """Check the normalised values one by one and against each other.
+
+    Raises:
+        RopeConfigError: what cannot be computed or has no meaning; with ``strict`` also what transformers only logs.
+    """
+    _check_keys(config, _kind(config))
+    _check_ranges(config)
+    _check_pairs_of_values(config)
+
+
+def _check_keys(config: RopeFields, kind: RopeType) -> None:
+    given, extra = config.given(), dict(config.extra)
+    for key in sorted(kind.required - given.keys() - extra.keys()):
+        raise RopeConfigError(key, f"missing; rope_type {config.rope_type!r} needs it")
+    for key, value in (given | extra).items():
+        if key not in _SHARED and not kind.takes(key):
+            allowed = ", ".join(sorted(kind.required | (kind.optional or frozenset())))
+            report(
+                key, f"got {value!r}, rope_type {config.rope_type!r} does not use it; it takes {allowed}", config.strict
+            )
+
+
+def check_choice(field: str, value: str) -> None:
+    """Refuse what is not among the allowed words of ``pairing``, ``phase``, ``table_dtype`` or ``axis_map``."""
+    choices = _CHOICES[field]
+    if value not in choices:
+        raise RopeConfigError(field, f"got {value!r}, allowed are {', '.join(choices)}{nearest(value, choices)}")
+
+
+def _check_ranges(config: RopeFields) -> None:
+    for name in _CHOICES:
+        if getattr(config, name) is not None:
+            check_choice(name, getattr(config, name))
+    for name in _POSITIVE:
+        value = getattr(config, name)
+        if value is not None and value <= 0:
+            raise RopeConfigError(name, f"got {value!r}, must be over 0")
+    for name in _NOT_NEGATIVE:
+        value = getattr(config, name)
+        if value is not None and value < 0:
+            raise RopeConfigError(name, f"got {value!r}, must be 0 or more")
+    for name in _POSITIVE_LISTS:
+        for i, value in enumerate(getattr(config, name) or ()):
+            if value <= 0:
+                raise RopeConfigError(f"{name}[{i}]", f"got {value!r}, must be over 0")
+    if config.partial_rotary_factor > 1:
+        raise RopeConfigError("partial_rotary_factor", f"got {config.partial_rotary_factor!r}, must be at most 1")
+    if config.ladder_dim == config.head_dim and config.head_dim % 2:
+        raise RopeConfigError("head_dim", f"got {config.head_dim}, must be even when all of it turns")
+
+
+def _check_pairs_of_values(config: RopeFields) -> None:
+    strict, factor, attention = config.strict, config.factor, config.attention_factor
+    if factor is not None and factor < 1:
+        report("factor", f"got {factor!r}, must be at least 1", strict)
+    if attention is not None and attention <= 0:
+        report("attention_factor", f"got {attention!r}, must be over 0", strict)
+    if config.rope_theta <= 1:
+        report("rope_theta", f"got {config.rope_theta!r}, must be over 1 for frequencies to fall", strict)
+    fast, slow = config.beta_fast or DEFAULTS["beta_fast"], config.beta_slow or DEFAULTS["beta_slow"]
+    if fast < slow:
+        report("beta_fast", f"got {fast!r}, must be at least beta_slow, {slow!r}", strict)
+    low, high = config.low_freq_factor, config.high_freq_factor
+    if low is not None and high is not None and low >= high:
+        raise RopeConfigError("high_freq_factor", f"got {high!r}, must be over low_freq_factor, {low!r}")
+    _check_lengths(config)
+
+
+def _check_lengths(config: RopeFields) -> None:
+    original, longest, factor = (
+        config.original_max_position_embeddings,
+        config.max_position_embeddings,
+        config.factor,
+    )
+    if original is None or longest is None:
+        return
+    if original >= longest:
+        report(
+            "original_max_position_embeddings",
+            f"got {original}, usually less than max_position_embeddings, {longest}",
+            strict=False,
+        )
+    implied = longest / original
+    if config.rope_type == "yarn" and factor is not None and implied not in (1, factor):
+        report(
+            "factor",
+            f"got {factor!r}, used as it is; max_position_embeddings / original_max_position_embeddings is {implied:g}",
+            strict=False,
+        )
+
+
+def check_params(config: RopeFields, params: object) -> FrequencyParams:
+    """``params`` as they are, if every number of theirs is one that a kernel can use.
+
+    Raises:
+        RopeConfigError: a type's function returned something else, or numbers that are not finite.
+    """
+    if not isinstance(params, FrequencyParams):
+        raise RopeConfigError(
+            "rope_type", f"the function of {config.rope_type!r} returned {params!r}, must be a FrequencyParams"
+        )
+    for row, field in zip(params.multipliers, ("short_factor", "long_factor"), strict=False):
+        if len(row) != params.num_frequencies:
+            raise RopeConfigError(
+                field, f"got {len(row)} entries, must have one per frequency, {params.num_frequencies}"
+            )
+    index = range(params.num_frequencies)
+    states = [params.inv_freqs(index, seq_len) for seq_len in (None, params.switch_length + 1)]
+    if not params.all_finite() or not all(math.isfinite(f) for state in states for f in state):
+        raise RopeConfigError("rope_type", f"{config.rope_type!r} gives numbers that are not finite: {params}")
+    return params

@@ -1,0 +1,1 @@
+"""How results and times are measured: exact references, shipped models, peers, and calls timed in turn."""

@@ -1,0 +1,54 @@
+"""The ways to call, and what memory allows for each: what every benchmark times."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ..api.apply import apply_rope, apply_rope_
+from ..config import RopeConfig
+
+__all__ = ["FLOORS", "FORMS", "Call"]
+
+Call = Callable[[], object]
+
+
+def _in_place(config: RopeConfig, q: Tensor, k: Tensor, positions: Tensor) -> Call:
+    return lambda: apply_rope_(q, k, positions, config)
+
+
+def _out(config: RopeConfig, q: Tensor, k: Tensor, positions: Tensor) -> Call:
+    out = torch.zeros_like(q), torch.zeros_like(k)
+    return lambda: apply_rope(q, k, positions, config, out=out)
+
+
+def _allocating(config: RopeConfig, q: Tensor, k: Tensor, positions: Tensor) -> Call:
+    return lambda: apply_rope(q, k, positions, config)
+
+
+FORMS: dict[str, Callable[[RopeConfig, Tensor, Tensor, Tensor], Call]] = {
+    "in place": _in_place,
+    "out=": _out,
+    "allocating": _allocating,
+}
+"""Our call, ready to be made again and again; each returns (q, k) rotated."""
+
+
+def _copy(q: Tensor, k: Tensor) -> Call:
+    out = torch.zeros_like(q), torch.zeros_like(k)
+    return lambda: (out[0].copy_(q), out[1].copy_(k))
+
+
+def _pass_in_place(q: Tensor, k: Tensor) -> Call:
+    words = [x.clone().view(torch.int32) for x in (q, k)]
+    return lambda: [w.bitwise_not_() for w in words]
+
+
+FLOORS: dict[str, tuple[str, Callable[[Tensor, Tensor], Call]]] = {
+    "in place": ("bitwise_not_", _pass_in_place),
+    "out=": ("copy_", _copy),
+    "allocating": ("clone", lambda q, k: lambda: (q.clone(), k.clone())),
+}
+"""A pass over the same bytes for each form, and its name."""

@@ -1,0 +1,91 @@
+"""What transformers itself makes of the same config, positions, q and k, for comparison."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable, Mapping
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..environment import version_of
+
+__all__ = ["PeerError", "bound", "transformers_rotation"]
+
+Rotate = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+
+# Models whose code transformers does not hold, and the model whose rotation is theirs.
+_STAND_INS = {"internlm2": "llama"}
+
+
+class PeerError(RuntimeError):
+    """transformers cannot be asked; the message says why."""
+
+
+def bound(dtype: torch.dtype, last_position: int) -> float:
+    """What others may be off by, of the largest value: tables rounded to q's dtype, angles in float32."""
+    return 3 * torch.finfo(dtype).eps + 2.0**-22 * (last_position + 1)
+
+
+def transformers_rotation(source: Mapping[str, Any], layer_type: str) -> Rotate:
+    """transformers' rotary embedding and ``apply_rotary_pos_emb`` of the config's own model.
+
+    Args:
+        source: the dict of a config.json.
+        layer_type: which layers, where the model's embedding distinguishes them.
+
+    Returns:
+        A function of q and k (batch, tokens, heads, head_dim) and positions (batch, tokens) or (axes, batch, tokens).
+
+    Raises:
+        PeerError: transformers is missing, or this version cannot build the model's rotary embedding.
+    """
+    if version_of("transformers") is None:
+        raise PeerError("transformers is not installed")
+    try:
+        config = _config(source)
+        modeling = importlib.import_module(type(config).__module__.replace("configuration_", "modeling_"))
+        embedding = _embedding_class(config, modeling)(config)
+    except (ImportError, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise PeerError(f"this transformers cannot build it: {type(error).__name__}: {error}") from error
+    extra = {"layer_type": layer_type} if "layer_type" in inspect.signature(embedding.forward).parameters else {}
+    apply = _apply_function(config, modeling)
+
+    def rotate(q: Tensor, k: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        cos, sin = embedding.to(q.device)(q, positions, **extra)
+        return apply(q, k, cos, sin)
+
+    return rotate
+
+
+def _config(source: Mapping[str, Any]) -> Any:
+    from transformers import AutoConfig
+    from transformers.utils import logging
+
+    values = dict(source)
+    model_type = values.pop("model_type")
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        return AutoConfig.for_model(_STAND_INS.get(model_type, model_type), **values)
+    finally:
+        logging.set_verbosity(verbosity)
+
+
+def _embedding_class(config: Any, modeling: ModuleType) -> Any:
+    stem = type(config).__name__.removesuffix("Config")
+    own = getattr(modeling, f"{stem}RotaryEmbedding", None)
+    return own or getattr(modeling, f"{stem.removesuffix('Text')}RotaryEmbedding")
+
+
+def _apply_function(config: Any, modeling: ModuleType) -> Callable[..., tuple[Tensor, Tensor]]:
+    name = "apply_rotary_pos_emb"
+    if getattr(config, "rope_interleave", False) and hasattr(modeling, f"{name}_interleave"):
+        name += "_interleave"
+    function = getattr(modeling, name)
+    if "k" in inspect.signature(function).parameters:
+        return lambda q, k, cos, sin: function(q, k, cos, sin, unsqueeze_dim=2)
+    return lambda q, k, cos, sin: (function(q, cos, sin, unsqueeze_dim=2), function(k, cos, sin, unsqueeze_dim=2))

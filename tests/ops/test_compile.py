@@ -1,0 +1,140 @@
+"""torch.compile and torch.export: whole graphs, right results, no recompilation when only lengths change."""
+
+import pytest
+import torch
+from support.compiled_model import CONFIGS, HEAD_DIM, Model, positions_for
+from torch._dynamo.testing import CompileCounterWithBackend
+
+import rope_kernels as rk
+
+
+@pytest.fixture(autouse=True)
+def _fresh():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_two_layers_forward_and_backward_without_recompilation(name):
+    model = Model(rk.RopeConfig(**CONFIGS[name]))
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(model, fullgraph=True, dynamic=True, backend=counter)
+    frames = []
+    for tokens, start in ((5, 0), (9, 30), (33, 700)):
+        x, positions = torch.randn(2, tokens, 2 * HEAD_DIM), positions_for(name, tokens, start)
+        expected = model(x, positions)
+        wanted = torch.autograd.grad(expected.square().sum(), list(model.parameters()))
+        got = compiled(x, positions)
+        gradients = torch.autograd.grad(got.square().sum(), list(model.parameters()))
+        torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
+        for a, b in zip(gradients, wanted, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+        frames.append(counter.frame_count)
+    assert frames[0] == frames[-1], "a new length compiled again"
+
+
+def test_inductor_forward_and_backward():
+    model = Model(rk.RopeConfig(**CONFIGS["longrope"]))
+    compiled = torch.compile(model, fullgraph=True, dynamic=True)
+    x, positions = torch.randn(2, 7, 2 * HEAD_DIM), positions_for("longrope", 7, 12)
+    expected = model(x, positions)
+    got = compiled(x, positions)
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
+    wanted, gradient = (torch.autograd.grad(y.square().sum(), list(model.parameters())) for y in (expected, got))
+    torch.testing.assert_close(gradient, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_packed_offsets_and_lengths_do_not_recompile():
+    config = rk.RopeConfig(**CONFIGS["longrope"])
+    counter = CompileCounterWithBackend("aot_eager")
+
+    def packed(q, cu_seqlens, offset, seq_len):
+        return rk.apply_rope(q, q, None, config, layout="thd", cu_seqlens=cu_seqlens, offset=offset, seq_len=seq_len)
+
+    compiled = torch.compile(packed, fullgraph=True, dynamic=True, backend=counter)
+    frames = []
+    for lengths in ((2, 3, 8), (4, 1, 9, 1), (1, 1, 1, 30, 7)):
+        bounds = torch.tensor((0, *lengths)).cumsum(0)
+        q = torch.randn(sum(lengths) + 2, 2, HEAD_DIM)
+        offset, seq_len = torch.arange(len(lengths)), torch.tensor(lengths) * 5
+        assert torch.equal(compiled(q, bounds, offset, seq_len)[0], packed(q, bounds, offset, seq_len)[0])
+        frames.append(counter.frame_count)
+    assert frames[0] == frames[-1], "a new length compiled again"
+
+
+def test_integer_offset_and_seq_len_do_not_recompile():
+    config = rk.RopeConfig(**CONFIGS["dynamic"])
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(
+        lambda q, offset, seq_len: rk.apply_rope(q, None, None, config, offset=offset, seq_len=seq_len)[0],
+        fullgraph=True, dynamic=True, backend=counter,
+    )  # fmt: skip
+    q = torch.randn(2, 3, 2, HEAD_DIM)
+    frames = []
+    for offset, seq_len in ((5, 40), (700, 800), (90, 93)):
+        wanted, _ = rk.apply_rope(q, None, None, config, offset=offset, seq_len=seq_len)
+        assert torch.equal(compiled(q, offset, seq_len), wanted)
+        frames.append(counter.frame_count)
+    assert frames[0] == frames[-1], "a new length compiled again"
+
+
+def test_in_place_and_out_compile():
+    config = rk.RopeConfig(head_dim=HEAD_DIM)
+    q, k = torch.randn(1, 3, 2, HEAD_DIM), torch.randn(1, 3, 1, HEAD_DIM)
+    expected = rk.apply_rope(q, k, None, config)
+
+    @torch.compile(fullgraph=True, backend="aot_eager")
+    def in_place(q, k):
+        rk.apply_rope_(q, k, None, config)
+        return q + 0
+
+    @torch.compile(fullgraph=True, backend="aot_eager")
+    def into(q, k, q_out, k_out):
+        rk.apply_rope(q, k, None, config, out=(q_out, k_out))
+
+    q_out, k_out = torch.full_like(q, float("nan")), torch.full_like(k, float("nan"))
+    into(q, k, q_out, k_out)
+    assert torch.equal(q_out, expected[0])
+    assert torch.equal(k_out, expected[1])
+    assert torch.equal(in_place(q, k), expected[0])
+    assert torch.equal(k, expected[1])
+
+
+def test_transforms_inside_a_graph_keep_their_tangents():
+    config = rk.RopeConfig(head_dim=HEAD_DIM, pairing="interleaved")
+    q, tangent = torch.randn(1, 3, 2, HEAD_DIM), torch.randn(1, 3, 2, HEAD_DIM)
+
+    def turn(q):
+        return rk.apply_rope(q, None, None, config)[0]
+
+    def pushed(q, tangent):
+        return torch.func.jvp(turn, (q,), (tangent,))[1]
+
+    compiled = torch.compile(pushed, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(q, tangent), turn(tangent), rtol=0, atol=1e-6)
+    pulled = torch.compile(torch.func.grad(lambda q: (turn(q) ** 3).sum()), fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(pulled(q), torch.func.grad(lambda q: (turn(q) ** 3).sum())(q), rtol=0, atol=1e-5)
+
+
+def test_table_op_compiles_with_gradients():
+    positions = torch.arange(5)
+    cos, sin = rk.cos_sin(positions[None], rk.RopeConfig(head_dim=HEAD_DIM))
+    q = torch.randn(2, 3, 5, HEAD_DIM, requires_grad=True)
+
+    def loss(q, cos, sin):
+        return (rk.apply_rotary_pos_emb(q, q, cos, sin)[0] ** 2).sum()
+
+    compiled = torch.compile(loss, fullgraph=True, dynamic=True, backend="aot_eager")
+    wanted, got = (torch.autograd.grad(f(q, cos, sin), q)[0] for f in (loss, compiled))
+    torch.testing.assert_close(got, wanted, rtol=0, atol=1e-5)
+
+
+def test_export_with_a_dynamic_length():
+    model = Model(rk.RopeConfig(**CONFIGS["llama3"])).eval()
+    tokens = torch.export.Dim("tokens", min=2, max=4096)
+    example = torch.randn(2, 7, 2 * HEAD_DIM), positions_for("llama3", 7)
+    program = torch.export.export(model, example, dynamic_shapes=({1: tokens}, {1: tokens}))
+    x, positions = torch.randn(2, 19, 2 * HEAD_DIM), positions_for("llama3", 19, 5)
+    torch.testing.assert_close(program.module()(x, positions), model(x, positions))
+    assert "rope_kernels.rotate" in str(program.graph)

@@ -1,0 +1,33 @@
+"""The Python of a document, as tests run it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+__all__ = ["ROOT", "Block", "blocks_of"]
+
+ROOT = Path(__file__).parents[2]
+
+
+class Block:
+    """A fenced block of Python: where it is, and its text."""
+
+    def __init__(self, file: str, number: int, text: str) -> None:
+        self.name, self.text = f"{file}, block {number}", text
+
+    def run(self) -> None:
+        """Execute it, as a module of its own."""
+        namespace: dict[str, Any] = {"__name__": "document"}
+        exec(compile(self.text, self.name, "exec"), namespace)
+
+    def __repr__(self) -> str:
+        return self.name
+
+
+def blocks_of(file: str) -> list[Block]:
+    """The blocks of a file of the repository, in order."""
+    text = (ROOT / file).read_text(encoding="utf-8")
+    found = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    return [Block(file, number, block) for number, block in enumerate(found, 1)]
