@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, TypeVar
 
 import torch
@@ -24,10 +25,15 @@ __all__ = ["RopeConfig"]
 _Config = TypeVar("_Config", bound=RopeFields)
 _LONGEST_SHOWN = 8  # entries of a list that repr() still spells out
 
+# Pickles of earlier versions hold these names of attributes and of modules.
+_RENAMED = {"_params": "frequency_params", "_rotation": "geometry"}
+sys.modules.setdefault("rope_kernels.frequency", sys.modules[FrequencyParams.__module__])
+sys.modules.setdefault("rope_kernels.rotation", sys.modules[Rotation.__module__])
+
 
 def _named_fields(cls: type[_Config]) -> type[_Config]:
     """Let the constructor refuse a field that is unknown or missing as it refuses a wrong value, not by TypeError."""
-    init, known = cls.__init__, sorted(field.name for field in fields(cls))
+    init, known = cls.__init__, sorted(f.name for f in fields(cls) if f.init)
 
     @functools.wraps(init)
     def checked(self: _Config, *args: Any, **values: Any) -> None:
@@ -49,12 +55,22 @@ def _named_fields(cls: type[_Config]) -> type[_Config]:
 class RopeConfig(RopeFields):
     """A checked, hashable, picklable rotary embedding, with HuggingFace's key names.
 
-    The fields are those of :class:`rope_kernels.fields.RopeFields`. Everything derived from them is computed here,
-    once: the attributes below, ``frequency_params`` and the strings of :meth:`spec`.
+    The fields that a caller gives are those of :class:`~rope_kernels.config.fields.RopeFields`. The attributes below
+    are derived from them, once, when the config is made.
+
+    Attributes:
+        frequency_params: what the kernels know of the rope type.
+        geometry: the geometry of a head, with the config's own pairing.
+        specs: one encoded spec per value of ``apply_rope``'s ``interleaved``, precomputed because encoding it would
+            dominate a decode step.
 
     Raises:
         RopeConfigError: a field is unknown, missing, of the wrong type, out of range, or not used by the type.
     """
+
+    frequency_params: FrequencyParams = field(init=False, repr=False, compare=False)
+    geometry: Rotation = field(init=False, repr=False, compare=False)
+    specs: Mapping[bool | None, str] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         for name, value in normalise(self).items():
@@ -66,24 +82,23 @@ class RopeConfig(RopeFields):
         check(self)
         params = _compute(self)
         rotation = _rotation(self, params)
-        specs = {None: Spec(params, rotation).encode(), False: Spec(params, _paired(rotation, "half")).encode()}
-        if rotation.blocks == 1:
-            specs[True] = Spec(params, _paired(rotation, "interleaved")).encode()
-        object.__setattr__(self, "_params", params)
-        object.__setattr__(self, "_rotation", rotation)
-        # By the ``interleaved`` of a call, as an attribute: a decode step is mostly Python.
+        specs: dict[bool | None, str] = {None: Spec(params, rotation).encode()}
+        for interleaved, pairing in ((False, "half"), (True, "interleaved")):
+            if rotation.blocks == 1 or not interleaved:
+                specs[interleaved] = Spec(params, _paired(rotation, pairing)).encode()
+        object.__setattr__(self, "frequency_params", params)
+        object.__setattr__(self, "geometry", rotation)
         object.__setattr__(self, "specs", specs)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """From a pickle, also from one that was written before the derived values had these names."""
+        for name, value in state.items():
+            object.__setattr__(self, _RENAMED.get(name, name), value)
 
     def __repr__(self) -> str:
         """The given fields; of a long list its length."""
         given = ", ".join(f"{name}={_shown(value)}" for name, value in self.given().items())
         return f"{type(self).__name__}({given})"
-
-    @property
-    def frequency_params(self) -> FrequencyParams:
-        """What the kernels know of the rope type."""
-        params: FrequencyParams = self.__dict__["_params"]
-        return params
 
     @property
     def attention_scaling(self) -> float:
@@ -112,8 +127,7 @@ class RopeConfig(RopeFields):
         Raises:
             RopeConfigError: no such pairing, or not with these pairs.
         """
-        rotation: Rotation = self.__dict__["_rotation"]
-        return rotation if pairing is None else _paired(rotation, pairing)
+        return self.geometry if pairing is None else _paired(self.geometry, pairing)
 
     def spec(self, interleaved: bool | None = None) -> str:
         """The op's encoded :class:`Spec`: ``None`` has the config's pairing, ``True`` interleaved, ``False`` half.
@@ -122,12 +136,11 @@ class RopeConfig(RopeFields):
             RopeConfigError: another value; or the pairs of the axis map are halves by definition, and interleaved ones
                 were asked for.
         """
-        specs: dict[bool | None, str] = self.__dict__["specs"]
         if interleaved is not None and not isinstance(interleaved, bool):
             raise RopeConfigError("interleaved", f"got {interleaved!r}, allowed are None, True and False")
-        if interleaved not in specs:
+        if interleaved not in self.specs:
             self.rotation("interleaved")  # raises
-        return specs[interleaved]
+        return self.specs[interleaved]
 
     def inv_freq(self, seq_len: int | None = None) -> torch.Tensor:
         """The frequency of every pair at a sequence length, in radians per position.

@@ -150,7 +150,7 @@ def _rows(grad: Tensor) -> Tensor:
 
 
 def _saved(ctx: Any, text: str) -> Arguments:
-    return Arguments(*ctx.saved_tensors, text=text)
+    return Arguments._make((*ctx.saved_tensors, text))
 
 
 class _Eager(torch.autograd.Function):

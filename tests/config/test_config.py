@@ -10,6 +10,7 @@ import math
 import pickle
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -128,7 +129,7 @@ def test_repr_abbreviates_inside_extra() -> None:
 
 
 def test_the_constructor_keeps_its_signature() -> None:
-    names = [field.name for field in dataclasses.fields(RopeConfig)]
+    names = [field.name for field in dataclasses.fields(RopeConfig) if field.init]
     assert list(inspect.signature(RopeConfig).parameters) == names
     assert RopeConfig(64, "linear", factor=2.0) == RopeConfig(head_dim=64, rope_type="linear", factor=2.0)
 
@@ -294,3 +295,13 @@ def test_transformers_is_never_imported() -> None:
         "assert 'transformers' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_pickle_of_an_earlier_version_loads():
+    """Version 0.1.0 named modules and attributes that have moved since."""
+    old = pickle.loads(Path(__file__).with_name("longrope-0.1.0.pickle").read_bytes())
+    same = dict(short_factor=[1.0] * 4, long_factor=[2.0] * 4, original_max_position_embeddings=16)
+    new = RopeConfig(head_dim=8, rope_type="longrope", max_position_embeddings=64, **same)
+    assert old == new
+    assert (old.frequency_params, old.geometry, old.specs) == (new.frequency_params, new.geometry, new.specs)
+    assert vars(pickle.loads(pickle.dumps(old))) == vars(new)
