@@ -1,6 +1,6 @@
-"""Rotary position embeddings in one fused kernel: exact at any position, from a config that is checked.
+"""Rotary position embeddings in one fused kernel: exact at any position, from a validated config.
 
-The public names are those of ``__all__``; ``apply_rope(q, k, positions, RopeConfig.from_hf(config))`` is the main one.
+The names in ``__all__`` are public. The main call is ``apply_rope(q, k, positions, RopeConfig.from_hf(config))``.
 """
 
 from ._version import __version__

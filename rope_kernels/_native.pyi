@@ -1,6 +1,6 @@
-"""The library as a Python module: what :mod:`rope_kernels.backends.direct` binds.
+"""The native library as a Python module: the functions that :mod:`rope_kernels.ops.direct` binds.
 
-A library that was built without Python's headers has none of it.
+A library built without Python's headers has none of them.
 """
 
 from types import ModuleType

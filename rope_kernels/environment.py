@@ -1,4 +1,4 @@
-"""What runs here: versions, device, backends."""
+"""Describes this machine: versions, processor, CUDA device, backends."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _FEATURES = ("avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512dq", "avx512vl
 
 
 def version_of(package: str) -> str | None:
-    """The installed version, or ``None``."""
+    """The installed version of a package, or ``None``."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -27,7 +27,11 @@ def version_of(package: str) -> str | None:
 
 
 def describe() -> dict[str, Any]:
-    """Versions (``None``: not installed), processor, CUDA device or ``None``, and backends with why not; for JSON."""
+    """The machine as values that JSON can hold.
+
+    A version is ``None`` if the package is not installed, ``cuda_device`` if there is no device. ``backends`` maps each
+    backend to ``None`` or the reason why it cannot run here.
+    """
     return {
         "rope_kernels": __version__,
         "python": platform.python_version(),
@@ -54,7 +58,7 @@ def _native_kernels() -> str | None:
 
 
 def _cpu_features() -> str | None:
-    """Those of this processor that the vectorised kernels use, or ``None`` where the system does not list them."""
+    """The processor's features that the vectorised kernels use; ``None`` if the system does not list any."""
     flags = _cpuinfo("flags")
     return None if flags is None else ", ".join(name for name in _FEATURES if name in flags.split())
 

@@ -6,7 +6,7 @@ __all__ = ["RopeConfigError", "RopeConfigWarning", "RopeShapeError"]
 
 
 class RopeConfigError(ValueError):
-    """A config value is wrong. The message begins with the field, then what came and what is allowed."""
+    """A config value is wrong. The message names the field first, then the value given and the allowed ones."""
 
     def __init__(self, field: str, problem: str) -> None:
         super().__init__(f"{field}: {problem}")
@@ -17,8 +17,8 @@ class RopeConfigError(ValueError):
 
 
 class RopeShapeError(ValueError):
-    """A tensor is wrong. The message begins with the tensor, then what came and what is allowed."""
+    """A tensor is wrong. The message names the tensor first, then what was given and what is allowed."""
 
 
 class RopeConfigWarning(UserWarning):
-    """A config value is odd but legal, or was let through by ``strict=False``."""
+    """A config value is odd but legal, or would be an error without ``strict=False``."""

@@ -1,1 +1,1 @@
-"""What a kernel needs to know: frequencies, the geometry of a head, and both as the operator's text."""
+"""What every kernel is given: the frequencies, the geometry of a head, and the text that encodes both."""

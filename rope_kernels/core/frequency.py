@@ -18,20 +18,20 @@ _TWO_PI_192 = 39440193395453077124792266728456537782926901730380179465120
 
 @dataclass(frozen=True)
 class FrequencyParams:
-    """What a kernel needs to compute inverse frequencies; made by a rope type, never aware of its name.
+    """What a kernel needs to compute inverse frequencies. A rope type makes it; the kernels do not know which one.
 
     Attributes:
         theta: base of the frequency ladder.
         freq_dim: ``d`` in ``theta ** (-2 j / d)``.
-        num_frequencies: how many frequencies ``j`` of the ladder there are.
+        num_frequencies: how many frequencies ``j`` the ladder has.
         rotated: how many of them are not zero (``None``: all).
         factor: divisor of the frequencies whose ramp is 0.
         ramp: ``(a, b, c)`` of the clamp above.
         attention_scaling: multiplies cos and sin.
         long_attention_scaling: the same for lengths above ``switch_length`` (``None``: equal).
         multipliers: ``()``, one row, or a (short, long) pair of rows, one factor per frequency ``j``.
-        switch_length: sequence lengths above it take the long row; 0 where there is none.
-        dynamic_factor: the factor of dynamic NTK; 0 where theta does not grow.
+        switch_length: sequences longer than this use the long row; 0 if there is none.
+        dynamic_factor: the factor of dynamic NTK; 0 if theta does not grow.
         dynamic_length: the length, in tokens, above which theta grows.
     """
 
@@ -59,7 +59,7 @@ class FrequencyParams:
         return self.num_frequencies if self.rotated is None else self.rotated
 
     def is_long(self, seq_len: int | None) -> bool:
-        """Whether ``seq_len`` takes the long row; ``None`` is the initial state, which is short."""
+        """Whether ``seq_len`` uses the long row; ``None`` is the initial state, which is short."""
         return seq_len is not None and 0 < self.switch_length < seq_len
 
     def scaling(self, seq_len: int | None = None) -> float:
@@ -90,18 +90,18 @@ class FrequencyParams:
         return f
 
     def inv_freqs(self, index: Iterable[int], seq_len: int | None = None) -> list[float]:
-        """The frequencies of several ``j``."""
+        """Frequencies of several ``j``, in radians per position."""
         return [self.inv_freq(j, seq_len) for j in index]
 
     def all_finite(self) -> bool:
-        """Whether every number in here is finite."""
+        """Whether all numbers are finite."""
         numbers = [self.theta, self.factor, *self.ramp, self.attention_scaling, self.dynamic_factor]
         numbers += [x for row in self.multipliers for x in row] + [self.long_attention_scaling or 0.0]
         return all(map(math.isfinite, numbers))
 
 
 def fixed_point_turns(inv_freq: float) -> int:
-    """Turns per position times 2 ** 64, modulo one turn, as the bits of an int64; exact for the double it is given."""
+    """Turns per position times 2 ** 64, modulo one turn, as the bits of an int64; exact for the given double."""
     numerator, denominator = inv_freq.as_integer_ratio()
     bits = ((numerator << 256) // (denominator * _TWO_PI_192)) % 2**64
     return bits - 2**64 if bits >= 2**63 else bits

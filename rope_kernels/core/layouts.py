@@ -1,4 +1,4 @@
-"""The layouts of q and k: where each has its axes. Every other file reads this table."""
+"""The layouts of q and k and their axes. Every other Python file reads them from this table."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class Layout(NamedTuple):
     """The axes of q and k in one layout; the last axis is always a head's channels.
 
     Attributes:
-        batch: axis of the batch; ``None`` where sequences are packed into one.
+        batch: axis of the batch; ``None`` if sequences are packed (varlen).
         tokens: axis of the tokens.
         heads: axis of the heads.
         rank: number of dimensions.
@@ -50,7 +50,7 @@ def from_tokens_first(x: Tensor, layout: str) -> Tensor:
 
 
 def position_axes(positions: Tensor | None, layout: str) -> Tensor | None:
-    """The (axes, batch or 1, tokens) view of positions in any form that the public calls take."""
+    """The (axes, batch or 1, tokens) view of positions, in any shape that the public calls take."""
     if positions is None or positions.dim() == 3:
         return positions
     if positions.dim() == 1:

@@ -1,4 +1,4 @@
-"""Where the two members of every pair are, and the rotation of pairs in plain torch operations."""
+"""Which channels are the two members of a pair, and the rotation of pairs in plain torch operations."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ __all__ = ["join_pairs", "pairs", "rotate_pairs", "unit_pairs"]
 
 
 def pairs(x: Tensor, rotation: Rotation, written: bool) -> tuple[Tensor, Tensor]:
-    """Views of the two members of every pair of the last axis: (..., pairs), or (..., blocks, pairs / blocks).
+    """Views of the first and the second members of the pairs: (..., pairs), or (..., blocks, pairs / blocks).
 
-    ``written`` says where a rotation writes them; only ``interleaved_to_half`` reads elsewhere.
+    ``written`` selects the channels that a rotation writes instead of those it reads; they differ only for
+    ``interleaved_to_half``.
     """
     n, first = rotation.num_pairs, rotation.rotary_offset
     if _is_interleaved(rotation, written):
@@ -26,7 +27,7 @@ def pairs(x: Tensor, rotation: Rotation, written: bool) -> tuple[Tensor, Tensor]
 
 
 def unit_pairs(batch: int, tokens: int, rotation: Rotation, device: torch.device) -> Tensor:
-    """float32 (batch, tokens, 1, head_dim) of pairs (1, 0): a rotation makes cosines and sines of them."""
+    """float32 (batch, tokens, 1, head_dim) whose pairs are all (1, 0), which a rotation maps to (cos, sin)."""
     unit = torch.zeros((batch, tokens, 1, rotation.head_dim), device=device)
     pairs(unit, rotation, written=False)[0].fill_(1.0)
     return unit
@@ -39,7 +40,7 @@ def _is_interleaved(rotation: Rotation, written: bool) -> bool:
 def rotate_pairs(
     x: Tensor, cos: tuple[Tensor, Tensor], sin: tuple[Tensor, Tensor], rotation: Rotation, inverse: bool
 ) -> Tensor:
-    """The rotated ``x``; each member of a pair has its own cosine and sine."""
+    """``x`` rotated. ``cos`` and ``sin`` have one entry for the first member of each pair, one for the second."""
     first, second = (part.float() for part in pairs(x, rotation, written=inverse))
     if rotation.blocks > 1:
         cos, sin = ((t[0].unflatten(-1, first.shape[-2:]), t[1].unflatten(-1, first.shape[-2:])) for t in (cos, sin))
@@ -56,7 +57,7 @@ def rotate_pairs(
 
 
 def join_pairs(first: Tensor, second: Tensor, rotation: Rotation) -> Tensor:
-    """A table (..., rotary_dim) from the entries of the first and second members, laid out as a rotation writes."""
+    """A (..., rotary_dim) table from the entries of the first and second members, in the order a rotation writes."""
     if _is_interleaved(rotation, written=True):
         return torch.stack((first, second), -1).flatten(-2)
     return torch.cat((first, second), -1)

@@ -1,4 +1,4 @@
-"""Which channels form a pair, which position row and frequency turns it, and how the angle is formed."""
+"""Which channels form a pair, which axis of positions and which frequency rotate it, and how the angle is formed."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ AXIS_MAPS = MROPE_MAPS + AXIAL_MAPS
 
 @dataclass(frozen=True)
 class AxisMap:
-    """Per pair ``i``: ``axis[i]``, its position row, and ``freq_index[i]``, its place in the ladder (empty: ``i``)."""
+    """Per pair ``i``: ``axis[i]``, its axis of positions, and ``freq_index[i]``, its frequency (empty: ``i``)."""
 
     axis: tuple[int, ...]
     freq_index: tuple[int, ...] = ()
@@ -43,11 +43,11 @@ class Rotation:
     Attributes:
         head_dim: channels of a head, the last axis of q.
         rotary_offset: channels before the first rotated one.
-        num_pairs: pairs that turn; all other channels are left alone.
+        num_pairs: pairs that are rotated; all other channels pass through unchanged.
         distance: channels between the two members of a ``half`` pair, as read and as written.
         pairing: one of :data:`PAIRINGS`; ``interleaved_to_half`` reads neighbours and writes halves.
-        blocks: equal parts of the rotated channels that are paired each on its own (2: Gemma4 vision).
-        axis: position row per pair; empty with one row of positions.
+        blocks: equal parts of the rotated channels, each with pairs of its own (2: Gemma4 vision).
+        axis: axis of positions per pair; empty if there is one axis.
         freq_index: frequency per pair; empty for the identity.
         phase: ``exact`` or ``float32`` (transformers' own product).
         table_dtype: dtype that cos and sin are rounded to first, or ``""``.
@@ -66,22 +66,22 @@ class Rotation:
 
     @property
     def num_axes(self) -> int:
-        """Rows of positions that the rotation reads."""
+        """Axes of positions that the rotation reads."""
         return max(self.axis) + 1 if self.axis else 1
 
     @property
     def index(self) -> tuple[int, ...]:
-        """Place in the frequency ladder of every pair."""
+        """Index of every pair's frequency in the ladder."""
         return self.freq_index or tuple(range(self.num_pairs))
 
 
 def axis_map(name: str, num_pairs: int, mrope_section: Sequence[int] = ()) -> AxisMap:
-    """The maps of a named scheme for ``num_pairs`` pairs.
+    """The axis and frequency of each of ``num_pairs`` pairs in a named scheme.
 
     Sources are the modeling files of transformers 5.23: ``contiguous`` Qwen2-VL, ``interleaved`` Qwen3-VL,
     ``ernie`` Ernie 4.5 VL (height and width alternate, then time), ``qwen_vision`` Qwen2-VL's vision tower (the
     index restarts per axis), ``pixtral`` (the axes take the even and the odd frequencies of one ladder), ``kimi``
-    Kimi K2.5 (axes alternate, width first), ``gemma4_vision`` (each half of the head turns on its own).
+    Kimi K2.5 (axes alternate, width first), ``gemma4_vision`` (each half of the head has its own axis and pairs).
 
     Raises:
         RopeConfigError: unknown name, or sections that do not fit ``num_pairs``.
@@ -118,11 +118,11 @@ def _contiguous(num_pairs: int, sections: Sequence[int]) -> tuple[int, ...]:
 
 def _interleaved(num_pairs: int, sections: Sequence[int]) -> tuple[int, ...]:
     _three(sections)
-    axis = [0] * num_pairs
-    for row in (1, 2):
-        for i in range(row, min(3 * sections[row], num_pairs), 3):
-            axis[i] = row
-    return tuple(axis)
+    axes = [0] * num_pairs
+    for axis in (1, 2):
+        for i in range(axis, min(3 * sections[axis], num_pairs), 3):
+            axes[i] = axis
+    return tuple(axes)
 
 
 def _ernie(num_pairs: int, sections: Sequence[int]) -> tuple[int, ...]:

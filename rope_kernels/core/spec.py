@@ -1,8 +1,8 @@
-"""The operator's text: frequencies, the geometry of a head, the layout and the flags of a call, as one string.
+"""The operator's text: one string with the frequencies, the geometry of a head, and the layout and flags of a call.
 
-A string is a constant to ``torch.compile`` and ``torch.export``, holds doubles exactly, and cannot be cast by
-``.to(dtype)``. The operator's schema stays the same when a rope type is added, and a schema with one such argument is a
-fifth cheaper to call than one with a layout and flags beside it.
+``torch.compile`` and ``torch.export`` treat a string as a constant; it holds doubles exactly, and ``.to(dtype)`` cannot
+cast it. The operator's schema stays the same when a rope type is added, and one string argument is a fifth cheaper to
+call than a string, a layout and flags.
 
 Its grammar, which ``csrc/core/spec.cpp`` parses too::
 
@@ -48,7 +48,7 @@ _Part = TypeVar("_Part", FrequencyParams, Rotation)
 
 @dataclass(frozen=True)
 class Spec:
-    """Frequencies and the geometry of a head: what a config comes to."""
+    """The frequencies and the geometry of a head: all that the kernels get of a config."""
 
     frequency: FrequencyParams
     rotation: Rotation
@@ -70,13 +70,13 @@ class Spec:
 
 @dataclass(frozen=True)
 class Operation:
-    """A parsed text: what one call of the operator computes, and how its tensors lie.
+    """A parsed text: what one call of the operator computes, and the layout of its tensors.
 
     Attributes:
         spec: frequencies and geometry.
         layout: a key of :data:`~rope_kernels.core.layouts.LAYOUTS`.
         inverse: rotate back (the adjoint).
-        unscaled: leave attention scaling out.
+        unscaled: without attention scaling.
     """
 
     spec: Spec
@@ -85,7 +85,6 @@ class Operation:
     unscaled: bool = False
 
 
-@lru_cache(maxsize=1024)
 def text_of(spec: str, layout: str = "bshd", inverse: bool = False, unscaled: bool = False) -> str:
     """The operator's text for an encoded :class:`Spec` and the call's layout and flags."""
     if layout == "bshd" and not inverse and not unscaled:
@@ -114,7 +113,7 @@ def parse_text(text: str) -> Operation:
 
 @lru_cache(maxsize=1024)
 def adjoint(text: str) -> str:
-    """The text of the rotation back."""
+    """The text of the inverse rotation."""
     operation = parse_text(text)
     return text_of(text.partition("@")[0], operation.layout, not operation.inverse, operation.unscaled)
 
@@ -124,7 +123,7 @@ def parse_spec(encoded: str) -> Spec:
     """The inverse of :meth:`Spec.encode`.
 
     Raises:
-        RopeConfigError: a key is unknown, comes twice or is missing, or a value cannot be one of its key.
+        RopeConfigError: a key is unknown, comes twice or is missing, or its value is not allowed.
     """
     values: dict[str, str] = {}
     for part in encoded.split(";"):
@@ -181,7 +180,7 @@ def _number(key: str, text: str) -> float:
 
 
 def _check_fit(p: FrequencyParams, r: Rotation) -> None:
-    """What the kernels take for granted. ``check_fit`` in csrc/core/spec.cpp also bounds the number of pairs."""
+    """Check what the kernels assume. ``check_fit`` in csrc/core/spec.cpp also bounds the number of pairs."""
 
     def require(holds: bool, key: str, value: object) -> None:
         if not holds:
