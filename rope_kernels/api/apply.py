@@ -6,6 +6,8 @@ The checked door (:mod:`.prepare`) takes whatever the fast door leaves, and word
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from torch import Tensor
 from torch.compiler import is_compiling
 
@@ -16,6 +18,9 @@ from .prepare import prepare, refuse_derivative, refuse_derivative_of_outputs, r
 from .sharding import is_distributed, mark_written, rotate_shards
 
 __all__ = ["apply_rope", "apply_rope_"]
+
+# Cached here alone: Dynamo, which never sees the fast door, warns of every lru_cache that it traces.
+_cached_text_of = lru_cache(maxsize=1024)(text_of)
 
 
 def apply_rope(
@@ -102,7 +107,7 @@ def _usual_text(cfg: RopeConfig, interleaved: bool | None, layout: str, inverse:
     if not isinstance(layout, str) or not isinstance(inverse, bool):
         return None
     specs: dict[bool | None, str] | None = getattr(cfg, "specs", None)
-    return text_of(specs[interleaved], layout, inverse) if specs and interleaved in specs else None
+    return _cached_text_of(specs[interleaved], layout, inverse) if specs and interleaved in specs else None
 
 
 def _rotate_fast(

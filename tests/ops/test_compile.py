@@ -138,3 +138,22 @@ def test_export_with_a_dynamic_length():
     x, positions = torch.randn(2, 19, 2 * HEAD_DIM), positions_for("llama3", 19, 5)
     torch.testing.assert_close(program.module()(x, positions), model(x, positions))
     assert "rope_kernels.rotate" in str(program.graph)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_tracing_warns_of_nothing_of_ours(name, recwarn):
+    """Dynamo says "silent incorrectness" of every lru_cache that it traces, once per process unless it forgets."""
+    config = rk.RopeConfig(**CONFIGS[name])
+
+    def calls(q, k, positions):
+        rotated = rk.apply_rope(q, k, positions, config, inverse=True)
+        rk.apply_rope_(q, k, positions, config)
+        rk.shift_(k, 1, config, seq_len=40)
+        rk.rerotate_(k, positions, config, from_seq_len=3, to_seq_len=40)
+        cos, sin = rk.cos_sin(positions, config)
+        return rotated, rk.apply_rotary_pos_emb(q, k, cos, sin, unsqueeze_dim=2)
+
+    torch._dynamo.utils.warn_once_cache.clear()
+    q, k = torch.randn(2, 5, 4, HEAD_DIM), torch.randn(2, 5, 2, HEAD_DIM)
+    torch.compile(calls, fullgraph=True, backend="aot_eager")(q, k, positions_for(name, 5))
+    assert not [str(w.message) for w in recwarn if "Dynamo" in str(w.message)]
