@@ -3,16 +3,20 @@
 No Python version is compiled in: ``rope_kernels.backends.native`` loads it into torch, and it is a Python module by the
 stable ABI for ``rope_kernels.ops.direct``.
 Without torch in the build environment or without a compiler the package is installed without it, and says so;
-``ROPE_KERNELS_BUILD=1`` makes that an error.
+``ROPE_KERNELS_BUILD=1`` makes that an error. ``TORCH_CUDA_ARCH_LIST`` chooses among the GPU architectures of
+csrc/cuda/architectures.txt: ``"9.0"``, ``"8.0;9.0+PTX"``.
 """
 
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
@@ -26,7 +30,7 @@ CXXFLAGS = [
 ]  # fmt: skip
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mf16c", "-mprefer-vector-width=512"]
-CUDA_ARCHS = (75, 80, 86, 89, 90, 100, 120)
+ARCHITECTURES = "csrc/cuda/architectures.txt"
 NVCCFLAGS = [
     f"-I{ROOT / 'csrc'}",
     "-std=c++20",
@@ -42,6 +46,13 @@ ISAS = {"avx512": AVX512, "avx512_bf16": [*AVX512, "-mavx512bf16"], "avx2": AVX2
 
 class MissingToolError(Exception):
     """What the build needs and does not find."""
+
+
+class GpuCode(NamedTuple):
+    """What nvcc makes: machine code for ``machine``, PTX for ``ptx``; 90 is sm_90."""
+
+    machine: list[int]
+    ptx: list[int]
 
 
 def sources() -> dict[str, list[str]]:
@@ -93,17 +104,52 @@ def said_by(*command: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
-def cuda_archs(cuda: str) -> list[int]:
-    """The architectures of :data:`CUDA_ARCHS` that this nvcc knows."""
-    known = said_by(cuda, "--list-gpu-arch").split()
-    return [arch for arch in CUDA_ARCHS if f"compute_{arch}" in known]
+def listed_archs() -> list[int]:
+    """The GPU architectures that the project supports, in rising order."""
+    return [int(line) for line in (ROOT / ARCHITECTURES).read_text().split("\n") if line.isdigit()]
+
+
+def chosen_code(asked: str, listed: Sequence[int], known: Sequence[int]) -> GpuCode:
+    """What to build for ``asked``, a value of ``TORCH_CUDA_ARCH_LIST``, or by default if it is empty.
+
+    The default is all of ``listed`` that this nvcc knows (``known``), and PTX for the last of them.
+
+    Raises:
+        SystemExit: ``asked`` has another form, or names an architecture that is not in ``listed`` or not in ``known``.
+    """
+    possible = [arch for arch in listed if arch in known]
+    names = [name for name in re.split("[; ]", asked) if name]
+    if not names:
+        if not possible:
+            raise MissingToolError(f"this nvcc knows none of the architectures in {ARCHITECTURES}")
+        return GpuCode(possible, possible[-1:])
+    code = GpuCode([], [])
+    for name in names:
+        form = re.fullmatch(r"(\d+)\.(\d)(\+PTX)?", name)
+        arch = int(form[1] + form[2]) if form else 0
+        if arch not in possible:
+            allowed = ", ".join(f"{arch // 10}.{arch % 10}" for arch in possible)
+            why = f"this nvcc does not know sm_{arch}" if arch in listed else f"it is not in {ARCHITECTURES}"
+            raise SystemExit(
+                f"rope_kernels: TORCH_CUDA_ARCH_LIST: got '{name}': {why}; allowed are {allowed}, each also with +PTX"
+            )
+        code.machine.append(arch)
+        if form[3]:
+            code.ptx.append(arch)
+    return GpuCode(sorted({*code.machine}), sorted({*code.ptx}))
+
+
+def gpu_code(cuda: str) -> GpuCode:
+    """What the nvcc ``cuda`` builds, by its own list and ``TORCH_CUDA_ARCH_LIST``."""
+    known = [int(arch) for arch in re.findall(r"compute_(\d+)\b", said_by(cuda, "--list-gpu-arch"))]
+    return chosen_code(os.environ.get("TORCH_CUDA_ARCH_LIST", ""), listed_archs(), known)
 
 
 def nvcc_command(cuda: str, compiler: str) -> str:
-    """nvcc with code for every architecture it knows, and PTX for those to come."""
-    archs = cuda_archs(cuda)
-    code = [f"-gencode arch=compute_{arch},code=sm_{arch}" for arch in archs]
-    code.append(f"-gencode arch=compute_{archs[-1]},code=compute_{archs[-1]}")
+    """nvcc with machine code and PTX for the chosen architectures."""
+    machine, ptx = gpu_code(cuda)
+    code = [f"-gencode arch=compute_{arch},code=sm_{arch}" for arch in machine]
+    code += [f"-gencode arch=compute_{arch},code=compute_{arch}" for arch in ptx]
     size = ["--compress-mode=size"] if "--compress-mode" in said_by(cuda, "--help") else []
     return " ".join([cuda, "-ccbin", compiler, *NVCCFLAGS, *size, *code])
 
@@ -119,7 +165,7 @@ def ninja_file(library: Path, build: Path) -> str:
     # nvcc also beside a torch without CUDA; cudart inside, so that the library loads where there is no driver.
     link = f"{compiler} -shared"
     if cuda:
-        archs = ",".join(map(str, cuda_archs(cuda)))
+        archs = ",".join(map(str, gpu_code(cuda).machine))
         bound = {
             name: [*flags, f"-DROPE_WITH_CUDA={archs}"]
             for name, flags in (bound | {"ops/launch_cuda.cpp": with_torch}).items()
@@ -187,12 +233,11 @@ class NinjaBuild(build_ext):
 
     def _contents(self) -> str:
         cuda = nvcc()
-        archs = ", ".join(map(str, cuda_archs(cuda))) if cuda else ""
+        machine, ptx = gpu_code(cuda) if cuda else GpuCode([], [])
         isas = ", ".join(["portable", *(isa for isa in ISAS if f"cpu/isa/{isa}.cpp" in sources())])
         calls = "direct calls from Python" if python_headers() else "no direct calls (there are no headers of Python)"
-        return f"CPU ({isas}), {calls}, " + (
-            f"CUDA (sm {archs}, and PTX)" if archs else "without CUDA (no nvcc was used)"
-        )
+        archs = ", ".join([*(f"sm_{arch}" for arch in machine), *(f"PTX of compute_{arch}" for arch in ptx)])
+        return f"CPU ({isas}), {calls}, " + (f"CUDA ({archs})" if archs else "without CUDA (no nvcc was used)")
 
     def _say(self, text: str) -> None:
         print(f"rope_kernels: {text}", file=sys.stderr)

@@ -10,6 +10,11 @@ add_library(cuda-check OBJECT EXCLUDE_FROM_ALL ${CUDA_SOURCE})
 target_include_directories(cuda-check PRIVATE csrc)
 # CMake 3.25 does not know the standards of nvcc 13.
 target_compile_options(cuda-check PRIVATE -std=c++20 -Werror=all-warnings)
-set_target_properties(
-  cuda-check PROPERTIES CUDA_ARCHITECTURES "75-real;80-real;86-real;89-real;90-real;100-real;120"
-)
+# Machine code for each architecture of the list, and PTX for the last.
+set(ARCHITECTURES_FILE ${CMAKE_CURRENT_SOURCE_DIR}/csrc/cuda/architectures.txt)
+set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS ${ARCHITECTURES_FILE})
+file(STRINGS ${ARCHITECTURES_FILE} ARCHITECTURES REGEX "^[0-9]+$")
+list(POP_BACK ARCHITECTURES LAST_ARCHITECTURE)
+list(TRANSFORM ARCHITECTURES APPEND "-real")
+list(APPEND ARCHITECTURES ${LAST_ARCHITECTURE})
+set_target_properties(cuda-check PROPERTIES CUDA_ARCHITECTURES "${ARCHITECTURES}")

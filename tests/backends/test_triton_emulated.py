@@ -12,9 +12,9 @@ pytest.importorskip("triton")
 from support import launches
 
 from emulation.ptx.code import INSTRUCTIONS
+from emulation.targets import TRITON as TARGETS
 from emulation.triton_driver import emulated
 
-TARGETS = (80, 90, 100, 120)
 WAYS = list(product(TARGETS, (False, True)))
 """(target, in place)"""
 ON_ALL_TARGETS = [

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from triton.backends.nvidia.compiler import get_ptxas
 
-from emulation import aot, sass
+from emulation import aot, sass, targets
 from emulation.blocks import pieces
 from emulation.figures import triton_code
 from emulation.ptx import Memory, Program, run
@@ -42,7 +42,7 @@ def compiled(name, target, *args, **constants):
     return launches[0]
 
 
-@pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100", "sm_120", "gfx942", "gfx1100"])
+@pytest.mark.parametrize("target", [*targets.sm(targets.TRITON), "gfx942", "gfx1100"])
 def test_facts(target):
     x = torch.zeros(128, dtype=torch.float16)
     facts, _ = triton_code(compiled("everything_slow", target, x, torch.zeros_like(x), 100), target)

@@ -11,11 +11,12 @@ import torch
 
 pytest.importorskip("triton")
 
+from emulation import targets
 from emulation.cuda import build
 from emulation.figures import Shape, cuda_figures, library_kernels, triton_figures
 from rope_kernels.backends import native
 
-NVIDIA = ("sm_80", "sm_90", "sm_100", "sm_120")
+NVIDIA = targets.sm(targets.TRITON)
 AMD = ("gfx942", "gfx1100")
 BUDGETS = {128: {"prefill": 5, "decode": 10}, None: {"prefill": 5, "decode": 13}}
 """Executed thread instructions per element in 16 bits, halves of a head of 128 channels and other heads."""

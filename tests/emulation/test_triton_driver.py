@@ -13,9 +13,8 @@ from triton.backends import backends
 from triton.runtime.driver import driver
 
 from emulation.ptx import Program, PTXError
+from emulation.targets import TRITON as TARGETS
 from emulation.triton_driver import emulated
-
-TARGETS = [80, 90, 100, 120]
 
 
 @triton.jit

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from emulation.ptx import Counts, Program
 from emulation.ptx.syntax import Kernel
+from emulation.targets import TRITON as TRITON_TARGETS
 
 from .determined import is_determined
 from .outcomes import Check, NotHereError, Setup
@@ -26,7 +27,6 @@ from .placing import Placed
 __all__ = ["BITWISE", "WITHIN", "Emulated", "agree", "emulator_checks", "native_emulated", "nearest", "triton_emulated"]
 
 BITWISE, WITHIN = "bitwise", "within tolerance"
-TRITON_TARGETS = (80, 90, 100, 120)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,8 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from emulation.targets import CUDA as TARGETS
+
 __all__ = ["TARGETS", "emulated", "host", "nvcc", "ptx", "ptxas"]
 
 HERE = Path(__file__).parent
@@ -20,8 +22,6 @@ ROOT = HERE.parents[2]
 CSRC = ROOT / "csrc"
 FOLDER = ROOT / "build" / "emulation"
 KERNELS = CSRC / "cuda" / "kernel.cu"
-TARGETS = (80, 90, 100)
-"""nvcc has one front end up to 90 and another from 100 on, whose PTX for 120 is the same."""
 CXX = ["g++", "-std=c++20", "-fPIC", f"-I{CSRC}", f"-I{HERE}"]
 SANITIZE = ["-Og", "-g1", "-fsanitize=address,undefined,float-cast-overflow", "-fno-sanitize-recover=all"]
 
@@ -98,7 +98,7 @@ def _cached(name: str, sources: Iterable[Path], tools: Iterable[str], make: Call
 
 @cache
 def emulated() -> Path:
-    """``libstandin.so`` (the runtime), ``launcher.so``, and ``kernel.compute_XX.ptx`` of :data:`TARGETS`.
+    """``libstandin.so`` (the runtime), ``launcher.so``, and ``kernel.compute_XX.ptx`` of ``TARGETS``.
 
     One run of nvcc makes the launcher's object and the PTX, so that the kernels' names agree.
     """
@@ -133,7 +133,7 @@ def emulated() -> Path:
 
 
 def ptx(arch: int) -> str:
-    """The kernels for ``arch`` of :data:`TARGETS`."""
+    """The kernels' PTX for ``arch``, one of ``TARGETS``."""
     return (emulated() / f"kernel.compute_{arch}.ptx").read_text()
 
 
