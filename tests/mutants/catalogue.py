@@ -1,8 +1,10 @@
 """All mutants."""
 
-from . import cpu, cuda, direct, formulas, triton
+from . import calls, cpu, cuda, direct, formulas, text, triton
 from .mutant import Mutant
 
 __all__ = ["MUTANTS"]
 
-MUTANTS: list[Mutant] = [*triton.MUTANTS, *cuda.MUTANTS, *cpu.MUTANTS, *direct.MUTANTS, *formulas.MUTANTS]
+MUTANTS: list[Mutant] = [
+    *triton.MUTANTS, *cuda.MUTANTS, *cpu.MUTANTS, *direct.MUTANTS, *formulas.MUTANTS, *text.MUTANTS, *calls.MUTANTS,
+]  # fmt: skip

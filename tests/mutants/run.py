@@ -134,11 +134,11 @@ def printed(results: list[Result]) -> Table:
 def main(
     as_json: Annotated[bool, typer.Option("--json", help="print a list of objects")] = False,
     only: Annotated[
-        list[str] | None, typer.Option(help="mutants with such a text in area, file or description")
+        list[str] | None, typer.Option(help="mutants with such a text in area, kind, file or description")
     ] = None,
 ) -> None:
     """Run the tests against every mutant."""
-    chosen = [m for m in MUTANTS if any(text in f"{m.area} {m.file} {m.why}" for text in only or [""])]
+    chosen = [m for m in MUTANTS if any(text in f"{m.area} {m.kind} {m.file} {m.why}" for text in only or [""])]
     if not chosen:
         raise typer.BadParameter(f"got {only!r}, which is in no mutant", param_hint="--only")
     console, results = Console(stderr=True), []

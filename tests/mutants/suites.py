@@ -28,6 +28,7 @@ _CMAKE = (
     "-DROPE_KERNELS_CUDA=OFF", f"-DPython_EXECUTABLE={sys.executable}",
 )  # fmt: skip
 _LIBRARY = sys.executable, "setup.py", "-q", "build_ext", "--inplace"
+_MATHEMATICS = Stage(("tests/cpp/test_math_module.py",), (_CMAKE, ("ninja", "-C", "build/cmake", "rope_kernels_math")))
 
 SUITES: dict[str, list[Stage]] = {
     "triton": [
@@ -43,8 +44,12 @@ SUITES: dict[str, list[Stage]] = {
             (f"{_BACKENDS}/test_native.py", "tests/api/test_apply.py"),
             (_LIBRARY,),
         ),
-        Stage(("tests/cpp/test_math_module.py",), (_CMAKE, ("ninja", "-C", "build/cmake", "rope_kernels_math"))),
+        _MATHEMATICS,
     ],
+    "spec": [Stage(("tests/core/test_spec.py",))],
+    "spec-cpp": [Stage(("tests/ops/test_operators.py",), (_LIBRARY,)), _MATHEMATICS],
+    "doors": [Stage(("tests/api/test_doors.py", "tests/api/test_apply.py", "tests/ops/test_compile.py"))],
+    "layout": [Stage(("tests/test_layout.py",))],
     "direct": [Stage(tuple(f"tests/ops/test_direct{rest}.py" for rest in ("", "_refusals", "_threads")), (_LIBRARY,))],
 }
 """By area of mutants."""
