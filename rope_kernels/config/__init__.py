@@ -1,4 +1,4 @@
-"""RopeConfig: its fields, their checks, the rope types, and the reading of HuggingFace's configs."""
+"""RopeConfig, its fields and checks, the rope types, and the reader of HuggingFace configs."""
 
 from .config import RopeConfig
 

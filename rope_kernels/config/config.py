@@ -1,4 +1,4 @@
-"""RopeConfig: the one description of a rotary embedding, checked once, when it is made."""
+"""RopeConfig: describes a rotary embedding; its values are checked once, when it is made."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .explain import explain
 from .fields import OTHER_NAMES, RopeFields
 from .huggingface.reader import OWN_FIELDS, fields_from_hf, layer_types_of
 from .rope_types import ROPE_TYPES
-from .validation import as_tuple, check, check_choice, check_params, nearest, normalise, resolve_axis_map
+from .validation import as_tuple, check_choice, check_params, nearest, normalise, resolve_axis_map, validate
 
 __all__ = ["RopeConfig"]
 
@@ -32,7 +32,7 @@ sys.modules.setdefault("rope_kernels.rotation", sys.modules[Rotation.__module__]
 
 
 def _named_fields(cls: type[_Config]) -> type[_Config]:
-    """Let the constructor refuse a field that is unknown or missing as it refuses a wrong value, not by TypeError."""
+    """Make the constructor raise RopeConfigError, not TypeError, for a field that is unknown or missing."""
     init, known = cls.__init__, sorted(f.name for f in fields(cls) if f.init)
 
     @functools.wraps(init)
@@ -59,7 +59,7 @@ class RopeConfig(RopeFields):
     are derived from them, once, when the config is made.
 
     Attributes:
-        frequency_params: what the kernels know of the rope type.
+        frequency_params: what the kernels compute the frequencies from.
         geometry: the geometry of a head, with the config's own pairing.
         specs: one encoded spec per value of ``apply_rope``'s ``interleaved``, precomputed because encoding it would
             dominate a decode step.
@@ -79,7 +79,7 @@ class RopeConfig(RopeFields):
         if axis_map_name != self.axis_map:
             object.__setattr__(self, "provenance", {**self.provenance, "axis_map": "default"})
             object.__setattr__(self, "axis_map", axis_map_name)
-        check(self)
+        validate(self)
         params = _compute(self)
         rotation = _rotation(self, params)
         specs: dict[bool | None, str] = {None: Spec(params, rotation).encode()}
@@ -91,18 +91,18 @@ class RopeConfig(RopeFields):
         object.__setattr__(self, "specs", specs)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """From a pickle, also from one that was written before the derived values had these names."""
+        """Restore from a pickle, also from one of an earlier version, which has other names."""
         for name, value in state.items():
             object.__setattr__(self, _RENAMED.get(name, name), value)
 
     def __repr__(self) -> str:
-        """The given fields; of a long list its length."""
+        """The given fields; a long list is shown by its length."""
         given = ", ".join(f"{name}={_shown(value)}" for name, value in self.given().items())
         return f"{type(self).__name__}({given})"
 
     @property
     def attention_scaling(self) -> float:
-        """What cos and sin are multiplied by in the initial (short) state; scores get its square."""
+        """The factor on cos and sin in the initial (short) state; scores are multiplied by its square."""
         return self.frequency_params.attention_scaling
 
     @property
@@ -112,7 +112,7 @@ class RopeConfig(RopeFields):
 
     @property
     def rotary_dim(self) -> int:
-        """Channels that the rotation spans, twice the length of :meth:`inv_freq`."""
+        """Number of channels that the rotation spans, twice the length of :meth:`inv_freq`."""
         rotation = self.rotation()
         return 2 * rotation.distance * rotation.blocks
 
@@ -125,7 +125,7 @@ class RopeConfig(RopeFields):
         """The geometry of a head, with the config's pairing or another.
 
         Raises:
-            RopeConfigError: no such pairing, or not with these pairs.
+            RopeConfigError: an unknown pairing, or one that this axis map or these pairs do not allow.
         """
         return self.geometry if pairing is None else _paired(self.geometry, pairing)
 
@@ -133,8 +133,7 @@ class RopeConfig(RopeFields):
         """The op's encoded :class:`Spec`: ``None`` has the config's pairing, ``True`` interleaved, ``False`` half.
 
         Raises:
-            RopeConfigError: another value; or the pairs of the axis map are halves by definition, and interleaved ones
-                were asked for.
+            RopeConfigError: another value; or ``True`` with an axis map whose pairs are always halves.
         """
         if interleaved is not None and not isinstance(interleaved, bool):
             raise RopeConfigError("interleaved", f"got {interleaved!r}, allowed are None, True and False")
@@ -149,7 +148,7 @@ class RopeConfig(RopeFields):
             seq_len: length in tokens; ``None`` is transformers' initial state.
 
         Returns:
-            Float64 CPU tensor ``(rotary_dim / 2,)``, zero for pairs that do not turn.
+            Float64 CPU tensor ``(rotary_dim / 2,)``, zero for pairs that are not rotated.
         """
         values = self.frequency_params.inv_freqs(self.rotation().index, seq_len)
         values += [0.0] * (self.rotary_dim // 2 - len(values))
@@ -164,7 +163,7 @@ class RopeConfig(RopeFields):
         head_dim: int | None = None,
         **fields: Any,
     ) -> RopeConfig:
-        """A config that turns by the caller's own table.
+        """A config that rotates by the caller's own table of frequencies.
 
         Args:
             inv_freq: radians per position, one per frequency; any finite numbers.
@@ -219,7 +218,7 @@ class RopeConfig(RopeFields):
         return replace(self, **{"provenance": kept, **changes})
 
     def explain(self) -> str:
-        """The type, every value and where it came from, and what they mean in tokens; plain text."""
+        """Plain text: the rope type, every value with its origin, and what the values mean in tokens."""
         return explain(self, self.frequency_params, self.rotation())
 
     def to_dict(self) -> dict[str, Any]:
@@ -231,7 +230,7 @@ class RopeConfig(RopeFields):
     def to_hf(self) -> dict[str, Any]:
         """The config in transformers' new spelling, for :meth:`from_hf` and a config.json.
 
-        What HuggingFace has no key for is kept under ``"rope_kernels"``.
+        Values that HuggingFace has no key for are kept under ``"rope_kernels"``.
         """
         given = {key: list(v) if isinstance(v, tuple) else v for key, v in self.given().items() if key != "extra"}
         values: dict[str, Any] = {"head_dim": given.pop("head_dim")}
@@ -257,7 +256,7 @@ def _compute(config: RopeConfig) -> FrequencyParams:
 
 
 def _rotation(config: RopeConfig, params: FrequencyParams) -> Rotation:
-    # On these maps the two axes use the same ladder; on all others every frequency belongs to one pair.
+    # On these maps both axes use the same ladder. On all other maps every frequency belongs to one pair.
     shares = config.axis_map in AXIAL_MAPS and config.axis_map != "pixtral"
     span = params.num_frequencies * (2 if shares else 1)
     axes = axis_map(config.axis_map, span, config.mrope_section or ()) if config.axis_map else AxisMap(())
@@ -268,7 +267,7 @@ def _rotation(config: RopeConfig, params: FrequencyParams) -> Rotation:
             f"got {config.head_dim}, rotary_offset {config.rotary_offset} and {2 * span} rotated channels do not fit",
         )
     if not pairs:
-        raise RopeConfigError("partial_rotary_factor", f"got {config.partial_rotary_factor!r}, no pair would turn")
+        raise RopeConfigError("partial_rotary_factor", f"got {config.partial_rotary_factor!r}, no pair would rotate")
     halves = Rotation(
         head_dim=config.head_dim,
         num_pairs=pairs,
@@ -287,9 +286,9 @@ def _paired(rotation: Rotation, pairing: str) -> Rotation:
     check_choice("pairing", pairing)
     if rotation.blocks > 1 and pairing != "half":
         raise RopeConfigError("pairing", f"got {pairing!r}, the parts of axis_map 'gemma4_vision' pair by 'half' only")
-    turning, span = rotation.num_pairs, rotation.distance * rotation.blocks
-    if turning < span and pairing == "interleaved_to_half":
-        raise RopeConfigError("pairing", f"got {pairing!r}, which needs all pairs to turn; {turning} of {span} do")
+    rotated, span = rotation.num_pairs, rotation.distance * rotation.blocks
+    if rotated < span and pairing == "interleaved_to_half":
+        raise RopeConfigError("pairing", f"got {pairing!r}, which needs all pairs to rotate; {rotated} of {span} do")
     return replace(rotation, pairing=pairing)
 
 

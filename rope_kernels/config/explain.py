@@ -1,4 +1,4 @@
-"""What a config means, in plain text: every value with its origin, then the consequences in tokens."""
+"""Explain a config in plain text: every value with its origin, then what the values mean in tokens."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _PAIRS = {
 
 
 def explain(config: RopeFields, params: FrequencyParams, rotation: Rotation) -> str:
-    """A text of several lines about a checked config and what was computed from it."""
+    """Describe a checked config and what was computed from it, in several lines."""
     rows = _value_rows(config, params)
     widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
     lines = [f"{name:<{widths[0]}}  {value:<{widths[1]}}  {origin}" for name, value, origin in rows]
@@ -61,21 +61,21 @@ def _geometry(rotation: Rotation, axis_map: str | None) -> list[str]:
     first, span = rotation.rotary_offset, 2 * rotation.distance * rotation.blocks
     lines = [
         f"channels {first} to {first + span - 1} of {rotation.head_dim} are paired, {rotation.num_pairs} of "
-        f"{span // 2} pairs turn; {_PAIRS[rotation.pairing].format(distance=rotation.distance)}"
+        f"{span // 2} pairs rotate; {_PAIRS[rotation.pairing].format(distance=rotation.distance)}"
     ]
     if rotation.blocks > 1:
         lines.append(f"each of {rotation.blocks} equal blocks of channels is paired on its own")
     if rotation.axis:
         counts = [rotation.axis.count(row) for row in range(rotation.num_axes)]
-        lines.append(f"axis map {axis_map}: {rotation.num_axes} rows of positions turn {counts} pairs")
+        lines.append(f"axis map {axis_map}: {rotation.num_axes} rows of positions rotate {counts} pairs")
     return lines
 
 
 def effective_context(config: RopeFields, params: FrequencyParams) -> int | None:
-    """The length, in tokens, that the config's own numbers come to: the original context times the factor.
+    """The original context times the factor, in tokens; ``None`` if the config gives no length.
 
-    Beyond it the stretched pairs reach angles that the original context did not have. ``None`` where no length is
-    given. What ``max_position_embeddings`` says may be more or less.
+    Beyond it the stretched pairs reach angles that the original context did not have.
+    ``max_position_embeddings`` may be more or less.
     """
     original = config.original_max_position_embeddings or params.dynamic_length
     factor = params.factor if params.factor != 1 else config.factor
@@ -93,7 +93,7 @@ def _effective_context(config: RopeFields, params: FrequencyParams) -> list[str]
 
 
 def states(params: FrequencyParams) -> list[tuple[int | None, str]]:
-    """The lengths at which frequencies differ, with words for them; ``None`` is the initial state."""
+    """Sequence lengths with different frequencies, each with a title; ``None`` is the initial state."""
     if params.switch_length:
         length = params.switch_length
         return [
@@ -110,15 +110,15 @@ def states(params: FrequencyParams) -> list[tuple[int | None, str]]:
 def _state(
     config: RopeFields, params: FrequencyParams, rotation: Rotation, seq_len: int | None, title: str
 ) -> list[str]:
-    turning = [abs(f) for f in params.inv_freqs(rotation.index, seq_len) if f]
+    rotated = [abs(f) for f in params.inv_freqs(rotation.index, seq_len) if f]
     scaling = params.scaling(seq_len)
     lines = [f"{title}:"]
-    if turning:
-        short, long = 2 * math.pi / max(turning), 2 * math.pi / min(turning)
+    if rotated:
+        short, long = 2 * math.pi / max(rotated), 2 * math.pi / min(rotated)
         lines.append(f"  wavelengths from {short:.6g} to {long:.6g} tokens")
     longest = config.max_position_embeddings
     if longest is not None:
-        slow = sum(f * longest < 2 * math.pi for f in turning)
-        lines.append(f"  {slow} of {len(turning)} pairs turn less than once over {longest} tokens")
+        slow = sum(f * longest < 2 * math.pi for f in rotated)
+        lines.append(f"  {slow} of {len(rotated)} pairs make less than one turn over {longest} tokens")
     lines.append(f"  cos and sin are multiplied by {scaling:.6g}, scores therefore by {scaling**2:.6g}")
     return lines

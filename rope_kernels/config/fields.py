@@ -1,4 +1,4 @@
-"""The plain values of a config, with the names that HuggingFace gives them."""
+"""The values of a config as plain fields, under HuggingFace's names."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ OTHER_NAMES = {
     "scaling_factor": "factor",
     "theta": "rope_theta",
 }
-"""What other libraries call a field, and how it is said here."""
+"""Names of other libraries, each with the field that it is here."""
 
 
 @dataclass(frozen=True)
 class RopeFields:
-    """What a rope type reads. :class:`rope_kernels.config.RopeConfig` adds the checks and the methods.
+    """The values that a rope type reads. :class:`rope_kernels.config.RopeConfig` adds the checks and the methods.
 
     ``None`` means not given. Lists are stored as tuples, integers given for floats as floats.
 
@@ -34,13 +34,13 @@ class RopeFields:
         head_dim: channels of a head, the last axis of q.
         rope_type: a name in :data:`rope_kernels.rope_types.ROPE_TYPES`.
         rope_theta: base of the frequency ladder.
-        partial_rotary_factor: share of ``head_dim`` that turns, over 0 and at most 1.
+        partial_rotary_factor: share of ``head_dim`` that is rotated, over 0 and at most 1.
         rotary_offset: channels before the first rotated one.
         max_position_embeddings: longest trained sequence, in tokens.
         original_max_position_embeddings: the same before the context was extended.
         factor: how many times the context was extended.
         attention_factor: multiplies cos and sin (``None``: what the type prescribes).
-        beta_fast: yarn, turns over the original context above which a pair is left alone.
+        beta_fast: yarn, turns over the original context above which a pair is unchanged.
         beta_slow: yarn, turns below which a pair is divided by ``factor``.
         mscale: yarn, DeepSeek's numerator of the attention factor.
         mscale_all_dim: yarn, its denominator.
@@ -50,7 +50,7 @@ class RopeFields:
         short_mscale: longrope, attention factor up to the original context (PhiMoE).
         long_mscale: longrope, attention factor beyond it (PhiMoE).
         low_freq_factor: llama3, turns over the original context below which a pair is divided by ``factor``.
-        high_freq_factor: llama3, turns above which it is left alone.
+        high_freq_factor: llama3, turns above which a pair is unchanged.
         alpha: ntk_alpha, constant growth of theta (HunYuan).
         inv_freq_table: inv_freq, the caller's frequencies in radians per position.
         mrope_section: pairs per position row.
@@ -58,8 +58,8 @@ class RopeFields:
         pairing: one of :data:`rope_kernels.rotation.PAIRINGS`.
         phase: one of :data:`rope_kernels.rotation.PHASES`.
         table_dtype: one of :data:`rope_kernels.rotation.TABLE_DTYPES`, to round cos and sin as a trainer did.
-        extra: keys of registered types that are no field here; stored as sorted ``(key, value)`` pairs.
-        strict: whether what transformers only logs is an error (or else a warning).
+        extra: keys of registered types that are not fields here, stored as sorted ``(key, value)`` pairs.
+        strict: whether a value that transformers only logs about is an error; otherwise it is a warning.
         provenance: where the value of a field came from, for ``explain()``.
     """
 

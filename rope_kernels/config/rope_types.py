@@ -1,6 +1,6 @@
-"""One function per rope type: from a config's values to the one formula of :mod:`rope_kernels.frequency`.
+"""One function per rope type: maps a config's values into the parameters of :mod:`rope_kernels.core.frequency`.
 
-Nothing else knows the types' names. A new type is one decorated function, or :func:`register_rope_type`.
+No other module knows the types' names. A new type is one decorated function, or :func:`register_rope_type`.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from .fields import RopeFields
 
 __all__ = ["DEFAULTS", "ROPE_TYPES", "RopeType", "register_rope_type"]
 
-# What transformers takes for keys that are not given.
+# transformers' values for keys that are not given.
 DEFAULTS = {"beta_fast": 32.0, "beta_slow": 1.0, "truncate": True}
 
-_STEP = 2.0**-40  # width of a ramp that stands for a step, as a share of where it is
+_STEP = 2.0**-40  # relative width of the ramp that represents a step
 
 _LADDER = frozenset({"rope_theta", "partial_rotary_factor"})
 _SECTIONS = frozenset({"mrope_section", "axis_map"})
@@ -31,11 +31,11 @@ class RopeType:
     """A rope type: its function and the config keys that it reads. Calling it calls the function.
 
     Attributes:
-        fn: makes the frequency parameters of a config.
-        required: keys that must be given.
-        optional: keys that may be given; ``None`` takes any, also ones that are no field of a config.
-        axis_maps: the axis maps that go with it, the default first.
-        builtin: whether the package brings it.
+        fn: returns the frequency parameters of a config.
+        required: keys that a config must give.
+        optional: keys that it may give; ``None`` allows any key, also one that is not a field.
+        axis_maps: the axis maps that it allows, the default first.
+        builtin: whether the package defines it.
     """
 
     fn: Callable[[RopeFields], FrequencyParams]
@@ -67,14 +67,14 @@ def register_rope_type(
     """Add a rope type.
 
     Args:
-        name: what ``rope_type`` says in configs.
-        fn: gets the config, whose ``extra`` holds the keys that are no field; returns :class:`FrequencyParams`.
+        name: the value of ``rope_type`` in configs.
+        fn: takes the config, whose ``extra`` holds the keys that are not fields; returns :class:`FrequencyParams`.
         required: keys a config must give.
-        optional: keys it may give besides (``None``: any key is taken).
-        overwrite: allow ``name`` to be taken already.
+        optional: keys that it may give (``None``: any key).
+        overwrite: replace a type that is registered under ``name``.
 
     Raises:
-        RopeConfigError: the name is taken or no non-empty string, or ``fn`` is no function.
+        RopeConfigError: the name is taken or is not a non-empty string, or ``fn`` is not callable.
     """
     if not isinstance(name, str) or not name:
         raise RopeConfigError("rope_type", f"got {name!r}, must be a non-empty string")
@@ -200,7 +200,7 @@ def _yarn_range(config: RopeFields, original: int) -> tuple[float, float]:
 def _llama3(config: RopeFields) -> FrequencyParams:
     """Llama 3.1: transformers' ``_compute_llama3_parameters``."""
     low, high = _given(config, "low_freq_factor"), _given(config, "high_freq_factor")
-    # A ramp that does not rise is a step at `low` to transformers, which only logs it; RopeConfig refuses it.
+    # transformers treats a ramp that does not rise as a step at `low`.
     width = high - low if high > low else low * _STEP
     ramp = (0.0, _given(config, "original_max_position_embeddings") / (2 * math.pi * width), -low / width)
     return _ladder(config, factor=config.factor, ramp=ramp)
@@ -259,7 +259,7 @@ def _axial(config: RopeFields) -> FrequencyParams:
 
 @_builtin("inv_freq", required="inv_freq_table", optional="attention_factor", shared=_SECTIONS, axis_maps=AXIS_MAPS)
 def _inv_freq(config: RopeFields) -> FrequencyParams:
-    """The caller's own table, used as it is."""
+    """The caller's own table, unchanged."""
     table = tuple(config.inv_freq_table or ())
     scaling = 1.0 if config.attention_factor is None else config.attention_factor
     return FrequencyParams(1.0, 2 * len(table), len(table), attention_scaling=scaling, multipliers=(table,))

@@ -1,4 +1,4 @@
-"""What a config's values may be. Every message begins with the field, then what came and what is allowed."""
+"""Checks of a config's values. Every message begins with the field, then says what came and what is allowed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,16 @@ from ..errors import RopeConfigError, RopeConfigWarning
 from .fields import RopeFields
 from .rope_types import DEFAULTS, ROPE_TYPES, RopeType
 
-__all__ = ["as_tuple", "check", "check_choice", "check_params", "nearest", "normalise", "report", "resolve_axis_map"]
+__all__ = [
+    "as_tuple",
+    "check_choice",
+    "check_params",
+    "nearest",
+    "normalise",
+    "raise_or_warn",
+    "resolve_axis_map",
+    "validate",
+]
 
 _POSITIVE = (
     "head_dim",
@@ -34,7 +43,7 @@ _POSITIVE = (
     "short_mscale",
     "long_mscale",
 )
-# Fields that have a meaning, or do no harm, with every type.
+# Fields that every rope type allows.
 _SHARED = {
     "head_dim",
     "rope_type",
@@ -50,16 +59,16 @@ _POSITIVE_LISTS = ("short_factor", "long_factor", "mrope_section")
 _CHOICES = {"pairing": PAIRINGS, "phase": PHASES, "table_dtype": TABLE_DTYPES, "axis_map": AXIS_MAPS}
 
 
-def report(field: str, problem: str, strict: bool) -> None:
+def raise_or_warn(field: str, problem: str, strict: bool) -> None:
     """Raise a :class:`RopeConfigError`, or without ``strict`` warn with the same text."""
     if strict:
         raise RopeConfigError(field, problem)
-    # Always from this line, so that Python's own filter shows one message once, wherever configs are made.
+    # All warnings come from this line, so that Python's filter shows each text once, wherever configs are made.
     warnings.warn(f"{field}: {problem}", RopeConfigWarning, stacklevel=1)
 
 
 def nearest(word: str, words: Sequence[str]) -> str:
-    """``"; did you mean ...?"`` where a word is close, otherwise nothing."""
+    """``"; did you mean ...?"`` for a word that is close to an allowed one, otherwise ``""``."""
     close = difflib.get_close_matches(word, words, n=1)
     return f"; did you mean {close[0]!r}?" if close else ""
 
@@ -67,7 +76,7 @@ def nearest(word: str, words: Sequence[str]) -> str:
 def normalise(config: RopeFields) -> dict[str, Any]:
     """The fields in their stored form: floats, ints, tuples.
 
-    A bool or a string is no number. An integral float for an integer is what transformers only logs.
+    A bool or a string is no number. A whole float such as 4096.0 for an integer is an error with ``strict`` only.
 
     Raises:
         RopeConfigError: a value of the wrong type, or NaN or infinite.
@@ -99,7 +108,7 @@ def _value(name: str, kind: str, value: Any, strict: bool) -> Any:
 
 
 def as_tuple(name: str, value: Any) -> tuple[Any, ...]:
-    """The entries of a list, a tensor or the like.
+    """The entries of a list or a tensor.
 
     Raises:
         RopeConfigError: ``value`` is no list; the message begins with ``name``.
@@ -125,7 +134,7 @@ def _number(name: str, kind: str, value: Any, strict: bool) -> int | float:
     if not isinstance(value, numbers.Integral):
         if not number.is_integer():
             raise RopeConfigError(name, f"got {value!r} (float), must be an integer")
-        report(name, f"got {value!r} (float), must be an integer", strict)
+        raise_or_warn(name, f"got {value!r} (float), must be an integer", strict)
     return int(number)
 
 
@@ -147,10 +156,10 @@ def _frozen(value: Any) -> Any:
 
 
 def resolve_axis_map(config: RopeFields) -> str | None:
-    """The axis map, its default filled in; ``None`` with one row of positions.
+    """The axis map, or the type's default one; ``None`` for a config with one row of positions.
 
     Raises:
-        RopeConfigError: unknown type or map, a map the type does not go with, sections without need or missing.
+        RopeConfigError: an unknown type or map, a map that the type does not take, missing or unused sections.
     """
     kind, name = _kind(config), config.axis_map
     sections = config.mrope_section is not None
@@ -181,11 +190,12 @@ def _kind(config: RopeFields) -> RopeType:
     return ROPE_TYPES[config.rope_type]
 
 
-def check(config: RopeFields) -> None:
-    """Check the normalised values one by one and against each other.
+def validate(config: RopeFields) -> None:
+    """Check the normalised values, each and against the others.
 
     Raises:
-        RopeConfigError: what cannot be computed or has no meaning; with ``strict`` also what transformers only logs.
+        RopeConfigError: a value that cannot be computed or has no meaning; with ``strict`` also one that transformers
+            only logs about.
     """
     _check_keys(config, _kind(config))
     _check_ranges(config)
@@ -199,13 +209,13 @@ def _check_keys(config: RopeFields, kind: RopeType) -> None:
     for key, value in (given | extra).items():
         if key not in _SHARED and not kind.takes(key):
             allowed = ", ".join(sorted(kind.required | (kind.optional or frozenset())))
-            report(
+            raise_or_warn(
                 key, f"got {value!r}, rope_type {config.rope_type!r} does not use it; it takes {allowed}", config.strict
             )
 
 
 def check_choice(field: str, value: str) -> None:
-    """Refuse what is not among the allowed words of ``pairing``, ``phase``, ``table_dtype`` or ``axis_map``."""
+    """Raise unless ``value`` is an allowed word of ``pairing``, ``phase``, ``table_dtype`` or ``axis_map``."""
     choices = _CHOICES[field]
     if value not in choices:
         raise RopeConfigError(field, f"got {value!r}, allowed are {', '.join(choices)}{nearest(value, choices)}")
@@ -230,20 +240,20 @@ def _check_ranges(config: RopeFields) -> None:
     if config.partial_rotary_factor > 1:
         raise RopeConfigError("partial_rotary_factor", f"got {config.partial_rotary_factor!r}, must be at most 1")
     if config.ladder_dim == config.head_dim and config.head_dim % 2:
-        raise RopeConfigError("head_dim", f"got {config.head_dim}, must be even when all of it turns")
+        raise RopeConfigError("head_dim", f"got {config.head_dim}, must be even when all of it rotates")
 
 
 def _check_pairs_of_values(config: RopeFields) -> None:
     strict, factor, attention = config.strict, config.factor, config.attention_factor
     if factor is not None and factor < 1:
-        report("factor", f"got {factor!r}, must be at least 1", strict)
+        raise_or_warn("factor", f"got {factor!r}, must be at least 1", strict)
     if attention is not None and attention <= 0:
-        report("attention_factor", f"got {attention!r}, must be over 0", strict)
+        raise_or_warn("attention_factor", f"got {attention!r}, must be over 0", strict)
     if config.rope_theta <= 1:
-        report("rope_theta", f"got {config.rope_theta!r}, must be over 1 for frequencies to fall", strict)
+        raise_or_warn("rope_theta", f"got {config.rope_theta!r}, must be over 1 for frequencies to fall", strict)
     fast, slow = config.beta_fast or DEFAULTS["beta_fast"], config.beta_slow or DEFAULTS["beta_slow"]
     if fast < slow:
-        report("beta_fast", f"got {fast!r}, must be at least beta_slow, {slow!r}", strict)
+        raise_or_warn("beta_fast", f"got {fast!r}, must be at least beta_slow, {slow!r}", strict)
     low, high = config.low_freq_factor, config.high_freq_factor
     if low is not None and high is not None and low >= high:
         raise RopeConfigError("high_freq_factor", f"got {high!r}, must be over low_freq_factor, {low!r}")
@@ -259,14 +269,14 @@ def _check_lengths(config: RopeFields) -> None:
     if original is None or longest is None:
         return
     if original >= longest:
-        report(
+        raise_or_warn(
             "original_max_position_embeddings",
             f"got {original}, usually less than max_position_embeddings, {longest}",
             strict=False,
         )
     implied = longest / original
     if config.rope_type == "yarn" and factor is not None and implied not in (1, factor):
-        report(
+        raise_or_warn(
             "factor",
             f"got {factor!r}, used as it is; max_position_embeddings / original_max_position_embeddings is {implied:g}",
             strict=False,
@@ -274,7 +284,7 @@ def _check_lengths(config: RopeFields) -> None:
 
 
 def check_params(config: RopeFields, params: object) -> FrequencyParams:
-    """``params`` as they are, if every number of theirs is one that a kernel can use.
+    """Return ``params`` unchanged after checking that all their numbers are finite.
 
     Raises:
         RopeConfigError: a type's function returned something else, or numbers that are not finite.

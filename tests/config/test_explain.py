@@ -47,7 +47,7 @@ def test_consequences() -> None:
     longest = 2 * math.pi * 10000 ** (126 / 128)
     slow = sum(10000 ** (-2 * j / 128) * 4096 < 2 * math.pi for j in range(64))
     assert f"wavelengths from 6.28319 to {longest:.6g} tokens" in text
-    assert f"{slow} of 64 pairs turn less than once over 4096 tokens" in text
+    assert f"{slow} of 64 pairs make less than one turn over 4096 tokens" in text
     assert "cos and sin are multiplied by 1, scores therefore by 1" in text
     assert "channel i pairs with channel i + 64" in text
     text = RopeConfig.from_hf(shipped("gpt-oss-20b")).explain()
@@ -70,12 +70,12 @@ def test_dynamic_says_how_theta_grows() -> None:
 
 def test_axes_and_blocks() -> None:
     text = RopeConfig.from_hf(shipped("qwen2-vl-7b-text")).explain()
-    assert "axis map contiguous: 3 rows of positions turn [16, 24, 24] pairs" in text
+    assert "axis map contiguous: 3 rows of positions rotate [16, 24, 24] pairs" in text
     assert row(text, "axis_map") == ["contiguous", "default"]
     text = RopeConfig(head_dim=16, rope_type="axial", axis_map="gemma4_vision").explain()
     assert "each of 2 equal blocks of channels is paired on its own" in text
     text = RopeConfig.from_hf(shipped("gemma-4-text"), "full_attention").explain()
-    assert "64 of 256 pairs turn" in text
+    assert "64 of 256 pairs rotate" in text
 
 
 @pytest.mark.parametrize("values", SAMPLES, ids=lambda v: v.get("rope_type", "default"))

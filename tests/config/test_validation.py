@@ -66,7 +66,7 @@ HARD: list[tuple[dict[str, Any], str, list[str]]] = [
     ({"rope_theta": -1e4}, "rope_theta", ["-10000.0", "over 0"]),
     ({"partial_rotary_factor": 0.0}, "partial_rotary_factor", ["0.0", "over 0"]),
     ({"partial_rotary_factor": 1.5}, "partial_rotary_factor", ["1.5", "at most 1"]),
-    ({"partial_rotary_factor": 0.01}, "partial_rotary_factor", ["0.01", "no pair would turn"]),
+    ({"partial_rotary_factor": 0.01}, "partial_rotary_factor", ["0.01", "no pair would rotate"]),
     ({"rotary_offset": -1}, "rotary_offset", ["-1", "0 or more"]),
     ({"rotary_offset": 2}, "head_dim", ["64", "rotary_offset 2", "do not fit"]),
     ({"max_position_embeddings": 0}, "max_position_embeddings", ["0", "over 0"]),

@@ -1,1 +1,1 @@
-"""From a transformers config object, or the dict of a config.json, to the fields of a RopeConfig."""
+"""Read a transformers config object, or the dict of a config.json, into the fields of a RopeConfig."""

@@ -1,4 +1,4 @@
-"""The parts of a transformers config that its model's code decides: head, pairing, axes, defaults."""
+"""Reads what depends on the model: the size of a head, the pairing, the axes and default values."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ...errors import RopeConfigError
-from ..validation import report
+from ..validation import raise_or_warn
 from .model_types import AXIAL_MAP, GLOBAL_HEAD_DIM, MROPE_MAP, PAIRING, PARTIAL, SECTIONS, THETA, TRAILING, UNSUPPORTED
 from .sources import Values
 
@@ -19,10 +19,10 @@ _HEAD_DIM = ("head_dim", "attention_head_dim", "kv_channels")
 
 
 def read_model(values: Values, source: Mapping[str, Any], layer_type: str | None) -> None:
-    """Fill in what ``model_type`` and the shape of the model say; given values come first.
+    """Add the values that follow from ``model_type`` and the model's sizes. Values already found stay.
 
     Raises:
-        RopeConfigError: a model that turns in a way no config describes, no head dimension, sizes that disagree.
+        RopeConfigError: a model whose rotation no config describes, no head dimension, sizes that disagree.
     """
     model = str(source.get("model_type") or "")
     if model in UNSUPPORTED:
@@ -96,7 +96,7 @@ def _count(source: Mapping[str, Any], key: str) -> int:
 
 
 def _read_share(values: Values, source: Mapping[str, Any], layer_type: str | None, model: str) -> None:
-    """``partial_rotary_factor`` where the config counts channels, or counts a share of a wider head."""
+    """Read ``partial_rotary_factor`` from a count of channels, or from the share of a wider head."""
     share = values.fields.get("partial_rotary_factor")
     if _is_latent(source, model):
         if share not in (None, 1):
@@ -108,7 +108,7 @@ def _read_share(values: Values, source: Mapping[str, Any], layer_type: str | Non
             values.put("partial_rotary_factor", _share(rotary_dim, head_dim), f"rotary_dim / {head_dim}")
         elif isinstance(share, float) and int(share * head_dim) != rotary_dim:
             problem = f"got {share!r} from {values.origins['partial_rotary_factor']} and rotary_dim {rotary_dim}"
-            report("partial_rotary_factor", f"{problem}; they must agree for head_dim {head_dim}", values.strict)
+            raise_or_warn("partial_rotary_factor", f"{problem}; they must agree for head_dim {head_dim}", values.strict)
     values.default("partial_rotary_factor", PARTIAL.get(model), f"model_type table: {model}")
 
 
@@ -118,11 +118,11 @@ def _share(rotary_dim: int, head_dim: int) -> float:
 
 
 def _check_latent_share(values: Values, source: Mapping[str, Any], share: Any) -> None:
-    """Latent attention rotates a tensor of its own; its share of the whole head must come to the same."""
+    """Latent attention rotates a separate tensor; a share of the whole head must give that tensor's size."""
     origin, rotated = values.origins["partial_rotary_factor"], _count(source, "qk_rope_head_dim")
     whole = [source.get("head_dim"), (source.get("qk_nope_head_dim") or 0) + rotated]
     heads = [head for head in whole if head and head >= rotated]
     if not isinstance(share, (int, float)) or all(int(head * share) != rotated for head in heads):
         problem = f"got {share!r} from {origin}, of {heads} channels, and qk_rope_head_dim {rotated}"
-        report("partial_rotary_factor", f"{problem}; they must agree", values.strict)
+        raise_or_warn("partial_rotary_factor", f"{problem}; they must agree", values.strict)
     values.replace("partial_rotary_factor", 1.0, f"{origin} = {share!r}, which is qk_rope_head_dim")

@@ -1,6 +1,6 @@
-"""What transformers' model code fixes and no config key says, per ``model_type`` (transformers 5.23).
+"""Per ``model_type``: what transformers' model code fixes and no config key says (transformers 5.23).
 
-Every entry is compared with transformers in tests/test_model_types.py.
+tests/config/huggingface/test_model_types.py compares every entry with transformers.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def _by_name(groups: dict[str, str]) -> dict[str, str]:
     return {name: value for value, names in groups.items() for name in names.split()}
 
 
-# Pairs are half a head apart unless the model's own `apply_rotary_pos_emb` says otherwise.
+# Models whose pairs are not half a head apart.
 PAIRING = _by_name(
     {
         "interleaved": (
@@ -45,7 +45,7 @@ PAIRING = _by_name(
     }
 )
 
-# How the position rows of a multimodal text model share the pairs, where it is not in contiguous sections.
+# Multimodal text models whose position rows do not share the pairs in contiguous sections.
 MROPE_MAP = _by_name(
     {
         "interleaved": (
@@ -56,7 +56,7 @@ MROPE_MAP = _by_name(
     }
 )
 
-# Sections of models whose configs may leave them out.
+# mrope_section of models whose configs may omit it.
 SECTIONS: dict[str, tuple[int, ...]] = {
     "cohere_compass_text": (24, 20, 20),
     "cosmos3_edge_text": (24, 20, 20),
@@ -96,7 +96,7 @@ AXIAL_MAP = _by_name(
     }
 )
 
-# Models whose config class has another theta, or share of the head, for a config that names none.
+# Defaults of config classes for a config without rope_theta or partial_rotary_factor.
 THETA = {
     name: theta
     for theta, names in {
@@ -138,12 +138,12 @@ PARTIAL = {
 
 @dataclass(frozen=True)
 class Layer:
-    """How one layer type of a model reads a config that does not nest its rope parameters.
+    """How one layer type reads a config whose rope parameters are not nested by layer type.
 
     Attributes:
-        theta_key: the key beside the rope parameters that holds its theta.
-        scaled: whether ``rope_scaling`` is meant for it.
-        defaults: what the config class fills in.
+        theta_key: the key outside the rope parameters that holds its theta.
+        scaled: whether ``rope_scaling`` applies to it.
+        defaults: the config class's default values.
     """
 
     theta_key: str
@@ -185,19 +185,19 @@ LAYERS: dict[str, dict[str, Layer]] = {
         "compress": Layer("compress_rope_theta", True, {"rope_theta": 160000.0, "attention_factor": 1.0}),
     },
 }
-# Other models with these keys are read like the first that has them.
+# Other models with one of these keys are read like this model.
 LAYER_KEYS = {"rope_local_base_freq": "gemma3_text", "local_rope_theta": "modernbert"}
 
-# The head of full attention, where its config class has a wider one than `head_dim`.
+# head_dim of full attention in models whose full attention has wider heads than the config's head_dim.
 GLOBAL_HEAD_DIM = {name: 512 for name, layers in LAYERS.items() if layers is _GEMMA4 or name == "embedding_gemma2_text"}
 
 # Models that rotate the last channels of a head, not the first.
 TRAILING = {"deepseek_v4"}
 
-# Models that no config describes, and why.
+# Models whose rotation no config describes, with the reason.
 UNSUPPORTED = {
     "efficientloftr": "its rotary embedding spans several heads' channels",
     "llama4_vision_model": "its vision tower's complex table has no axis map here",
-    "nanochat": "it turns the other way; pass the negated table to RopeConfig.from_inv_freq",
+    "nanochat": "it rotates in the other direction; pass the negated table to RopeConfig.from_inv_freq",
     "neomme": "its text layers share one ladder between image rows and columns",
 }

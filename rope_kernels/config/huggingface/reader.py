@@ -1,7 +1,7 @@
-"""From a transformers config, or the dict of a config.json, to the fields of a :class:`RopeConfig`.
+"""Reads a transformers config, or the dict of a config.json, into the fields of a :class:`RopeConfig`.
 
-Reads the old spelling (``rope_scaling``, ``type``, values beside it) and the new (``rope_parameters``, nested by layer
-type). Never imports transformers: an object is read through its ``to_dict()``.
+Accepts the old spelling (``rope_scaling``, ``type``, values beside it) and the new (``rope_parameters``, nested by
+layer type). Does not import transformers: it reads an object through its ``to_dict()``.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from typing import Any
 from ...errors import RopeConfigError
 from ..fields import RopeFields
 from ..rope_types import ROPE_TYPES
-from ..validation import nearest, report
+from ..validation import nearest, raise_or_warn
 from .model import read_model
 from .sources import Table, Values, layers_of, read_source, tables_of
 
 __all__ = ["OWN_FIELDS", "fields_from_hf", "layer_types_of"]
 
-# What no HuggingFace key says; ``RopeConfig.to_hf`` keeps it under "rope_kernels".
+# Fields without a HuggingFace key; ``RopeConfig.to_hf`` keeps them under "rope_kernels".
 OWN_FIELDS = ("pairing", "phase", "table_dtype", "rotary_offset", "axis_map")
 _FIELDS = frozenset(f.name for f in fields(RopeFields)) - {"head_dim", "extra", "strict", "provenance", *OWN_FIELDS}
 _TYPE_ALIASES = {"su": "longrope"}
@@ -50,10 +50,10 @@ def fields_from_hf(config: object, layer_type: str | None, strict: bool) -> dict
     Args:
         config: a transformers config object, the dict of a config.json, or what ``RopeConfig.to_dict`` returns.
         layer_type: which layers' parameters, where they are nested; of no effect where they are flat.
-        strict: whether unknown keys and contradictory spellings are errors, or else warnings.
+        strict: whether unknown keys and contradictory spellings are errors; otherwise they are warnings.
 
     Raises:
-        RopeConfigError: no config, no such layer type, an unknown key, two spellings that disagree.
+        RopeConfigError: not a config, no such layer type, an unknown key, spellings that disagree.
     """
     if isinstance(config, Mapping) and {"head_dim", "rope_type"} <= config.keys():
         return _own_dict(config, strict)
@@ -76,7 +76,7 @@ def fields_from_hf(config: object, layer_type: str | None, strict: bool) -> dict
 def _own_dict(config: Mapping[str, Any], strict: bool) -> dict[str, Any]:
     known = {f.name for f in fields(RopeFields)}
     for key in sorted(config.keys() - known):
-        report(key, f"got {config[key]!r}, no field of RopeConfig{nearest(key, sorted(known))}", strict)
+        raise_or_warn(key, f"got {config[key]!r}, no field of RopeConfig{nearest(key, sorted(known))}", strict)
     return {key: value for key, value in config.items() if key in known} | {"strict": strict}
 
 
@@ -116,7 +116,7 @@ def _read_key(values: Values, table: Table, key: str, value: Any) -> None:
         raise RopeConfigError(origin, f"got {value!r}; it gives the members of a pair different axes: no rotation")
     else:
         words = sorted(_FIELDS | _KEY_ALIASES.keys())
-        report(
+        raise_or_warn(
             origin, f"got {value!r}, unknown with rope_type {values.rope_type!r}{nearest(key, words)}", values.strict
         )
 
@@ -140,7 +140,9 @@ def _read_original(values: Values, outside: Any, nested: bool) -> None:
         return
     inside = values.fields.get(field)
     if inside is not None and outside not in (None, inside) and not nested:
-        report(field, f"got {inside!r} inside and {outside!r} outside; the outer is used, as in transformers", False)
+        raise_or_warn(
+            field, f"got {inside!r} inside and {outside!r} outside; the outer is used, as in transformers", False
+        )
         values.replace(field, outside, field)
     values.default(field, outside, field)
     if field in ROPE_TYPES[values.rope_type].required:
@@ -154,6 +156,6 @@ def _read_own(values: Values, own: Any) -> None:
         raise RopeConfigError("rope_kernels", f"got {own!r}, must be a dict")
     for key, value in own.items():
         if key not in OWN_FIELDS:
-            report(f"rope_kernels.{key}", f"got {value!r}, allowed are {', '.join(OWN_FIELDS)}", values.strict)
+            raise_or_warn(f"rope_kernels.{key}", f"got {value!r}, allowed are {', '.join(OWN_FIELDS)}", values.strict)
         else:
             values.put(key, value, f"rope_kernels.{key}")

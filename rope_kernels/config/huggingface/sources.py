@@ -1,4 +1,4 @@
-"""Where a transformers config keeps its rope parameters, and a record of what was found where."""
+"""Finds the rope parameters in a transformers config and records the origin of every value."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from ...errors import RopeConfigError
 from ..rope_types import ROPE_TYPES
-from ..validation import nearest, report
+from ..validation import nearest, raise_or_warn
 from .model_types import LAYER_KEYS, LAYERS
 
 __all__ = ["TEXT_CONFIGS", "Table", "Values", "layers_of", "read_source", "tables_of"]
@@ -22,10 +22,10 @@ class Table:
     """A dict of rope parameters.
 
     Attributes:
-        name: how messages call it.
+        name: its name in messages.
         values: its keys and values.
-        fallback: whether it only fills gaps.
-        lone: whether ``name`` itself is the key the value came from.
+        fallback: whether its values are only defaults.
+        lone: whether ``name`` is itself the key of the value.
     """
 
     name: str
@@ -39,7 +39,7 @@ class Table:
 
 
 class Values:
-    """Fields found so far, each with its origin. A second spelling of a field must agree with the first."""
+    """Fields found so far, each with its origin. Two spellings of one field must agree."""
 
     def __init__(self, strict: bool) -> None:
         self.strict = strict
@@ -49,7 +49,7 @@ class Values:
 
     @property
     def rope_type(self) -> str:
-        """The type found so far."""
+        """The rope type found so far."""
         return str(self.fields.get("rope_type", "default"))
 
     def takes(self, field: str) -> bool:
@@ -57,14 +57,14 @@ class Values:
         return self.rope_type in ROPE_TYPES and ROPE_TYPES[self.rope_type].takes(field)
 
     def put(self, field: str, value: Any, origin: str) -> None:
-        """Record a value; ``None`` is no value. The first one wins where ``strict`` lets two differ."""
+        """Record a value unless it is ``None``. Without ``strict`` the first of two different values wins."""
         if value is None:
             return
         if field not in self.fields:
             self.replace(field, value, origin)
         elif self.fields[field] != value:
             first = f"{self.fields[field]!r} from {self.origins[field]}"
-            report(field, f"got {first} and {value!r} from {origin}; they must agree", self.strict)
+            raise_or_warn(field, f"got {first} and {value!r} from {origin}; they must agree", self.strict)
 
     def default(self, field: str, value: Any, origin: str) -> None:
         """Record a value unless there is one."""
@@ -72,12 +72,12 @@ class Values:
             self.replace(field, value, origin)
 
     def replace(self, field: str, value: Any, origin: str) -> None:
-        """Record a value over an older one."""
+        """Record a value in place of an earlier one."""
         self.fields[field] = value
         self.origins[field] = origin
 
     def note(self, origin: str, value: Any, why: str) -> None:
-        """Record a key that is known and not used, so that ``explain()`` can say so."""
+        """Record a key that is known but not used, for ``explain()``."""
         if value is not None:
             self.origins[origin] = f"{value!r} is not used: {why}"
 
@@ -97,7 +97,9 @@ def read_source(config: object, strict: bool) -> dict[str, Any]:
         text.setdefault("model_type", f"{source.get('model_type', '')}_text")
         for key in _ROPE_KEYS:
             if source.get(key) is not None and source[key] != text.get(key):
-                report(key, f"got {source[key]!r} beside {name}, which has {text.get(key)!r} and is read", strict)
+                raise_or_warn(
+                    key, f"got {source[key]!r} beside {name}, which has {text.get(key)!r} and is read", strict
+                )
         return text
     return source
 
