@@ -60,7 +60,8 @@ MUTANTS = [
         (
             "order",
             "    launch_each(job, [given](Job& each) { launch_cpu(each, given); });\n",
-            "    PyEval_RestoreThread(thread);\n    launch_each(job, [given](Job& each) { launch_cpu(each, given); });\n"
+            "    PyEval_RestoreThread(thread);\n"
+            "    launch_each(job, [given](Job& each) { launch_cpu(each, given); });\n"
             "    thread = PyEval_SaveThread();\n",
             "Python's other threads wait for a call",
         ),

@@ -8,7 +8,7 @@ MUTANTS = [
     *in_file(
         "triton",
         "rope_kernels/backends/triton/tiles.py",
-        ("sign", "first * turn[0] - second * turn[1]", "first * turn[0] + second * turn[1]", "sign of the sine"),
+        ("sign", "first * cs[0] - second * cs[1]", "first * cs[0] + second * cs[1]", "sign of the sine"),
         (
             "precision",
             "second = (word & 0xFFFF0000).to(tl.float32, bitcast=True)",
@@ -94,7 +94,7 @@ MUTANTS = [
             "(position.to(tl.uint32).to(tl.uint64) * f)",
             "negative positions taken for large ones",
         ),
-        ("sign", "(turned + 0x40000000) & 0x80000000", "(turned + 0x20000000) & 0x80000000", "quadrant"),
+        ("sign", "(bits + 0x40000000) & 0x80000000", "(bits + 0x20000000) & 0x80000000", "quadrant"),
         (
             "dropped",
             "2.600054585855105e-06 * x2 - 0.00019806614727713168",
@@ -103,9 +103,9 @@ MUTANTS = [
         ),
         (
             "stride",
-            "tl.where((place >> 16) == axis, rows[axis]",
-            "tl.where((place >> 16) == axis, rows[axis - 1]",
-            "row of positions",
+            "tl.where((entry >> 16) == axis, positions[axis]",
+            "tl.where((entry >> 16) == axis, positions[axis - 1]",
+            "axis of positions",
         ),
         (
             "branch",
