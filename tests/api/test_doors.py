@@ -130,3 +130,12 @@ def test_what_the_unchecked_rotation_refuses_is_none() -> None:
     with rk.use_backend("reference"):
         assert autograd.rotate_unchecked(q, None, positions, CONFIG.spec()) is None
     assert autograd.rotate_unchecked(q, None, positions, CONFIG.spec()) is not None
+
+
+@pytest.mark.parametrize("needs_gradient", [False, True])
+def test_floating_positions_choose_the_frequencies_too(needs_gradient: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    q, positions = torch.randn(1, 20, 2, 16, requires_grad=needs_gradient), torch.arange(20.0)
+    fast, _ = rk.apply_rope(q, None, positions, LONG)
+    assert not torch.equal(fast, rk.apply_rope(q, None, positions, LONG, seq_len=16)[0])
+    without_fast_door(monkeypatch)
+    assert torch.equal(fast, rk.apply_rope(q, None, positions, LONG)[0])
