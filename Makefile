@@ -25,13 +25,13 @@ cpp-test: $(READY) ## Build the C++ library without torch and its Python module,
 	$(BIN)/ninja -C build/cmake -j $$(nproc)
 	$(BIN)/ctest --test-dir build/cmake -j $$(nproc) --output-on-failure
 
-bench: $(READY) ## Measure against peers and memory floors, and write benchmarks/RESULTS.md
+bench: $(READY) ## Measure against peers and memory floors, and write benchmarks/results/<processor>/
 	@mkdir -p build
 	$(BIN)/python -m pytest benchmarks -rs --benchmark-quiet --benchmark-json=build/benchmark.json
-	$(BIN)/python benchmarks/report.py
+	$(BIN)/python -m benchmarks.report
 
 bench-check: $(READY) ## Compare the last `make bench` with the committed baseline of the same processor
-	$(BIN)/python benchmarks/regressions.py
+	$(BIN)/python -m benchmarks.report.regressions
 
 gpu-check: $(READY) ## On a machine with a CUDA GPU: every case on it, beside the emulator, in graphs; then its speed
 	$(BIN)/python tests/gpu/check.py $(GPU_CHECK_ARGS)

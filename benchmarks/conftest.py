@@ -1,10 +1,9 @@
-"""What the benchmarks share: pairs measured into pytest-benchmark's file, and what the run was."""
+"""Fixtures of the benchmarks, which put rows, records and the environment into pytest-benchmark's data file."""
 
 from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,60 +11,59 @@ from typing import Any
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-from ours import Call
-from peers import MissingPeerError
 from rope_kernels.backends import native
 from rope_kernels.environment import describe
+from rope_kernels.measuring.forms import TimedCall
 from rope_kernels.measuring.timing import Pair
-from rows import Row, measured
+
+from .rows.peers import MissingPeerError
+from .rows.row import BenchmarkRow, measure
 
 ROUND_SECONDS = 2e-3
 _KEY = pytest.StashKey[dict[str, Any]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """How long, and which rows."""
+    """Options for the time of a row, and for the rows to measure."""
     parser.addoption("--row-seconds", type=float, default=1.5, help="seconds of alternating calls per row")
-    parser.addoption("--rows", type=Path, help="a JSON list of the names of the rows to measure, and nothing else")
+    parser.addoption("--rows", type=Path, help="a JSON file that lists the names of the only rows to measure")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Room for what is recorded beside pytest-benchmark's own."""
+    """Make room for the records and the missing peers."""
     config.stash[_KEY] = {"missing": {}, "records": {}}
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what ``--rows`` does not name."""
+    """Deselect the rows that ``--rows`` does not name."""
     chosen = config.getoption("--rows")
     if chosen is not None:
         names = set(json.loads(chosen.read_text(encoding="utf-8")))
         items[:] = [item for item in items if getattr(_row_of(item), "name", None) in names]
 
 
-def _row_of(item: pytest.Item) -> Row | None:
+def _row_of(item: pytest.Item) -> BenchmarkRow | None:
     callspec = getattr(item, "callspec", None)
     return None if callspec is None else callspec.params.get("row")
 
 
 @pytest.fixture
-def paired(benchmark: Any, request: pytest.FixtureRequest) -> Callable[[Row], None]:
-    """Measure a row; the pair goes to ``extra_info``, more rounds of ours to pytest-benchmark's statistics."""
+def paired(benchmark: Any, request: pytest.FixtureRequest) -> Callable[[BenchmarkRow], None]:
+    """Measure a row: its result goes to ``extra_info``, further rounds of our call to pytest-benchmark's statistics."""
     config = request.config
 
-    def more_rounds(ours: Call, pair: Pair) -> None:
+    def more_rounds(ours: TimedCall, pair: Pair) -> None:
         benchmark.pedantic(ours, rounds=5, iterations=max(1, int(ROUND_SECONDS / pair.medians[0])))
 
-    def run(row: Row) -> None:
+    def run(row: BenchmarkRow) -> None:
         try:
-            result = measured(row, config.getoption("--row-seconds"), more_rounds)
+            result = measure(row, config.getoption("--row-seconds"), more_rounds)
         except MissingPeerError as error:
             config.stash[_KEY]["missing"][row.name] = str(error)
             pytest.skip(f"not installed: {error}")
         finally:
             torch.set_num_threads(1)
-        benchmark.group = row.question
+        benchmark.group = row.group
         benchmark.extra_info |= result.to_dict()
 
     return run
@@ -73,12 +71,12 @@ def paired(benchmark: Any, request: pytest.FixtureRequest) -> Callable[[Row], No
 
 @pytest.fixture
 def record(request: pytest.FixtureRequest) -> Callable[[str, Any], None]:
-    """Keep what is not timed."""
+    """Keep a record under its name."""
     return request.config.stash[_KEY]["records"].__setitem__
 
 
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
-    """Versions and instruction set; not the name of the machine."""
+    """Add versions and instruction set, and drop the machine's name."""
     machine_info.pop("node", None)
     machine_info["environment"] = describe() | {"isa": native.isa(), "cores": os.cpu_count()}
 
@@ -86,7 +84,7 @@ def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: di
 def pytest_benchmark_update_json(
     config: pytest.Config, benchmarks: list[Any], output_json: dict[str, Any]
 ) -> None:  # fmt: skip
-    """What was recorded, and the command."""
+    """Add the records, the missing peers and the command."""
     output_json |= config.stash[_KEY]
     output_json["command"] = " ".join(["python -m pytest", *map(str, config.invocation_params.args)])
     output_json["row_seconds"] = config.getoption("--row-seconds")

@@ -1,7 +1,7 @@
-"""How long a newcomer waits: ``python benchmarks/first_steps.py [--source URL] [--json]``.
+"""How long a newcomer waits: ``python -m benchmarks.first_steps [--source URL] [--json]``.
 
-A fresh clone with an empty home and no cache of packages, then what README says to do first, up to an attention layer
-of one's own. Prints the table of docs/getting-started.md.
+Clones the project into an empty home without a package cache, then does README's first steps up to its attention layer.
+Prints the table of docs/getting-started.md.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ STEPS = (
     ("`rope-kernels plot llama-3.1-8b`", f"{IN_VENV}rope-kernels plot llama-3.1-8b"),
     ("`rope-kernels bench`", f"{IN_VENV}rope-kernels bench"),
 )
-"""What a row is called, and the shell's command for it."""
+"""A step's name and its shell command."""
 
 
 def environment(home: Path) -> dict[str, str]:
-    """Of somebody who has never been here: where pip finds packages is kept, what it has cached is not."""
+    """The environment variables of a newcomer: pip's settings are kept, its cache and this .venv are not."""
     kept = {name: value for name, value in os.environ.items() if name.startswith("PIP_")}
     kept |= {name: os.environ[name] for name in ("PATH", "LANG") if name in os.environ}
     folder = str(Path(sys.prefix) / "bin")
@@ -44,7 +44,7 @@ def timed(command: str, folder: Path, env: dict[str, str]) -> float:
     """Seconds that a command takes.
 
     Raises:
-        typer.Exit: it fails; its output has been printed.
+        typer.Exit: the command failed; its output was printed.
     """
     start = time.perf_counter()
     done = subprocess.run(["bash", "-c", command], cwd=folder, env=env, capture_output=True, text=True, check=False)

@@ -1,4 +1,4 @@
-"""What rotation costs at scale, on paper: ``python benchmarks/scale.py``. Bounds from counts; nothing is timed.
+"""What rotation costs at scale, computed: ``python -m benchmarks.scale``. Bounds from counts; nothing is timed.
 
 Bytes and instructions per element are those of the compiled Triton kernel (see static_gpu.py), the machines' rates are
 NVIDIA's data sheets, and everything else is multiplication. docs/scale.md shows the output and the arithmetic.
@@ -6,25 +6,22 @@ NVIDIA's data sheets, and everything else is multiplication. docs/scale.md shows
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-
-from emulation.figures import Shape, triton_figures
+from .rows.static_figures import Shape, triton_figures
+from .units import elapsed, size
 
 WIDTH = 118
-LAUNCH = 2e-6  # seconds, assumed, of a kernel launch that nothing hides
+LAUNCH = 2e-6  # seconds of a kernel launch that overlaps with nothing, assumed
 
 
 @dataclass(frozen=True)
 class Model:
-    """Layers and heads of a published config.json; ``qk_dim`` and ``v_dim`` are of the attention itself."""
+    """Layers and heads of a published config.json; ``qk_dim`` and ``v_dim`` are the head sizes of the attention."""
 
     name: str
     layers: int
@@ -35,11 +32,11 @@ class Model:
     v_dim: int
 
     def elements(self, tensor_parallel: int = 1) -> float:
-        """Rotated by one rank, per token and layer; fewer key heads than ranks are on several ranks each."""
+        """Elements that one rank rotates per token and layer; if ranks outnumber key heads, several share one."""
         return (self.q_heads / tensor_parallel + max(1, self.k_heads / tensor_parallel)) * self.head_dim
 
     def attention_flops(self, tokens: int) -> float:
-        """Per layer, causal: two products of the average of tokens / 2 keys."""
+        """FLOPs of a causal layer: two products with tokens / 2 keys on average."""
         return tokens * self.q_heads * 2 * (self.qk_dim + self.v_dim) * tokens / 2
 
 
@@ -64,7 +61,7 @@ class Machine:
 
     @property
     def instructions_per_second(self) -> float:
-        """Of threads."""
+        """Thread instructions per second."""
         return self.multiprocessors * 128 * self.hertz
 
 
@@ -79,26 +76,26 @@ LENGTHS = (4_096, 131_072, 1_048_576, 10_485_760)
 
 @dataclass(frozen=True)
 class Bound:
-    """Seconds that one element takes at least, by memory and by instructions."""
+    """Lower bounds of the seconds per element, by memory and by instructions."""
 
     memory: float
     instructions: float
 
     @property
     def seconds(self) -> float:
-        """The larger."""
+        """The larger of the two."""
         return max(self.memory, self.instructions)
 
 
 def bounds(machine: Machine) -> tuple[Bound, float, float]:
-    """Of a bf16 prefill in place, with the bytes and the instructions per element they come from."""
+    """The bounds of a bf16 prefill in place, and its bytes and instructions per element."""
     figures = triton_figures(Shape(phase="prefill"), machine.target)
-    size, count = figures.dram_bytes_per_element, figures.instructions_per_element
-    return Bound(size / machine.bytes_per_second, count / machine.instructions_per_second), size, count
+    moved, count = figures.dram_bytes_per_element, figures.instructions_per_element
+    return Bound(moved / machine.bytes_per_second, count / machine.instructions_per_second), moved, count
 
 
 def table(title: str, columns: Iterable[str], rows: Iterable[Iterable[str]]) -> Table:
-    """Left the first column, right the others."""
+    """A table with its first column to the left and the others to the right."""
     made = Table(title=title, title_justify="left", box=None, pad_edge=False)
     for i, column in enumerate(columns):
         made.add_column(column, justify="right" if i else "left")
@@ -107,24 +104,8 @@ def table(title: str, columns: Iterable[str], rows: Iterable[Iterable[str]]) -> 
     return made
 
 
-def elapsed(seconds: float) -> str:
-    """With a unit that fits."""
-    for unit, scale in (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6)):
-        if seconds >= scale:
-            return f"{seconds / scale:.3g} {unit}"
-    return f"{seconds / 1e-9:.3g} ns"
-
-
-def size(count: float) -> str:
-    """Bytes, in powers of ten."""
-    for unit, scale in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= scale:
-            return f"{count / scale:.3g} {unit}"
-    return f"{count:.0f} B"
-
-
 def machines() -> Table:
-    """What bounds one element."""
+    """The bounds of one element per machine."""
     rows = []
     for machine in MACHINES:
         bound, moved, count = bounds(machine)
@@ -135,7 +116,7 @@ def machines() -> Table:
 
 
 def per_token(moved: float, bound: Bound) -> Table:
-    """What a token costs."""
+    """The cost of a token."""
     rows = []
     for model in MODELS:
         layer = model.elements() * moved
@@ -156,7 +137,7 @@ def per_token(moved: float, bound: Bound) -> Table:
 
 
 def prefill(bound: Bound) -> Table:
-    """Rotation beside attention's products."""
+    """The rotation beside attention's products."""
     rows = []
     for model in MODELS:
         cells = []
@@ -170,7 +151,7 @@ def prefill(bound: Bound) -> Table:
 
 
 def parallel(bound: Bound, tokens: int = 1_048_576) -> Table:
-    """Tensor and context parallel ranks, H100s."""
+    """Tensor and context parallel ranks on H100s."""
     rows = []
     for model in MODELS:
         cells = []
@@ -182,7 +163,7 @@ def parallel(bound: Bound, tokens: int = 1_048_576) -> Table:
 
 
 def decode(moved: float, bound: Bound) -> Table:
-    """One step: the work of a launch against the launch."""
+    """A decode step: the work of a launch beside the launch itself."""
     rows = []
     for model in MODELS:
         cells = [elapsed(batch * model.elements() * bound.seconds) for batch in (1, 32, 256, 2048)]
@@ -193,7 +174,7 @@ def decode(moved: float, bound: Bound) -> Table:
 
 
 def rerotated(moved: float, bound: Bound) -> Table:
-    """Turning a cache of keys to other factors."""
+    """Re-rotating all cached keys."""
     rows = []
     for model in MODELS:
         keys = model.k_heads * model.head_dim * model.layers

@@ -1,4 +1,4 @@
-"""The rows of a CUDA device, where there is one."""
+"""Time the rows of a CUDA device, if there is one."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import Callable
 
 import pytest
 
-from cuda_rows import cuda_rows
-from rows import Row
+from .rows.cuda_rows import cuda_rows
+from .rows.row import BenchmarkRow
 
 
 @pytest.mark.parametrize("row", cuda_rows(), ids=str)
-def test_row(row: Row, paired: Callable[[Row], None]) -> None:
+def test_row(row: BenchmarkRow, paired: Callable[[BenchmarkRow], None]) -> None:
     """Check, then time."""
     paired(row)

@@ -1,4 +1,4 @@
-"""What is recorded and not timed."""
+"""Make the records, which are not timed."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from records import RECORDS
+from .rows.records import RECORDS
 
 
 @pytest.mark.parametrize("name", RECORDS)
 def test_record(name: str, record: Callable[[str, Any], None]) -> None:
-    """Count, or compare."""
+    """Count or compare."""
     record(name, RECORDS[name]())

@@ -1,26 +1,24 @@
-"""The pictures of these pages. mkdocs calls this file; ``python docs/pictures.py FOLDER`` writes them by itself."""
+"""The pictures of these pages. A hook of mkdocs; ``python docs/pictures.py FOLDER`` writes them to a folder."""
 
 from __future__ import annotations
 
-import io
 import math
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from rope_kernels import RopeConfig
-from rope_kernels.config.explain import states
+from rope_kernels.cli import plotting
+from rope_kernels.cli.plotting import GREY, LIBRARIES, draw_errors, draw_wavelengths, style
 from rope_kernels.measuring import catalog
-from rope_kernels.measuring.accuracy import CONTRACT
-from rope_kernels.measuring.curves import errors_by_position, wavelengths
+from rope_kernels.measuring.curves import errors_by_position, ladder, wavelengths
 
-OURS, THEIRS, PLAIN, GRID = "#1d6fb8", "#c8442f", "#4c566a", "#e3e6ea"
+OURS, THEIRS, PLAIN, GRID = LIBRARIES["rope_kernels"], LIBRARIES["transformers"], GREY, "#e3e6ea"
 AXES = ("#1d6fb8", "#2a9d8f", "#c8442f")
-SETTINGS = {"svg.fonttype": "none", "svg.hashsalt": "rope-kernels", "font.family": "sans-serif", "font.size": 10}
 
 SHIPPED = {
     "linear": "deepseek-coder-6.7b",
@@ -52,7 +50,7 @@ MAPS = {
 
 
 def on_files(files: Any, config: Any) -> Any:
-    """mkdocs asks for files: add the pictures to those it found."""
+    """The mkdocs hook: add the pictures to the files of the site."""
     from mkdocs.structure.files import File
 
     for name in PICTURES:
@@ -62,48 +60,31 @@ def on_files(files: Any, config: Any) -> Any:
 
 def svg(name: str) -> str:
     """The text of a picture."""
-    with rc_context(SETTINGS):
-        figure = PICTURES[name]()
-        text = io.StringIO()
-        figure.savefig(text, format="svg", metadata={"Date": None}, bbox_inches="tight")
-    return text.getvalue()
+    return plotting.svg(PICTURES[name])
 
 
 def _panel(width: float = 7.2, height: float = 3.4) -> tuple[Figure, Any]:
     figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.subplots()
-    axes.grid(True, color=GRID, linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
+    style(axes)
     return figure, axes
 
 
 def _rope_type(name: str) -> Figure:
-    """Wavelengths of a rope type beside those of rope_theta alone."""
+    """Wavelengths of a rope type, beside those of rope_theta alone over all pairs."""
     config = OWN[name] if name in OWN else RopeConfig.from_hf(catalog.shipped(SHIPPED[name]))
-    label = f"{name} ({SHIPPED[name]})" if name in SHIPPED else name
-    figure, axes = _panel()
-    if name not in ("default", "inv_freq"):
+    found = ladder(config)
+    if name != "inv_freq":
         plain = RopeConfig(head_dim=config.head_dim, rope_theta=config.rope_theta)
-        axes.plot(
-            wavelengths(plain.inv_freq().tolist()), color=PLAIN, linestyle="--", linewidth=1, label="rope_theta alone"
-        )
-    for (length, title), colour in zip(states(config.frequency_params), (OURS, THEIRS), strict=False):
-        axes.plot(wavelengths(config.inv_freq(length).tolist()), color=colour, linewidth=2, label=f"{label}, {title}")
-    for length, title in (
-        (config.original_max_position_embeddings, "original_max_position_embeddings"),
-        (config.max_position_embeddings, "max_position_embeddings"),
-    ):
-        if length:
-            axes.axhline(length, color=PLAIN, linewidth=1, linestyle=":")
-            axes.text(0, length * 1.1, f"{title} {length:,}", fontsize=8, color=PLAIN)
-    axes.set(yscale="log", xlabel="pair", ylabel="tokens per turn")
-    axes.legend(frameon=False, loc="lower right", fontsize=9)
+        found = replace(found, unscaled=wavelengths(plain.inv_freq().tolist()))
+    figure, axes = _panel()
+    draw_wavelengths(axes, found)
+    axes.set_title(SHIPPED.get(name, ""))
     return figure
 
 
 def _axis_maps(name: str) -> Figure:
-    """Which position row turns a pair, and by which frequency of the ladder."""
+    """The position row and the frequency of every pair, by axis map."""
     configs = MAPS[name]
     figure = Figure(figsize=(7.2, 0.62 * len(configs) + 0.5), layout="constrained")
     axes = figure.subplots()
@@ -124,7 +105,7 @@ def _axis_maps(name: str) -> Figure:
 
 
 def _pairings() -> Figure:
-    """Where the two members of a pair are read and written."""
+    """The channels from which the two members of a pair are read and to which they are written."""
     figure = Figure(figsize=(7.2, 3.0), layout="constrained")
     for axes, (name, read, write) in zip(
         figure.subplots(1, 3),
@@ -210,20 +191,11 @@ def _arc(centre: tuple[float, float], radius: float, start: float, end: float) -
 
 
 def _errors() -> Figure:
-    """Errors against the position, ours and transformers', of llama-3.1-8b."""
+    """Errors by position, ours and transformers', of llama-3.1-8b."""
     source = catalog.shipped("llama-3.1-8b")
     config = RopeConfig.from_hf(source)
-    errors = errors_by_position(config, source, "full_attention")
     figure, axes = _panel(height=3.8)
-    if errors.transformers:
-        axes.plot(errors.positions, errors.transformers, color=THEIRS, linewidth=2, label="transformers: fp32 phases")
-    axes.plot(errors.positions, errors.ours, color=OURS, linewidth=2, label="rope_kernels: phases in turns")
-    axes.axhline(2**-8, color=PLAIN, linewidth=1, linestyle="--", label="rounding to bf16, 2^-8")
-    axes.axhline(CONTRACT, color=OURS, linewidth=1, linestyle="--", label=f"contract, {CONTRACT:.0e}")
-    axes.axvline(config.max_position_embeddings, color=PLAIN, linewidth=1, linestyle=":", label="end of the context")
-    axes.set(yscale="log", xlabel="position", ylabel="max |y - exact| / max |x|")
-    axes.set_xscale("log", base=2)
-    axes.legend(frameon=False, fontsize=9)
+    draw_errors(axes, errors_by_position(config, source, "full_attention"), config.max_position_embeddings)
     return figure
 
 

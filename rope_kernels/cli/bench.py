@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..measuring import exact
 from ..measuring.accuracy import CONTRACT, excess
-from ..measuring.forms import FLOORS, FORMS, Call
+from ..measuring.forms import FLOORS, FORMS, TimedCall
 from ..measuring.models import Case
 from ..measuring.peers import PeerError, bound, transformers_rotation
 from ..measuring.timing import Pair, alternate
@@ -123,7 +123,9 @@ def _check(form: str, case: Case, q: Tensor, k: Tensor, positions: Tensor) -> No
             raise WrongResultError(f"{case.label}, {form}: {name} is off by {error:.1e}, {CONTRACT:.0e} is allowed")
 
 
-def _peer_call(peer: Callable[..., tuple[Tensor, Tensor]], case: Case, q: Tensor, k: Tensor, positions: Tensor) -> Call:
+def _peer_call(
+    peer: Callable[..., tuple[Tensor, Tensor]], case: Case, q: Tensor, k: Tensor, positions: Tensor
+) -> TimedCall:
     allowed = bound(q.dtype, int(positions.max()))
     got = FORMS["allocating"](case.config, q, k, positions)()
     for name, ours, theirs in zip("qk", cast("tuple[Tensor, Tensor]", got), peer(q, k, positions), strict=True):

@@ -1,21 +1,32 @@
-"""Pictures of wavelengths, and of how errors grow with the position: the demo's, and that of one config."""
+"""Plots of wavelengths by pair and of errors by position, for the command line, the docs and the benchmarks."""
 
 from __future__ import annotations
 
+import io
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..config import RopeConfig
 from ..measuring.accuracy import CONTRACT
 from ..measuring.catalog import shipped
-from ..measuring.curves import Curves, Errors, errors_by_position, wavelengths
-from ..measuring.models import cases
+from ..measuring.curves import Curves, Errors, Ladder, errors_by_position, wavelengths
+from ..measuring.models import shipped_layers
 
-__all__ = ["draw", "draw_curves"]
+__all__ = ["GREY", "LIBRARIES", "draw", "draw_curves", "draw_errors", "draw_wavelengths", "style", "svg"]
 
-# Model, layer type and colour of the curve that shows a rope type.
+LIBRARIES = {
+    "rope_kernels": "#1d6fb8",
+    "transformers": "#c8442f",
+    "torch.compile": "#7b4fb5",
+    "vLLM": "#2a9d8f",
+    "onnxruntime": "#b07d2b",
+}
+"""The colour of each library in every plot."""
+GREY = "#4c566a"
+
+# Shipped model, layer type and colour of each rope type.
 _CURVES = (
     ("llama-2-7b", "full_attention", "#4c566a"),
     ("deepseek-coder-6.7b", "full_attention", "#b07d2b"),
@@ -25,42 +36,56 @@ _CURVES = (
     ("phi-3.5-mini", "full_attention", "#c8442f"),
     ("gemma-4-text", "full_attention", "#d1669b"),
 )
-_OURS, _THEIRS, _LIMIT = "#1d6fb8", "#c8442f", "#4c566a"
-_LEGEND = "dot: one turn takes the whole context\nsquare: the pairs after it do not turn"
+_OURS, _THEIRS = LIBRARIES["rope_kernels"], LIBRARIES["transformers"]
+_SECOND = "#6fb1e8"  # of the longer sequence lengths of a config
+_LEGEND = "dot: one turn takes the whole context\nsquare: the pairs after it are not rotated"
 _ERROR_MODEL = "llama-3.1-8b"
+_SVG = {"svg.fonttype": "none", "svg.hashsalt": "rope-kernels", "font.family": "sans-serif", "font.size": 10}
 
 
 def draw_curves(found: Sequence[Curves], path: Path, title: str) -> None:
-    """Write two panels per layer type to a PNG file: wavelengths by pair, and errors by position."""
+    """Write a PNG file with two panels per layer type: wavelengths by pair, and errors by position."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(14, 6.2 * len(found)), layout="constrained")
     rows = figure.subplots(len(found), 2, squeeze=False)
     for (left, right), part in zip(rows, found, strict=True):
         label = f"{title} {part.layer_type}" if len(found) > 1 else title
-        _draw_pairs(left, part, label)
-        _draw_errors(right, part.errors, part.context, label)
-        _style(left, right)
+        draw_wavelengths(left, part)
+        left.set_title(f"Wavelengths, {label}")
+        draw_errors(right, part.errors, part.context)
+        right.set_title(f"Error against position, {label}")
+        style(left, right)
     figure.savefig(path, dpi=110)
 
 
 def draw(path: Path) -> None:
-    """Write the demo's two panels to a PNG file."""
+    """Write the demo's PNG file: wavelengths of every rope type, and errors of one model by position."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(14, 6.2), layout="constrained")
     left, right = figure.subplots(1, 2)
-    _draw_wavelengths(left)
+    _draw_rope_types(left)
     source = shipped(_ERROR_MODEL)
     config = RopeConfig.from_hf(source)
-    _draw_errors(
-        right, errors_by_position(config, source, "full_attention"), config.max_position_embeddings, _ERROR_MODEL
-    )
-    _style(left, right)
+    draw_errors(right, errors_by_position(config, source, "full_attention"), config.max_position_embeddings)
+    right.set_title(f"Error against position, {_ERROR_MODEL}")
+    style(left, right)
     figure.savefig(path, dpi=150)
 
 
-def _style(*panels: Any) -> None:
+def svg(make: Callable[[], Any]) -> str:
+    """The figure that ``make`` returns as SVG text, the same in every run."""
+    from matplotlib import rc_context
+
+    with rc_context(_SVG):
+        text = io.StringIO()
+        make().savefig(text, format="svg", metadata={"Date": None}, bbox_inches="tight")
+    return text.getvalue()
+
+
+def style(*panels: Any) -> None:
+    """Give axes the grid, spines and title font of every plot."""
     for axes in panels:
         axes.grid(True, which="major", color="#e3e6ea", linewidth=0.8)
         axes.set_axisbelow(True)
@@ -68,24 +93,25 @@ def _style(*panels: Any) -> None:
         axes.title.set(fontsize=12.5, fontweight="bold")
 
 
-def _draw_pairs(axes: Any, part: Curves, label: str) -> None:
-    if part.unscaled:
-        axes.plot(part.unscaled, color=_LIMIT, linewidth=1, linestyle="--", label="rope_theta alone")
-    still = f"; {part.still} pairs do not turn" if part.still else ""
-    for (title, waves), colour in zip(part.wavelengths.items(), (_OURS, _THEIRS), strict=False):
+def draw_wavelengths(axes: Any, part: Ladder) -> None:
+    """Draw a config's wavelengths by pair, those of ``rope_theta`` alone where they differ, and its context."""
+    if part.unscaled and [part.unscaled] != list(part.wavelengths.values()):
+        axes.plot(part.unscaled, color=GREY, linewidth=1, linestyle="--", label="rope_theta alone")
+    still = f"; {part.still} pairs are not rotated" if part.still else ""
+    for (title, waves), colour in zip(part.wavelengths.items(), (_OURS, _SECOND), strict=False):
         axes.plot(waves, color=colour, linewidth=2, label=f"{part.rope_type}, {title}{still}")
     for length, name in ((part.original, "original context"), (part.context, "context")):
         if length is not None:
-            axes.axhline(length, color=_LIMIT, linewidth=1, linestyle=":")
-            axes.text(0, length * 1.08, f"{name} {length:,}", fontsize=8.5, color=_LIMIT)
-    axes.set(yscale="log", xlabel="pair", ylabel="wavelength in tokens", title=f"Wavelengths, {label}")
+            axes.axhline(length, color=GREY, linewidth=1, linestyle=":")
+            axes.text(0, length * 1.08, f"{name} {length:,}", fontsize=8.5, color=GREY)
+    axes.set(yscale="log", xlabel="pair", ylabel="wavelength in tokens")
     axes.legend(frameon=False, loc="lower right")
 
 
-def _draw_wavelengths(axes: Any) -> None:
+def _draw_rope_types(axes: Any) -> None:
     contexts = set()
     for model, layer_type, colour in _CURVES:
-        case = next(case for case in cases([model]) if case.layer_type == layer_type)
+        case = next(layers for layers in shipped_layers([model]) if layers.layer_type == layer_type)
         waves = wavelengths(case.config.inv_freq(case.context).tolist())
         share = [2 * i / case.config.head_dim for i in range(len(waves))]
         axes.plot(share, waves, color=colour, linewidth=2, label=f"{case.config.rope_type}: {model}")
@@ -97,7 +123,7 @@ def _draw_wavelengths(axes: Any) -> None:
             axes.hlines(case.context, 0, crossing, color=colour, linewidth=1, linestyle=":", zorder=1)
             contexts.add(case.context)
     for context in contexts:
-        axes.text(0.008, context * 1.08, f"{context:,}", fontsize=8.5, color=_LIMIT)
+        axes.text(0.008, context * 1.08, f"{context:,}", fontsize=8.5, color=GREY)
     axes.set(
         yscale="log",
         xlim=(0, 1),
@@ -109,7 +135,7 @@ def _draw_wavelengths(axes: Any) -> None:
 
 
 def _crossing(xs: list[float], waves: list[float], context: int) -> float | None:
-    """Where a curve reaches ``context``, straight between points on a log scale; ``None`` where it does not."""
+    """Where a curve crosses ``context``, interpolated on a log scale; ``None`` if it does not."""
     for i in range(1, len(waves)):
         if waves[i - 1] <= context < waves[i]:
             part = math.log(context / waves[i - 1]) / math.log(waves[i] / waves[i - 1])
@@ -117,22 +143,22 @@ def _crossing(xs: list[float], waves: list[float], context: int) -> float | None
     return None
 
 
-def _draw_errors(axes: Any, errors: Errors, context: int | None, label: str) -> None:
+def draw_errors(axes: Any, errors: Errors, context: int | None) -> None:
+    """Draw the errors of ours and of transformers by position, their bounds, and the end of the context."""
     if errors.transformers:
         axes.plot(
             errors.positions, errors.transformers, color=_THEIRS, linewidth=2,
             label="transformers: fp32 table, fp32 rotation",
         )  # fmt: skip
     axes.plot(errors.positions, errors.ours, color=_OURS, linewidth=2, label="rope_kernels: phases in turns")
-    axes.axhline(2**-8, color=_LIMIT, linewidth=1, linestyle="--", label="rounding to bf16, $2^{-8}$")
+    axes.axhline(2**-8, color=GREY, linewidth=1, linestyle="--", label="rounding to bf16, $2^{-8}$")
     axes.axhline(CONTRACT, color=_OURS, linewidth=1, linestyle="--", label=f"contract, {CONTRACT:.0e}")
     if context:
-        axes.axvline(context, color=_LIMIT, linewidth=1, linestyle=":", label="end of the context")
+        axes.axvline(context, color=GREY, linewidth=1, linestyle=":", label="end of the context")
     axes.set(
         yscale="log",
         xlabel="position" if errors.note is None else f"position   (no curve of transformers: {errors.note:.60})",
         ylabel="max |y − exact| / max |x| of fp32 inputs",
-        title=f"Error against position, {label}",
     )
     axes.set_xscale("log", base=2)
     axes.legend(frameon=False, loc="upper left")

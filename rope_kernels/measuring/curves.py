@@ -1,4 +1,4 @@
-"""What pictures show: wavelengths by pair, and errors by position."""
+"""The numbers behind the plots: wavelengths by pair, and errors by position."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from . import exact
 from .accuracy import relative_error
 from .peers import PeerError, transformers_rotation
 
-__all__ = ["Curves", "Errors", "curves", "errors_by_position", "num_steps", "wavelengths"]
+__all__ = ["Curves", "Errors", "Ladder", "curves", "errors_by_position", "ladder", "num_steps", "wavelengths"]
 
 _LAST_POSITION_LOG2 = 24
-_WINDOW = 64  # tokens that are rotated up to each position
+_WINDOW = 64  # tokens rotated up to each position
 
 
 @dataclass(frozen=True)
 class Errors:
     """``max |y - exact| / max |x|`` of fp32 inputs over the tokens up to each of ``positions``.
 
-    ``transformers`` is empty where transformers cannot be asked, and ``note`` says why.
+    ``transformers`` is empty if transformers cannot rotate this config, and ``note`` says why.
     """
 
     positions: list[int]
@@ -38,18 +38,17 @@ class Errors:
 
 
 @dataclass(frozen=True)
-class Curves:
-    """What the picture of one config shows.
+class Ladder:
+    """The wavelengths of one config.
 
     Attributes:
         layer_type: transformers' name of the layers.
         rope_type: of the config.
         context: ``max_position_embeddings``, in tokens, or ``None``.
         original: ``original_max_position_embeddings``, or ``None``.
-        wavelengths: by sequence length in words, tokens per turn of every pair that turns.
-        still: how many of the rotated channels' pairs do not turn.
-        unscaled: ``wavelengths`` of the plain ladder of ``rope_theta``; empty where there is none.
-        errors: against the position.
+        wavelengths: tokens per turn of every pair with a frequency, by a text that says for which sequence lengths.
+        still: the number of pairs among the rotated channels whose frequency is zero.
+        unscaled: the wavelengths of ``rope_theta`` alone; empty for a config without it.
     """
 
     layer_type: str
@@ -59,44 +58,53 @@ class Curves:
     wavelengths: dict[str, list[float]]
     still: int
     unscaled: list[float]
+
+
+@dataclass(frozen=True)
+class Curves(Ladder):
+    """The wavelengths of one config, and its errors by position."""
+
     errors: Errors
 
 
 def num_steps() -> int:
-    """How often :func:`curves` calls ``done`` for each layer type."""
+    """The number of times that :func:`curves` calls ``done`` per layer type."""
     return len(_ends())
 
 
 def curves(
     layers: Mapping[str, RopeConfig], source: Mapping[str, Any], done: Callable[[], None] = lambda: None
 ) -> list[Curves]:
-    """Compute what :func:`rope_kernels.plotting.draw_curves` draws.
+    """The curves that :func:`rope_kernels.cli.plotting.draw_curves` draws.
 
     Args:
         layers: a config per layer type.
-        source: the dict of the config.json that they were read from, for transformers.
-        done: called as the work goes on, :func:`num_steps` times per layer type.
+        source: the config.json of the configs, as a dict, for transformers.
+        done: reports progress; called :func:`num_steps` times per layer type.
     """
     return [
-        Curves(
-            layer_type=name,
-            rope_type=config.rope_type,
-            context=config.max_position_embeddings,
-            original=config.original_max_position_embeddings,
-            wavelengths={
-                title: wavelengths(config.inv_freq(length).tolist())
-                for length, title in states(config.frequency_params)
-            },
-            still=int((config.inv_freq() == 0).sum()),
-            unscaled=_unscaled(config),
-            errors=errors_by_position(config, source, name, done),
-        )
+        Curves(**vars(ladder(config, name)), errors=errors_by_position(config, source, name, done))
         for name, config in layers.items()
     ]
 
 
+def ladder(config: RopeConfig, layer_type: str = "full_attention") -> Ladder:
+    """The wavelengths of a config."""
+    return Ladder(
+        layer_type=layer_type,
+        rope_type=config.rope_type,
+        context=config.max_position_embeddings,
+        original=config.original_max_position_embeddings,
+        wavelengths={
+            title: wavelengths(config.inv_freq(length).tolist()) for length, title in states(config.frequency_params)
+        },
+        still=int((config.inv_freq() == 0).sum()),
+        unscaled=_unscaled(config),
+    )
+
+
 def wavelengths(inv_freq: list[float]) -> list[float]:
-    """Tokens per turn of every pair that turns."""
+    """Tokens per turn of every pair with a frequency."""
     return [2 * math.pi / abs(f) for f in inv_freq if f]
 
 
@@ -115,7 +123,7 @@ def _ends() -> list[int]:
 def errors_by_position(
     config: RopeConfig, source: Mapping[str, Any], layer_type: str, done: Callable[[], None] = lambda: None
 ) -> Errors:
-    """Rotate the tokens up to each of some positions up to 2 ** 24, by ours and by transformers, and compare."""
+    """The errors of ours and of transformers at quarter powers of two up to position 2 ** 24."""
     peer, note = None, None
     try:
         peer = transformers_rotation(source, layer_type)
@@ -133,7 +141,7 @@ def errors_by_position(
             rows = positions.expand(config.num_axes, *positions.shape) if config.num_axes > 1 else positions
             try:
                 theirs.append(relative_error(peer(q, q, rows)[0], want, q))
-            except Exception as error:  # model code that wants to be called in another way
+            except Exception as error:  # the model's function has another signature
                 peer, note, theirs = None, f"its call failed: {type(error).__name__}: {error}", []
         done()
     return Errors(_ends(), ours, theirs, note)

@@ -1,10 +1,9 @@
-"""The machinery of the benchmarks: pairs, ratios, regressions and the report. Nothing depends on how fast we are."""
+"""The code of the benchmarks: pairs, ratios, regressions and the report. No test depends on our speed."""
 
 from __future__ import annotations
 
 import json
 import re
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,34 +11,26 @@ import torch
 import typer
 from typer.testing import CliRunner
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-
 pytest.importorskip("matplotlib")
 pytest.importorskip("transformers")
 
-import complexity
-import cuda_rows
-import memory
-import ours
-import peers
-import regressions
-import report
-import static_rows
-import tables
-from cpu_budgets import budget_rows
-from cpu_limits import limit_rows
-from cpu_rows import cpu_rows
-from measurements import Run, read
+from benchmarks.report import __main__ as report
+from benchmarks.report import measurements, regressions, tables
+from benchmarks.report.measurements import Run, read
+from benchmarks.rows import complexity, cuda_rows, memory, ours, peers, static_budgets
+from benchmarks.rows.budgets import budget_rows
+from benchmarks.rows.cpu_limits import limit_rows
+from benchmarks.rows.cpu_rows import cpu_rows
+from benchmarks.rows.row import BenchmarkRow, RowResult, measure
+from benchmarks.rows.shapes import LLAMA_8B, MODELS, Shape, inputs
 from rope_kernels.measuring.timing import Pair, alternate
-from rows import Result, Row, measured
-from shapes import LLAMA_8B, MODELS, Shape, inputs
 
 SMALL = Shape(1, 8)
 
 
-def result(name, speed=2.0, spread=0.02, question="peers", needed=None, **facts):
+def result(name, speed=2.0, spread=0.02, group="peers", needed=None, **facts):
     low, high = speed * (1 - spread / 2), speed * (1 + spread / 2)
-    return Result(question, name, speed, low, high, 1e-3, speed * 1e-3, 9, needed, facts)
+    return RowResult(group, name, speed, low, high, 1e-3, speed * 1e-3, 9, needed, facts)
 
 
 def run_of(*results, **changes):
@@ -55,7 +46,7 @@ def run_of(*results, **changes):
 
 def all_results():
     rows = [*budget_rows(), *limit_rows(), *cpu_rows(budget_rows()), *complexity.complexity_rows()]
-    return [result(r.name, question=r.question, needed=r.needed, **r.facts) for r in rows]
+    return [result(r.name, group=r.group, needed=r.needed, **r.facts) for r in rows]
 
 
 def test_ratios_are_of_neighbouring_rounds():
@@ -130,14 +121,16 @@ def test_peak_bytes():
     assert [round(memory.peak_bytes(step) / size) for step in steps] == [1, 3]
 
 
-def test_measured_goes_back_to_the_best_instructions():
+def test_measure_restores_the_best_instruction_set():
     from rope_kernels.backends import native
 
     if not native.isas():
         pytest.skip("there are no native kernels")
     before, seen = native.isa(), []
-    row = Row("q", "n", lambda: (lambda: seen.append(native.isa()), lambda: None), needed=1.0, isa=native.isas()[-1])
-    found = measured(row, 0)
+    row = BenchmarkRow(
+        "g", "n", lambda: (lambda: seen.append(native.isa()), lambda: None), needed=1.0, isa=native.isas()[-1]
+    )
+    found = measure(row, 0)
     assert set(seen) == {native.isas()[-1]}
     assert native.isa() == before
     assert found.met == (found.speed >= 1)
@@ -146,7 +139,7 @@ def test_measured_goes_back_to_the_best_instructions():
 @pytest.mark.parametrize("exponent", [1.0, -1.0, 0.5])
 def test_slope_of_a_power(exponent):
     found = [
-        result(str(size), speed=(size / 4096) ** -exponent, question="complexity", axis="tokens", size=size, base=4096)
+        result(str(size), speed=(size / 4096) ** -exponent, group="complexity", axis="tokens", size=size, base=4096)
         for size in (256, 1024, 16384)
     ]
     slope, low, high = complexity.slopes(found)["tokens"]
@@ -158,13 +151,33 @@ def test_baseline_of_several_runs_takes_their_range_as_noise():
     assert regressions.baseline_of(runs)["rows"]["a"] == {"speed": 2.1, "noise": round(0.2 / 2.1, 4)}
 
 
-def test_every_processor_has_a_baseline_of_its_own(tmp_path, monkeypatch):
-    monkeypatch.setattr(regressions, "BASELINES", tmp_path)
-    (tmp_path / "other.json").touch()
-    run = run_of(result("a"), environment={"processor": "Some(R) CPU  9"})
-    assert regressions.path_of(run) == tmp_path / "some-r-cpu-9.json"
+@pytest.mark.parametrize(("processor", "folder"), [
+    ("AMD EPYC", "amd-epyc"), ("Intel(R) Xeon(R) Processor", "intel-xeon"),
+    ("Intel(R) Core(TM) i9-9900K CPU @ 3.60GHz", "intel-core-i9-9900k-3-60ghz"),
+])  # fmt: skip
+def test_every_processor_has_a_folder(processor, folder):
+    assert run_of(environment={"processor": processor}).folder == measurements.RESULTS / folder
+
+
+def test_every_folder_holds_results_and_a_baseline_of_its_processor():
+    folders = [path for path in measurements.RESULTS.iterdir() if path.is_dir()]
+    assert len(folders) >= 2
+    for folder in folders:
+        baseline = json.loads((folder / "baseline.json").read_text())
+        assert run_of(environment=baseline["machine"]).folder == folder
+        text = (folder / "RESULTS.md").read_text()
+        assert f"| processor | {baseline['machine']['processor']} |" in text
+        assert set(re.findall(r"\]\((plots/.*?)\)", text)) == {f"plots/{p.name}" for p in (folder / "plots").iterdir()}
+
+
+def test_a_processor_without_a_baseline_is_an_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(measurements, "RESULTS", tmp_path)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "baseline.json").touch()
     written_by_pytest(tmp_path / "now", result("a"))
-    with pytest.raises(typer.BadParameter, match=r"there is none, beside it other\.json; --write makes one"):
+    with pytest.raises(
+        typer.BadParameter, match=r"a/baseline\.json: there is no such file; .*: other; --write makes one"
+    ):
         regressions.main(tmp_path / "now")
 
 
@@ -174,7 +187,7 @@ def test_every_processor_has_a_baseline_of_its_own(tmp_path, monkeypatch):
 ])  # fmt: skip
 def test_a_planted_regression_shows_beyond_the_noise(speed, spread, slower):
     baseline = regressions.baseline_of([run_of(result("a"))])
-    (row,) = regressions.compared(baseline, {"a": result("a", speed, spread)})
+    (row,) = regressions.changes(baseline, {"a": result("a", speed, spread)})
     assert row.is_slower == slower
 
 
@@ -187,7 +200,7 @@ def test_a_regression_must_show_again(again, count):
         asked.append(names)
         return {"a": result("a", again)}
 
-    first = regressions.compared(baseline, {"a": result("a", 1.0), "b": result("b")})
+    first = regressions.changes(baseline, {"a": result("a", 1.0), "b": result("b")})
     assert len(regressions.confirmed(first, measure)) == count
     assert asked == [["a"]] * regressions.REPEATS
 
@@ -234,8 +247,8 @@ def test_report_has_every_row_and_plot(tmp_path):
         assert ("**not met**" in next(line for line in budgets.splitlines() if row.name in line)) == (row.needed > 2)
     for row in limit_rows():
         assert f"| {row.name} | 2.00x | 1.98–2.02 |" in tables.limits(run_of(*found))
-    pictures = re.findall(r"\]\((plots/\w+\.png)\)", text)
-    assert len(pictures) == 4
+    pictures = re.findall(r"\]\((plots/\w+\.svg)\)", text)
+    assert len(pictures) == 3
     assert all((tmp_path / picture).stat().st_size > 10_000 for picture in pictures)
     assert tables.NO_GPU in text
     assert "0123456789ab, with changes" in text
@@ -264,6 +277,6 @@ def static_row(**changes):
     dict(dram_bytes_per_element=6.0),
 ], ids=str)  # fmt: skip
 def test_static_budgets_notice(change):
-    assert all(met for _, _, met in static_rows.static_budgets([static_row()]))
-    found = static_rows.static_budgets([static_row(), static_row(**change)])
+    assert all(met for _, _, met in static_budgets.static_budgets([static_row()]))
+    found = static_budgets.static_budgets([static_row(), static_row(**change)])
     assert [met for _, _, met in found].count(False) == 1

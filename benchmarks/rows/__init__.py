@@ -1,0 +1,1 @@
+"""The rows of the benchmarks: what is timed or counted, on which shapes, against whom."""
