@@ -1,6 +1,6 @@
-"""The dispatch rule: the first of :data:`PREFERENCE` that can run on a device, unless :func:`use_backend` differs.
+"""The dispatch rule: a call runs on the first backend of :data:`PREFERENCE` that can, unless the user chose another.
 
-Every backend is a module with ``rotate``, ``rotate_table`` and ``unavailable`` of the signatures in
+A backend is a module with ``rotate``, ``rotate_table`` and ``unavailable``, whose signatures are those of
 :mod:`rope_kernels.backends.reference`.
 """
 
@@ -42,7 +42,7 @@ def available_backends() -> dict[str, str | None]:
 
 
 def current_override() -> str | None:
-    """The backend asked for in this thread, by :func:`use_backend` or else, at import, by ``ROPE_KERNELS_BACKEND``."""
+    """The backend this thread chose with :func:`use_backend`, or else ``ROPE_KERNELS_BACKEND`` as it was at import."""
     override: str | None = getattr(_local, "override", None)
     return override or _FROM_ENVIRONMENT
 
@@ -51,7 +51,7 @@ def backend_for(device: torch.device) -> ModuleType:
     """The module that runs a call on ``device``.
 
     Raises:
-        RuntimeError: the backend asked for cannot run there; the message says why.
+        RuntimeError: the chosen backend cannot run there; the message says why.
     """
     override = current_override()
     if override is None:

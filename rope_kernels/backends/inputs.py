@@ -1,4 +1,4 @@
-"""What every backend receives, in one layout, after all checks have passed."""
+"""The checked inputs of a call, in the one layout that all backends take."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ __all__ = ["Inputs"]
 
 @dataclass
 class Inputs:
-    """The run-time half of a call; the other half is a :class:`~rope_kernels.spec.Spec`.
+    """Positions, lengths and flags of a call; the constants are a :class:`~rope_kernels.core.spec.Spec`.
 
-    ``q``, ``k`` and their outputs reach a backend as (batch, tokens, heads, head_dim) views of any strides with a
-    unit last one; "thd" tensors have batch 1.
+    A backend gets ``q``, ``k`` and their outputs as (batch, tokens, heads, head_dim) views, whose last stride is 1 and
+    whose other strides are free; "thd" tensors have batch 1.
 
     Attributes:
         positions: (axes, batch or 1, tokens) integer or floating view, or ``None``: counted from 0 in each sequence.
         offset: int64 (1,), (batch,) or (sequences,), added to counted positions; ``None`` is 0.
-        seq_len: int64 (1,), (batch,) or (sequences,); given wherever the frequencies depend on the length.
-        from_seq_len: as ``seq_len``; the rotation is then by the difference of the phases at the two lengths.
+        seq_len: int64 (1,), (batch,) or (sequences,); never ``None`` if the frequencies depend on the length.
+        from_seq_len: as ``seq_len``; the call then rotates by the difference of the phases at the two lengths.
         cu_seqlens: int32 or int64 (sequences + 1,) bounds of packed sequences; tokens past the last are copied.
         inverse: rotate back (the adjoint: sine negated, scaling applied, pairs written where they were read).
-        unscaled: leave attention scaling out.
+        unscaled: without attention scaling.
     """
 
     positions: torch.Tensor | None

@@ -1,8 +1,7 @@
-"""The C++/CUDA extension.
+"""The native backend: loads the C++/CUDA extension, says why it is missing, tells it which backend a thread chose.
 
-When it is loaded the library registers itself for ``rope_kernels::*`` on the CPU, where torch's dispatcher calls it
-without a detour through Python; CUDA tensors reach it by the dispatch rule. What is here loads it, says why it is not
-there, and tells it when a thread asked for another backend.
+On load the library registers itself for ``rope_kernels::*`` on the CPU, so torch's dispatcher calls it without Python.
+CUDA tensors reach it by the dispatch rule.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ __all__ = [
 ]
 
 FROM_ENVIRONMENT = os.environ.get("ROPE_KERNELS_BACKEND") or None
-"""The backend asked for when the package is imported; the library reads the same for threads that never chose."""
+"""The backend that the environment chose at import. The library reads it too, for threads that never chose one."""
 
 _PATH = Path(__file__).parent.parent / "_native.so"
 _library: ctypes.CDLL | None = None
@@ -43,7 +42,7 @@ _missing: str | None = "it has not been loaded yet"
 
 
 class _Thread(threading.local):
-    """Whether calls on CPU tensors reach the library, in this thread."""
+    """Whether this thread's calls on CPU tensors run in the library."""
 
     is_default = False
 
@@ -52,7 +51,7 @@ thread = _Thread()
 
 
 def load() -> None:
-    """Load the library into torch; once, after the operators are defined."""
+    """Load the library into torch. Call it once, after the operators are defined."""
     global _library, _missing
     if not _PATH.exists():
         _missing = "the extension was not built (pip install --no-build-isolation, with a C++20 compiler)"
@@ -79,7 +78,7 @@ def unavailable(device: torch.device | None = None) -> str | None:
 
 
 def choose(backend: str | None) -> None:
-    """Tell the library what this thread asked for; ``None`` is the dispatch rule."""
+    """Tell the library which backend this thread chose; ``None`` is the dispatch rule."""
     if _library is None:
         return
     thread.is_default = (backend or FROM_ENVIRONMENT or "native") == "native"
@@ -87,23 +86,23 @@ def choose(backend: str | None) -> None:
 
 
 def cuda_archs() -> list[str]:
-    """Architectures that the library has CUDA kernels for, 90 for sm_90; empty if it was built without."""
+    """Architectures that the library has CUDA kernels for, such as "90" for sm_90; empty if it has none."""
     names = b"" if _library is None else _library.rope_kernels_cuda_archs()
     return [name for name in names.decode().split(",") if name]
 
 
 def isas() -> list[str]:
-    """Instruction sets of the library that this machine has, best first."""
+    """Instruction sets that both the library and this machine have, best first."""
     return [] if _library is None else _library.rope_kernels_isas().decode().split(",")
 
 
 def isa() -> str:
-    """The instruction set that runs."""
+    """The instruction set in use."""
     return "" if _library is None else _library.rope_kernels_isa().decode()
 
 
 def force_isa(name: str) -> None:
-    """Run on another instruction set, in all threads; ``""`` returns to the best.
+    """Use another instruction set, in all threads; ``""`` goes back to the best.
 
     Raises:
         ValueError: the library or the machine does not have it.
@@ -113,7 +112,7 @@ def force_isa(name: str) -> None:
 
 
 def rotate(q: Tensor, k: Tensor | None, q_out: Tensor, k_out: Tensor | None, inputs: Inputs, spec: Spec) -> None:
-    """The operator itself, in the signature that backends share."""
+    """Rotate by the native operator; see :func:`.reference.rotate`."""
     i, positions = inputs, inputs.positions
     if positions is not None and positions.shape[0] == 1:
         positions = positions[0]
@@ -127,5 +126,5 @@ def rotate_table(
     q: Tensor, k: Tensor | None, q_out: Tensor, k_out: Tensor | None,
     cos: Tensor, sin: Tensor, rotation: Rotation, inverse: bool,
 ) -> None:  # fmt: skip
-    """By a caller's table, in plain torch: on the CPU the operator has kernels of its own and does not come here."""
+    """Rotate by a caller's table in plain torch. On the CPU the library registers kernels that run instead of this."""
     reference.rotate_table(q, k, q_out, k_out, cos, sin, rotation, inverse)

@@ -1,4 +1,4 @@
-"""The rotation in plain torch operations: what the kernels are held to, and what runs where there is no kernel."""
+"""The rotation in plain torch operations: the fallback without a kernel, and the reference that kernels must match."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ TWO_PI = 2.0 * math.pi
 
 
 def unavailable(device: torch.device | None = None) -> str | None:
-    """Runs wherever torch does."""
+    """``None``: it runs wherever torch does."""
     return None
 
 
 def rotate(q: Tensor, k: Tensor | None, q_out: Tensor, k_out: Tensor | None, inputs: Inputs, spec: Spec) -> None:
-    """Rotate (batch, tokens, heads, head_dim) views into others, which may be the same; see :class:`Inputs`."""
+    """Rotate (batch, tokens, heads, head_dim) views into the outputs, which may be the same; see :class:`Inputs`."""
     cos, sin = (part.unsqueeze(2) for part in cos_sin(q.shape[0], q.shape[1], q.device, inputs, spec))
     if inputs.inverse:
         sin = -sin
@@ -40,14 +40,14 @@ def rotate_table(
     q: Tensor, k: Tensor | None, q_out: Tensor, k_out: Tensor | None,
     cos: Tensor, sin: Tensor, rotation: Rotation, inverse: bool,
 ) -> None:  # fmt: skip
-    """Rotate by a caller's table. ``cos``, ``sin``: (batch or 1, tokens, rotary_dim), channels as a rotation writes."""
+    """Rotate by a caller's table. ``cos``, ``sin``: (batch or 1, tokens, rotary_dim), in the order of the output."""
     for x, out in ((q, q_out), (k, k_out)):
         if x is not None and out is not None:
             out.copy_(rotated_by_table(x, cos, sin, rotation, inverse))
 
 
 def rotated_by_table(x: Tensor, cos: Tensor, sin: Tensor, rotation: Rotation, inverse: bool) -> Tensor:
-    """One tensor of :func:`rotate_table`, in operations that torch can trace and differentiate."""
+    """``x`` rotated by a table, in operations that torch can trace and differentiate."""
     c, s = (_table_pairs(table, rotation) for table in (cos, sin))
     if inverse:
         s = -s[1], -s[0]
@@ -79,7 +79,7 @@ def cos_sin(batch: int, tokens: int, device: torch.device, inputs: Inputs, spec:
 
 
 def _groups(batch: int, tokens: int, device: torch.device, inputs: Inputs) -> tuple[Tensor | None, Tensor | None]:
-    """(sequence of every token as (batch or 1, tokens or 1), tokens to copy as (1, tokens, 1)), or None."""
+    """(each token's sequence, tokens to copy): (batch or 1, tokens or 1), (1, tokens, 1); ``None`` if not needed."""
     if inputs.cu_seqlens is not None:
         token = torch.arange(tokens, device=device)
         bounds = inputs.cu_seqlens.to(token.dtype)
@@ -91,14 +91,14 @@ def _groups(batch: int, tokens: int, device: torch.device, inputs: Inputs) -> tu
 
 
 def _of_token(values: Tensor, group: Tensor | None) -> Tensor:
-    """``values`` (groups or 1, ...) laid out per token: (batch or 1, tokens or 1, ...)."""
+    """``values`` (groups or 1, ...) of each token: (batch or 1, tokens or 1, ...)."""
     if group is None or values.shape[0] == 1:
         return values.unsqueeze(1)
     return values[group]
 
 
 def _positions(tokens: int, group: Tensor | None, device: torch.device, inputs: Inputs) -> Tensor:
-    """(axes, batch or 1, tokens) positions, given or counted."""
+    """(axes, batch or 1, tokens) positions: the given ones, or counted from 0 or an offset."""
     if inputs.positions is not None:
         return inputs.positions
     counted = torch.arange(tokens, device=device)[None]
@@ -110,7 +110,7 @@ def _positions(tokens: int, group: Tensor | None, device: torch.device, inputs: 
 
 
 def _by_length(params: FrequencyParams, seq_len: Tensor | None, row: Callable[[int | None], Tensor]) -> Tensor:
-    """``row(None)`` (pairs,), or per length where it selects the long row: (groups or 1, pairs)."""
+    """(groups or 1, pairs): the short row, ``row(None)``, or the long one for lengths above the switch."""
     short = row(None)[None]
     if seq_len is None or not params.switch_length:
         return short
@@ -133,7 +133,7 @@ def _inv_freq(params: FrequencyParams, rotation: Rotation, seq_len: Tensor | Non
 
 
 def _omega(params: FrequencyParams, rotation: Rotation, seq_len: Tensor | None, device: torch.device) -> Tensor:
-    """int64 (groups or 1, pairs) turns per position in fixed point, made on the host unless theta is dynamic."""
+    """int64 (groups or 1, pairs) turns per position in fixed point, computed on the host unless theta is dynamic."""
     if params.dynamic_factor and seq_len is not None:
         return _fixed_point(_inv_freq(params, rotation, seq_len, device))
 
@@ -156,20 +156,20 @@ def _scaling(params: FrequencyParams, seq_len: Tensor | None, device: torch.devi
 def _angle(positions: Tensor, group: Tensor | None, inputs: Inputs, spec: Spec) -> Tensor:
     """float64 (batch or 1, tokens, pairs) angles in radians, less whole turns."""
     rotation, device = spec.rotation, positions.device
-    row = torch.tensor(rotation.axis or (0,) * rotation.num_pairs, device=device)
+    axis = torch.tensor(rotation.axis or (0,) * rotation.num_pairs, device=device)
     if positions.shape[0] == 1:
-        row = torch.zeros_like(row)
-    where = positions[row].permute(1, 2, 0)
+        axis = torch.zeros_like(axis)
+    of_pair = positions[axis].permute(1, 2, 0)
     exact_integer = rotation.phase == "exact" and not positions.is_floating_point()
     frequencies = _omega if exact_integer else _inv_freq
 
     def at(seq_len: Tensor | None) -> Tensor:
         freqs = _of_token(frequencies(spec.frequency, rotation, seq_len, device), group)
         if exact_integer:
-            return where.long() * freqs
+            return of_pair.long() * freqs
         if rotation.phase == "float32":
-            return (where.float() * freqs.float()).double()
-        return _wrapped(where.double() * (freqs / TWO_PI)) * TWO_PI
+            return (of_pair.float() * freqs.float()).double()
+        return _wrapped(of_pair.double() * (freqs / TWO_PI)) * TWO_PI
 
     angle = at(inputs.seq_len)
     if inputs.from_seq_len is not None:

@@ -21,7 +21,7 @@ from emulation.interpreter import interpreted
 from rope_kernels.backends.triton import constants as triton_constants
 from rope_kernels.backends.triton import kernels as triton_kernels
 from rope_kernels.backends.triton import launch as triton_launch
-from rope_kernels.backends.triton.plan import PREFILL_TOKENS, Rows, alignment, launch_tile
+from rope_kernels.backends.triton.plan import PREFILL_TOKENS, Memory, alignment, launch_tile
 
 PI = Decimal("3.14159265358979323846264338327950288")
 STATIC = RopeConfig(
@@ -48,13 +48,13 @@ def tiles(draw):
     rotation = draw(rotations())
     size = draw(st.sampled_from([2, 4]))
     aligned = alignment(size, [size * rotation.head_dim, draw(st.sampled_from([0, 2 * size, size]))], rotation)
-    rows = Rows(size, aligned, draw(st.booleans()), draw(st.booleans()), draw(st.booleans()))
+    memory = Memory(size, aligned, draw(st.booleans()), draw(st.booleans()), draw(st.booleans()))
     heads = draw(
         st.sampled_from([(1, 1), (32, 8), (28, 4), (7, 7), (5, 0), (0, 3), (12, 1), (128, 1), (40, 8), (71, 71)])
     )
     tokens = draw(st.one_of(st.integers(1, 40), st.integers(PREFILL_TOKENS - 2, PREFILL_TOKENS + 2), st.just(2**20)))
     flags = {name: draw(st.booleans()) for name in ("inverse", "loads_per_pair", "one_head")}
-    return tokens, launch_tile(tokens, *heads, rotation, rows, **flags), rotation, rows, flags
+    return tokens, launch_tile(tokens, *heads, rotation, memory, **flags), rotation, memory, flags
 
 
 def is_power_of_2(n):
@@ -73,12 +73,12 @@ def test_sizes_are_powers_of_2_within_the_limits(drawn):
 
 @given(tiles())
 def test_every_thread_has_its_vector_in_every_tile(drawn):
-    _, tile, _, rows, _ = drawn
+    _, tile, _, memory, _ = drawn
     threads = 32 * tile.WARPS
     for heads, block in ((tile.Q_HEADS, tile.Q_BLOCK), (tile.K_HEADS, tile.K_BLOCK)):
         assert block * tile.TOKENS * tile.UNITS >= tile.VECTOR * threads or tile.UNITS == 1 or not heads
     if tile.WORDS:
-        assert rows.ALIGNED % (2 * rows.ITEM_BYTES * tile.VECTOR) == 0
+        assert memory.ALIGNED % (2 * memory.ITEM_BYTES * tile.VECTOR) == 0
     else:
         assert tile.VECTOR == 1
 
@@ -94,11 +94,11 @@ def test_work_of_a_thread_is_bounded(drawn):
 
 @given(tiles())
 def test_tokens_pairs_and_rows_are_covered(drawn):
-    tokens, tile, rotation, rows, _ = drawn
+    tokens, tile, rotation, memory, _ = drawn
     assert tile.CHUNK * tile.CHUNKS >= rotation.num_pairs
     assert tile.CHUNKS == 1 or tile.CHUNK * tile.CHUNKS == rotation.num_pairs  # parts of a row are never masked
     assert tile.TAIL == (tokens % tile.TOKENS != 0)
-    if rows.IN_PLACE and tile.READ_PAIRS != tile.WRITE_PAIRS:
+    if memory.IN_PLACE and tile.READ_PAIRS != tile.WRITE_PAIRS:
         assert tile.CHUNKS == 1
 
 
@@ -127,8 +127,8 @@ def test_every_channel_is_written_once(drawn):
 
 @given(st.integers(1, PREFILL_TOKENS - 1))
 def test_one_shape_for_all_small_numbers_of_tokens(tokens):
-    rotation, rows = Rotation(128, 64, 64), Rows(2)
-    assert launch_tile(tokens, 32, 8, rotation, rows) == launch_tile(1, 32, 8, rotation, rows)
+    rotation, memory = Rotation(128, 64, 64), Memory(2)
+    assert launch_tile(tokens, 32, 8, rotation, memory) == launch_tile(1, 32, 8, rotation, memory)
 
 
 @pytest.mark.parametrize(
@@ -192,7 +192,7 @@ def qk(batch, tokens, heads=(4, 2), dim=128, dtype=torch.bfloat16):
 def test_batch_and_tokens_become_one_axis(launched, batch, tokens, positions, batched):
     where = None if positions is None else torch.zeros(positions, dtype=torch.int64)
     angle, tile, grid = launched(*qk(batch, tokens), where)
-    assert tile.ROWS.BATCHED == batched
+    assert tile.MEMORY.BATCHED == batched
     assert grid == (-(-batch * tokens // tile.TOKENS), 1)
     assert angle.COUNTED == (positions is None)
 
@@ -212,7 +212,7 @@ def test_the_static_case_has_nothing_general_in_it(launched):
     )
     assert not any(getattr(angle, name) for name in absent)
     assert (angle.PHASE, angle.LADDER, angle.RAMP, angle.AXES) == ("fixed", 64, "frequency", 1)
-    assert tile.ROWS == Rows(2)
+    assert tile.MEMORY == Memory(2)
     assert (tile.WORDS, tile.VECTOR, tile.COPIES) == (True, 4, ())
 
 
@@ -221,18 +221,18 @@ def test_contiguous_heads_have_a_constant_stride(launched, heads_first, dense):
     q, k = qk(1, 6)
     if heads_first:
         q, k = (x.transpose(1, 2).contiguous().transpose(1, 2) for x in (q, k))
-    assert launched(q, k, torch.arange(6))[1].ROWS.DENSE_HEADS == dense
+    assert launched(q, k, torch.arange(6))[1].MEMORY.DENSE_HEADS == dense
 
 
 def test_odd_views_go_element_by_element(launched):
     q, k = (torch.zeros(1, 6, h, 131, dtype=torch.bfloat16)[..., 1:129] for h in (4, 2))
     tile = launched(q, k, torch.arange(6))[1]
-    assert (tile.WORDS, tile.VECTOR, tile.ROWS.ALIGNED) == (False, 1, 2)
+    assert (tile.WORDS, tile.VECTOR, tile.MEMORY.ALIGNED) == (False, 1, 2)
 
 
 def test_strides_of_single_axes_do_not_count(launched):
     q, k = (torch.zeros(1, 1, h, 131, dtype=torch.bfloat16)[..., :128] for h in (1, 1))
-    assert launched(q, k, torch.arange(1))[1].ROWS.ALIGNED == 16
+    assert launched(q, k, torch.arange(1))[1].MEMORY.ALIGNED == 16
 
 
 def test_integers_never_specialise():

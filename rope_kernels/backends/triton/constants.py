@@ -1,7 +1,7 @@
-"""What a spec becomes for the Triton kernels: scalar arguments, and int tensors on the device.
+"""A spec's constants for the Triton kernels: scalar arguments, and int tensors on the device.
 
-Everything is computed in 50 decimal digits and rounded once, so that the kernels' float64 products stay good to
-position 2**31. Tables travel as integers, which no cast to another floating dtype can harm.
+They are computed in 50 decimal digits and rounded once, so that the kernels' float64 products stay accurate up to
+position 2**31. Tables are integer tensors, which no cast to another floating dtype can change.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ __all__ = ["device_tensors", "ramp_of", "scalars"]
 
 _TWO_PI = Decimal("6.28318530717958647692528676655900576839433879875021")
 _UNITS = {"fixed": 2**64 / _TWO_PI, "float": 1 / _TWO_PI, "float32": Decimal(1)}
-"""Per phase of triton_plan.Angle, the number that stands for one radian per position."""
+"""Per phase of plan.Angle: the kernel's unit, as a multiple of one radian per position."""
 _NUM_POWERS = 9
 _DIGITS = 50
 
@@ -31,7 +31,7 @@ _on_device: dict[tuple[Spec, str, bool, torch.device], tuple[Tensor | None, Tens
 
 
 def ramp_of(params: FrequencyParams) -> str:
-    """What the ramp depends on: "index", "frequency", "both" or "" (a constant one goes into the base)."""
+    """What the ramp depends on: "index", "frequency", "both", or "" if it is constant (the base then includes it)."""
     by_index, by_frequency = (x != 0.0 and params.factor != 1.0 for x in params.ramp[:2])
     return "both" if by_index and by_frequency else "index" * by_index or "frequency" * by_frequency
 
@@ -49,7 +49,7 @@ def _power(params: FrequencyParams, j: int) -> Decimal:
 
 @lru_cache(maxsize=1024)
 def scalars(params: FrequencyParams, phase: str) -> tuple[float, ...]:
-    """rotate_kernel's arguments ``base`` to ``ntk_power``, in its order; see there."""
+    """rotate_kernel's arguments ``base`` to ``ntk_power``, in its order."""
     with localcontext() as context:
         context.prec = _DIGITS
         unit = _UNITS[phase]
@@ -91,8 +91,8 @@ def _bits(x: float) -> int:
 
 
 def _pair_map(rotation: Rotation) -> list[int]:
-    axis = rotation.axis or (0,) * rotation.num_pairs
-    return [row << 16 | j for row, j in zip(axis, rotation.index, strict=True)]
+    axes = rotation.axis or (0,) * rotation.num_pairs
+    return [axis << 16 | j for axis, j in zip(axes, rotation.index, strict=True)]
 
 
 def _padded(rows: list[list[int]], dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -101,10 +101,10 @@ def _padded(rows: list[list[int]], dtype: torch.dtype, device: torch.device) -> 
 
 
 def device_tensors(spec: Spec, phase: str, ladder: bool, device: torch.device) -> tuple[Tensor | None, Tensor | None]:
-    """(map, table) of ``spec`` on ``device``, made at first use: int32 (pairs,) and int64 (rows, pairs), padded.
+    """(map, table) of ``spec`` on ``device``, created at first use: int32 (pairs,) and int64 (rows, pairs), padded.
 
     Raises:
-        RuntimeError: a CUDA graph is being captured and they have not been made yet.
+        RuntimeError: a CUDA graph is being captured and they do not exist yet.
     """
     key = (spec, phase, ladder, device)
     if key not in _on_device:

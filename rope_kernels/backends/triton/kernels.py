@@ -1,8 +1,8 @@
 # mypy: ignore-errors
-"""The kernels: q and k rotated in one launch, with cosines and sines computed where they are used.
+"""The Triton kernels: rotate q and k in one launch, computing cosines and sines where they are used.
 
 Cosines and sines are [1, tokens, units] and broadcast over a tile's heads in registers; nothing goes through shared
-memory. Addresses are int64, since tensors of 2**31 elements are real.
+memory. Addresses are int64, since tensors may have 2**31 elements.
 """
 
 import triton
@@ -11,7 +11,7 @@ import triton.language as tl
 from .tiles import channel, first_pair, places, rotate_heads
 from .trig import cos_sin, growth
 
-# Nothing is specialised by value, so that another sequence length never compiles anew: :func:`places` says more.
+# No argument is specialised by value, so that a new sequence length never recompiles. :func:`places` gives alignment.
 _INTEGERS = ["num_tokens", "tokens_per_batch", "num_sequences", "switch_length", "ntk_start"]
 _INTEGERS += [f"{x}_{axis}" for x in ("q", "k", "q_out", "k_out") for axis in ("batch", "token", "head")]
 _INTEGERS += [f"{x}_{axis}" for x in ("positions", "cos", "sin") for axis in ("axis", "batch", "token", "channel")]
@@ -21,13 +21,13 @@ _POINTERS += ["cu_seqlens_ptr", "map_ptr", "table_ptr", "cos_ptr", "sin_ptr"]
 
 @triton.jit
 def tokens_of_program(num_tokens, tokens_per_batch, batches_per_token, TILE: tl.constexpr):
-    """(batch entry, place in it, whether there is such a token), int32 [1, tokens, 1]."""
+    """(batch entry, place in it, whether the token is one of the call's), int32 [1, tokens, 1]."""
     token = tl.program_id(0) * TILE.TOKENS + tl.arange(0, TILE.TOKENS)[None, :, None]
     inside = token < num_tokens
     if TILE.TAIL:
         token = tl.minimum(token, num_tokens - 1)
     batch = token * 0
-    if TILE.ROWS.BATCHED:  # exact: below 2**31 the product is never within its error of the next integer
+    if TILE.MEMORY.BATCHED:  # exact: below 2**31 the product is never within its error of the next integer
         batch = ((token.to(tl.float64) + 0.5) * batches_per_token).to(tl.int32)
         token -= batch * tokens_per_batch
     return batch, token, inside
@@ -35,7 +35,7 @@ def tokens_of_program(num_tokens, tokens_per_batch, batches_per_token, TILE: tl.
 
 @triton.jit
 def rows(ptr, batch, token, batch_stride, token_stride):
-    """Pointers to where the rows of tokens begin, [1, tokens, 1]."""
+    """Pointers to the rows of tokens, [1, tokens, 1]."""
     return ptr + (batch.to(tl.int64) * batch_stride + token.to(tl.int64) * token_stride)
 
 
@@ -43,7 +43,7 @@ def rows(ptr, batch, token, batch_stride, token_stride):
 def sequence_of(token, cu_seqlens_ptr, num_sequences, STEPS: tl.constexpr):
     """The last sequence that begins at or before ``token``; ``num_sequences`` past the end of all.
 
-    By bisection, unrolled: in a loop of a number of steps unknown to it, Triton would convert layouts.
+    The bisection is unrolled: in a loop whose number of steps it does not know, Triton would convert layouts.
     """
     low = token * 0
     high = low + num_sequences
@@ -57,28 +57,28 @@ def sequence_of(token, cu_seqlens_ptr, num_sequences, STEPS: tl.constexpr):
 
 @triton.jit
 def groups(batch, token, inside, cu_seqlens_ptr, num_sequences, STEPS: tl.constexpr):
-    """Each token's packed sequence or batch entry, whether it is in one, the token that this begins at; and whether
-    a program has tokens that are in none."""
+    """(packed sequence or batch entry of each token, whether there is one, its first token, whether a program has
+    tokens past the last sequence)."""
     group = batch
     start = token * 0
-    any_left = False
+    any_past_end = False
     if STEPS:
         group = sequence_of(token, cu_seqlens_ptr, num_sequences, STEPS)
         inside = inside & (group < num_sequences)
         start = tl.load(cu_seqlens_ptr + group)
-        any_left = (tl.program_id(0) + 1) * token.shape[1] > tl.load(cu_seqlens_ptr + num_sequences)
-    return group, inside, start, any_left
+        any_past_end = (tl.program_id(0) + 1) * token.shape[1] > tl.load(cu_seqlens_ptr + num_sequences)
+    return group, inside, start, any_past_end
 
 
 @triton.jit
 def of_group(ptr, group, known, HOW: tl.constexpr):
-    """The int64 of each token's group (HOW 2), or the one that holds for all (HOW 1)."""
+    """The int64 of each token's group (HOW 2), or the one for all tokens (HOW 1)."""
     return tl.load(ptr + group, mask=known, other=0) if HOW == 2 else tl.load(ptr)
 
 
 @triton.jit
 def length_effects(ptr, group, known, HOW: tl.constexpr, switch_length, ntk, ANGLE: tl.constexpr):
-    """(whether the length takes the long row, growth of the ladder per step)."""
+    """(whether the length uses the long row, growth of the ladder per step)."""
     is_long = False
     step = 1.0
     if HOW:
@@ -91,8 +91,8 @@ def length_effects(ptr, group, known, HOW: tl.constexpr, switch_length, ntk, ANG
 
 
 @triton.jit
-def position_rows(ptr, token, batch, start, axis_stride, batch_stride, token_stride, ANGLE: tl.constexpr):
-    """Positions of tokens, [1, tokens, 1] per axis, counted from ``start`` or loaded; backwards for the inverse."""
+def positions_of(ptr, token, batch, start, axis_stride, batch_stride, token_stride, ANGLE: tl.constexpr):
+    """Positions of tokens, [1, tokens, 1] per axis, counted from ``start`` or loaded; negated for the inverse."""
     if ANGLE.COUNTED:
         position = token.to(tl.int64) - start
         found = (-position,) if ANGLE.INVERSE else (position,)
@@ -110,11 +110,11 @@ def position_rows(ptr, token, batch, start, axis_stride, batch_stride, token_str
 
 @triton.jit(do_not_specialize=_INTEGERS, do_not_specialize_on_alignment=_POINTERS)
 def rotate_kernel(
-    # q and k, and where they go: the same where TILE.ROWS.IN_PLACE; k None where TILE.K_HEADS is 0
+    # q, k and their outputs: the same tensors if TILE.MEMORY.IN_PLACE; k is None if TILE.K_HEADS is 0
     q_ptr, k_ptr, q_out_ptr, k_out_ptr,
     # positions; int64 offset, seq_len and from_seq_len per group; bounds of packed sequences
     positions_ptr, offset_ptr, seq_len_ptr, from_seq_len_ptr, cu_seqlens_ptr,
-    # constants of a spec that do not fit into arguments: see cos_sin and frequency
+    # constants of a spec that are too many for arguments: see cos_sin and frequency
     map_ptr, table_ptr,
     # sizes: tokens of the call and of a batch entry (and its reciprocal), packed sequences
     num_tokens: tl.int32, tokens_per_batch: tl.int32, batches_per_token: tl.float64, num_sequences: tl.int32,
@@ -131,25 +131,25 @@ def rotate_kernel(
     ramp_lowest: tl.float64, ramp_highest: tl.float64,
     switch_length: tl.int64, ntk_start: tl.int64, ntk_slope: tl.float64, ntk_power: tl.float64,
     scaling: tl.float32, long_scaling: tl.float32,
-    # what is compiled in: triton_plan.Angle and triton_plan.Tile
+    # compile-time constants: plan.Angle and plan.Tile
     ANGLE: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """Rotate q and k. Grid: (parts of the tokens, parts of a row)."""
+    """Rotate q and k. Grid: (ceil(tokens / TILE.TOKENS), TILE.CHUNKS)."""
     powers = (p0, p1, p2, p3, p4, p5, p6, p7, p8)
     ramp = (ramp_start, ramp_per_index, ramp_per_frequency, ramp_lowest, ramp_highest)
     ntk = (ntk_start, ntk_slope, ntk_power)
-    # which tokens, which group each belongs to, what follows from that
+    # the program's tokens, the group of each, and what the group decides
     batch, token, inside = tokens_of_program(num_tokens, tokens_per_batch, batches_per_token, TILE)
-    group, known, start, any_left = groups(batch, token, inside, cu_seqlens_ptr, num_sequences, ANGLE.SEARCH_STEPS)
+    group, known, start, any_past_end = groups(batch, token, inside, cu_seqlens_ptr, num_sequences, ANGLE.SEARCH_STEPS)
     is_long, step = length_effects(seq_len_ptr, group, known, ANGLE.LENGTHS, switch_length, ntk, ANGLE)
     from_long, from_step = length_effects(from_seq_len_ptr, group, known, ANGLE.FROM_LENGTHS, switch_length, ntk, ANGLE)
     if ANGLE.OFFSETS:
         start = start - of_group(offset_ptr, group, known, ANGLE.OFFSETS)
     if ANGLE.SCALINGS == 2:
-        # a sum, since LLVM makes of a choice between two arguments one between their addresses
+        # a sum, since LLVM turns a choice between two arguments into one between their addresses
         scaling = tl.where(is_long, long_scaling, 0.0) + tl.where(is_long, 0.0, scaling)
     # their cosines and sines
-    found = position_rows(positions_ptr, token, batch, start, positions_axis, positions_batch, positions_token, ANGLE)
+    found = positions_of(positions_ptr, token, batch, start, positions_axis, positions_batch, positions_token, ANGLE)
     pair = first_pair(TILE) + TILE.PAIRS_PER_UNIT * tl.arange(0, TILE.UNITS)[None, None, :]
     c, s = cos_sin(pair, found, is_long, step, from_long, from_step, scaling, base, powers, ramp, map_ptr,
                          table_ptr, ANGLE)  # fmt: skip
@@ -162,18 +162,18 @@ def rotate_kernel(
     if TILE.Q_HEADS:
         x = rows(q_ptr, batch, token, q_batch, q_token)
         y = rows(q_out_ptr, batch, token, q_out_batch, q_out_token)
-        rotate_heads(x, y, q_head, q_out_head, inside, known, any_left, even, odd, TILE.Q_HEADS, TILE.Q_BLOCK,
+        rotate_heads(x, y, q_head, q_out_head, inside, known, any_past_end, even, odd, TILE.Q_HEADS, TILE.Q_BLOCK,
                      ANGLE.SEARCH_STEPS > 0, TILE)  # fmt: skip
     if TILE.K_HEADS:
         x = rows(k_ptr, batch, token, k_batch, k_token)
         y = rows(k_out_ptr, batch, token, k_out_batch, k_out_token)
-        rotate_heads(x, y, k_head, k_out_head, inside, known, any_left, even, odd, TILE.K_HEADS, TILE.K_BLOCK,
+        rotate_heads(x, y, k_head, k_out_head, inside, known, any_past_end, even, odd, TILE.K_HEADS, TILE.K_BLOCK,
                      ANGLE.SEARCH_STEPS > 0, TILE)  # fmt: skip
 
 
 @triton.jit
-def table_turns(cos, sin, pair, cos_channel, sin_channel, INVERSE: tl.constexpr, TILE: tl.constexpr):
-    """Turns of ``pair`` from rows of a caller's table, whose two members may differ: pointers [heads, tokens, 1]."""
+def table_cos_sin(cos, sin, pair, cos_channel, sin_channel, INVERSE: tl.constexpr, TILE: tl.constexpr):
+    """``cs`` of :func:`rotate` for ``pair``, from a caller's table. ``cos``, ``sin``: pointers, [heads, tokens, 1]."""
     first = channel(pair, TILE.READ_PAIRS if INVERSE else TILE.WRITE_PAIRS, TILE) - TILE.OFFSET
     second = first + (1 if (TILE.READ_PAIRS if INVERSE else TILE.WRITE_PAIRS) else TILE.DISTANCE)
     live = pair < TILE.PAIRS
@@ -189,21 +189,21 @@ def table_turns(cos, sin, pair, cos_channel, sin_channel, INVERSE: tl.constexpr,
 @triton.jit
 def table_heads(x, y, x_head, y_head, inside, cos, sin, cos_channel, sin_channel, HEADS: tl.constexpr,
                 BLOCK: tl.constexpr, INVERSE: tl.constexpr, TILE: tl.constexpr):  # fmt: skip
-    """:func:`rotate_heads` by a table, loaded for each head of a tile so that its layout is the tile's."""
+    """:func:`rotate_heads` by a table. It is loaded for each head of a tile, so that it has the tile's layout."""
     head = tl.arange(0, BLOCK)[:, None, None]
     cos += head * 0
     sin += head * 0
     pair = first_pair(TILE) + TILE.PAIRS_PER_UNIT * tl.arange(0, TILE.UNITS)[None, None, :]
-    even = table_turns(cos, sin, pair, cos_channel, sin_channel, INVERSE, TILE)
+    even = table_cos_sin(cos, sin, pair, cos_channel, sin_channel, INVERSE, TILE)
     odd = even
     if TILE.PAIRS_PER_UNIT == 2:
-        odd = table_turns(cos, sin, pair + 1, cos_channel, sin_channel, INVERSE, TILE)
+        odd = table_cos_sin(cos, sin, pair + 1, cos_channel, sin_channel, INVERSE, TILE)
     rotate_heads(x, y, x_head, y_head, inside, inside, False, even, odd, HEADS, BLOCK, False, TILE)
 
 
 @triton.jit(do_not_specialize=_INTEGERS, do_not_specialize_on_alignment=_POINTERS)
 def rotate_table_kernel(
-    # q and k, and where they go; the table
+    # q, k and their outputs; the table
     q_ptr, k_ptr, q_out_ptr, k_out_ptr, cos_ptr, sin_ptr,
     # sizes: tokens of the call and of a batch entry, and its reciprocal
     num_tokens: tl.int32, tokens_per_batch: tl.int32, batches_per_token: tl.float64,
@@ -214,10 +214,10 @@ def rotate_table_kernel(
     k_out_batch: tl.int64, k_out_token: tl.int64, k_out_head: tl.int64,
     cos_batch: tl.int64, cos_token: tl.int64, sin_batch: tl.int64, sin_token: tl.int64,
     cos_channel: tl.int64, sin_channel: tl.int64,
-    # what is compiled in
+    # compile-time constants
     INVERSE: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """Rotate q and k by a caller's cosines and sines. Grid as :func:`rotate_kernel`."""
+    """Rotate q and k by a caller's cosines and sines, on the grid of :func:`rotate_kernel`."""
     batch, token, inside = tokens_of_program(num_tokens, tokens_per_batch, batches_per_token, TILE)
     cos = rows(cos_ptr, batch, token, cos_batch, cos_token)
     sin = rows(sin_ptr, batch, token, sin_batch, sin_token)

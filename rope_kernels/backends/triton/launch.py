@@ -1,4 +1,4 @@
-"""From a checked call to one launch of :mod:`.triton_kernels`: constants, device tensors, shape, arguments."""
+"""The Triton backend: turns a checked call into a launch of :mod:`.kernels`."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from torch import Tensor
 from ...core.rotation import Rotation
 from ...core.spec import Spec
 from ..inputs import Inputs
-from . import kernels as triton_kernels
+from . import kernels
 from .constants import device_tensors, ramp_of, scalars
-from .plan import Angle, Rows, Tile, alignment, launch_tile, power_of_2
+from .plan import Angle, Memory, Tile, alignment, launch_tile, power_of_2
 
 __all__ = ["prepare", "rotate", "rotate_table", "unavailable"]
 
 Strides = tuple[int, ...]
 Pair = tuple[Tensor, Tensor]
-"""A tensor and where its rotation goes."""
+"""A tensor and its output."""
 
 
 def unavailable(device: torch.device | None = None) -> str | None:
-    """Why the kernels cannot run on ``device`` (``None``: anywhere here), or ``None`` if they can."""
+    """Why the kernels cannot run on ``device`` (``None``: on any device here), or ``None`` if they can."""
     if device is not None and device.type != "cuda":
         return f"the Triton kernels run on cuda tensors, not on {device.type}"
     return None if torch.cuda.is_available() else "no CUDA device is available"
@@ -39,7 +39,7 @@ def prepare(spec: Spec, device: torch.device) -> None:
 
 
 def rotate(q: Tensor, k: Tensor | None, q_out: Tensor, k_out: Tensor | None, inputs: Inputs, spec: Spec) -> None:
-    """Rotate (batch, tokens, heads, head_dim) views of any strides with a unit last one, in one launch.
+    """Rotate (batch, tokens, heads, head_dim) views in one launch; the last stride is 1, the others are free.
 
     ``q_out`` and ``k_out`` may be ``q`` and ``k``. fp32, fp16 or bf16; computed in fp32, rounded once.
     """
@@ -55,7 +55,7 @@ def rotate_table(
     q: Tensor, k: Tensor | None, q_out: Tensor, k_out: Tensor | None,
     cos: Tensor, sin: Tensor, rotation: Rotation, inverse: bool,
 ) -> None:  # fmt: skip
-    """The same by a table: ``cos``, ``sin`` (batch or 1, tokens, rotary_dim), channels as a rotation writes."""
+    """The same by a table: ``cos``, ``sin`` (batch or 1, tokens, rotary_dim), in the order of the output."""
     pairs = _present(q, k, q_out, k_out)
     if not rotation.num_pairs:
         _copy(pairs)
@@ -79,7 +79,7 @@ def _in_place(pair: Pair) -> bool:
 
 
 def _launches(pairs: list[Pair | None]) -> list[list[Pair | None]]:
-    """One launch for q and k, unless just one of them is rotated in place."""
+    """One launch for q and k; two if only one of them is rotated in place."""
     present = [pair for pair in pairs if pair is not None]
     if len({_in_place(pair) for pair in present}) == 2:
         return [[pairs[0], None], [None, pairs[1]]]
@@ -106,7 +106,7 @@ def _rotate(pairs: list[Pair | None], batch: int, tokens: int, inputs: Inputs, s
     position_strides = strides.pop() if others else (0, 0)
     frequency = spec.frequency
     with _device_of(x):
-        triton_kernels.rotate_kernel[(-(-count // tile.TOKENS), tile.CHUNKS)](
+        kernels.rotate_kernel[(-(-count // tile.TOKENS), tile.CHUNKS)](
             *_pointers(pairs),
             positions, *map(_dense, (inputs.offset, seq_len, from_seq_len, inputs.cu_seqlens)), pair_map, table,
             count, tokens, 1.0 / tokens, 0 if inputs.cu_seqlens is None else inputs.cu_seqlens.shape[0] - 1,
@@ -125,7 +125,7 @@ def _rotate_table(
     count, tile, strides = _layout(pairs, others, batch, tokens, False, rotation, inverse, True, one_head=True)
     x = next(pair for pair in pairs if pair is not None)[0]
     with _device_of(x):
-        triton_kernels.rotate_table_kernel[(-(-count // tile.TOKENS), tile.CHUNKS)](
+        kernels.rotate_table_kernel[(-(-count // tile.TOKENS), tile.CHUNKS)](
             *_pointers(pairs), cos, sin, count, tokens, 1.0 / tokens,
             *(s for each in strides for s in each), cos.stride(2), sin.stride(2),
             INVERSE=inverse, TILE=tile, num_warps=tile.WARPS,
@@ -150,7 +150,7 @@ def _count(vector: Tensor | None) -> int:
 
 
 def _search_steps(cu_seqlens: Tensor | None) -> int:
-    """Steps that bisect all sequences, in fours, so that few numbers of sequences compile anew."""
+    """Steps that bisect all sequences, a multiple of four, so that few numbers of sequences need another kernel."""
     return 0 if cu_seqlens is None else max(1, -(-(cu_seqlens.shape[0] - 1).bit_length() // 4)) * 4
 
 
@@ -181,10 +181,11 @@ def _layout(
             sizes = (batch if batched else 1, tokens if batched else batch * tokens, x.shape[2])
             offsets += [size * stride for stride, n in zip(s, sizes, strict=True) if n > 1]
     first = next(pair for pair in pairs if pair is not None)
-    rows = Rows(size, alignment(size, offsets, rotation), dense_heads, _in_place(first), batched)
-    count = batch * tokens
-    tile = launch_tile(count, *heads, rotation, rows, inverse=inverse, loads_per_pair=loads_per_pair, one_head=one_head)
-    return count, tile, strides
+    memory = Memory(size, alignment(size, offsets, rotation), dense_heads, _in_place(first), batched)
+    tile = launch_tile(
+        batch * tokens, *heads, rotation, memory, inverse=inverse, loads_per_pair=loads_per_pair, one_head=one_head
+    )
+    return batch * tokens, tile, strides
 
 
 @lru_cache(maxsize=4096)
@@ -227,6 +228,6 @@ def _angle(
 
 
 def _ladder(spec: Spec) -> int:
-    """Entries of the ladder that the kernel computes; a table needs none, unless theta grows."""
+    """Entries of the ladder that the kernel computes; none with a table, unless theta grows."""
     params = spec.frequency
     return 0 if params.multipliers and not params.dynamic_factor else max(spec.rotation.index) + 1

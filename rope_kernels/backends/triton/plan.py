@@ -1,7 +1,7 @@
-"""What is decided before a kernel is compiled, in plain Python: the shape of a launch and the constants of a call.
+"""The compile-time constants of a launch, chosen in plain Python: what to compute, and the tiles of a program.
 
-A *unit* is what a thread loads at once for one place of a row: a word of two neighbouring elements, or one element
-where rows are not aligned to words. Between "half" rows a unit holds two pairs, elsewhere one.
+A *row* is the channels of one head of one token. A *unit* is one load of a thread: a word of two neighbouring elements,
+or one element if rows are not aligned to words. With pairing "half" a word belongs to two pairs, else a unit to one.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from functools import lru_cache
 
 from ...core.rotation import Rotation
 
-__all__ = ["PREFILL_TOKENS", "Angle", "Rows", "Tile", "alignment", "launch_tile", "power_of_2"]
+__all__ = ["PREFILL_TOKENS", "Angle", "Memory", "Tile", "alignment", "launch_tile", "power_of_2"]
 
 PREFILL_TOKENS = 2048
-"""From here on there are enough programs of many tokens to fill a large GPU."""
+"""With at least so many tokens, programs of many tokens are enough to fill a large GPU."""
 
 _MAX_WARPS = 4
 _MAX_VECTOR_BYTES = 16
@@ -27,15 +27,15 @@ class Angle:
 
     Attributes:
         PHASE: "fixed" (integer positions), "float" (fractional ones) or "float32" (an fp32 product).
-        LADDER: entries of the frequency ladder that is computed, or 0 where a table holds finished frequencies.
+        LADDER: entries of the frequency ladder that the kernel computes; 0 if a table holds finished frequencies.
         TABLE_ROWS, TABLE_SIZE: rows of the table on the device (2: short and long) and entries of one.
         RAMP: what the clamped ramp depends on: "index", "frequency", "both", or "" without one.
         GROWS, WRAPPED, ROTATED: dynamic NTK; frequencies of a turn or more; how many are not zero (None: all).
-        AXES, MAPPED, MAPPED_INDEX: rows of positions; whether pairs need a map, and for their frequencies too.
+        AXES, MAPPED, MAPPED_INDEX: axes of positions; whether pairs need a map; whether it holds frequencies too.
         COUNTED: positions are counted rather than loaded.
         OFFSETS, LENGTHS, FROM_LENGTHS: 0 none, 1 one for all tokens, 2 one per batch entry or packed sequence.
-        SEARCH_STEPS: steps of the bisection that finds a token's sequence, at least; 0 without packed sequences.
-        SWITCHED: the lengths choose between two table rows or two scalings.
+        SEARCH_STEPS: steps of the bisection that finds a token's sequence, or more; 0 without packed sequences.
+        SWITCHED: the length chooses between two table rows or two scalings.
         SCALINGS: 0 none, 1 one, 2 chosen by the length.
         ROUNDED: dtype that cos and sin are rounded to, or "".
         INVERSE: rotate backwards.
@@ -64,15 +64,15 @@ class Angle:
 
 
 @dataclass(frozen=True)
-class Rows:
-    """How the rows of a call's tensors lie in memory.
+class Memory:
+    """Where the tensors of a call are in memory, as far as a kernel is compiled for it.
 
     Attributes:
         ITEM_BYTES: bytes of an element.
         ALIGNED: bytes that all parts of all rows are aligned to, from :func:`alignment`.
-        DENSE_HEADS: heads follow each other without gaps, so that their stride is a constant.
-        IN_PLACE: results replace their inputs.
-        BATCHED: tokens have two indices, batch entry and place.
+        DENSE_HEADS: there are no gaps between heads, so that their stride is a constant.
+        IN_PLACE: the outputs are the inputs.
+        BATCHED: a token has two indices, its batch entry and its place there.
     """
 
     ITEM_BYTES: int
@@ -84,7 +84,7 @@ class Rows:
 
 @dataclass(frozen=True)
 class Tile:
-    """How heads, tokens and channels are laid over programs and threads, and what a row of channels looks like.
+    """How heads, tokens and channels are split over programs and threads, and which channels of a row are rotated.
 
     Attributes:
         TOKENS, Q_BLOCK, K_BLOCK: tokens of a program, heads of q and k in one pass; powers of two.
@@ -92,11 +92,11 @@ class Tile:
         CHUNK: pairs of a program, a power of two; a row takes CHUNKS programs.
         VECTOR: units of a row that one thread holds.
         WORDS: units are words.
-        Q_HEADS, K_HEADS, HEAD_DIM: sizes; 0 heads where there is no tensor.
+        Q_HEADS, K_HEADS, HEAD_DIM: sizes; 0 heads if there is no tensor.
         PAIRS, OFFSET, DISTANCE, BLOCK_PAIRS: see Rotation; BLOCK_PAIRS is the number of pairs of one block.
-        READ_PAIRS, WRITE_PAIRS: whether the members of a pair are neighbours where they are read and written.
+        READ_PAIRS, WRITE_PAIRS: whether the members of a pair are neighbours as read and as written.
         TAIL: the last program has tokens past the end.
-        ROWS: where rows lie.
+        MEMORY: where the rows are.
     """
 
     TOKENS: int
@@ -117,31 +117,31 @@ class Tile:
     READ_PAIRS: bool
     WRITE_PAIRS: bool
     TAIL: bool
-    ROWS: Rows
+    MEMORY: Memory
 
     @property
     def PAIRS_PER_UNIT(self) -> int:  # noqa: N802
-        """Two where a word lies in one half of a row."""
+        """Two if a word holds first or second members only."""
         return 2 if self.WORDS and not (self.READ_PAIRS or self.WRITE_PAIRS) else 1
 
     @property
     def READ_WORDS(self) -> bool:  # noqa: N802
-        """Whether units are words where they are read: not where the members of a pair lie apart."""
+        """Whether units are read as words: not if a pair is read from two places and written to one word."""
         return self.WORDS and (self.READ_PAIRS or not self.WRITE_PAIRS)
 
     @property
     def WRITE_ITEMS(self) -> int:  # noqa: N802
-        """Two where results are joined to words before they are stored."""
+        """Two if results are joined to words before they are stored."""
         return 2 if self.WORDS and (self.WRITE_PAIRS or not self.READ_PAIRS) else 1
 
     @property
     def UNITS(self) -> int:  # noqa: N802
-        """Units of a program's part of a row."""
+        """Units in a program's part of a row."""
         return self.CHUNK // self.PAIRS_PER_UNIT
 
     @property
     def COPIES(self) -> tuple[tuple[int, int], ...]:  # noqa: N802
-        """Ranges of channels that do not turn."""
+        """Ranges of channels that are copied, not rotated."""
         first, last = self.OFFSET, self.OFFSET + 2 * self.PAIRS
         ranges = [(0, first)]
         if not (self.READ_PAIRS or self.WRITE_PAIRS) and self.BLOCK_PAIRS == self.PAIRS:
@@ -175,24 +175,24 @@ def alignment(item_bytes: int, byte_offsets: list[int], rotation: Rotation) -> i
 
 @lru_cache(maxsize=4096)
 def launch_tile(
-    tokens: int, q_heads: int, k_heads: int, rotation: Rotation, rows: Rows, *,
+    tokens: int, q_heads: int, k_heads: int, rotation: Rotation, memory: Memory, *,
     inverse: bool = False, loads_per_pair: bool = False, one_head: bool = False,
 ) -> Tile:  # fmt: skip
     """The shape of a launch over ``tokens`` tokens.
 
-    Few tokens: one token per program, so that there are many, with heads over the threads. Many tokens: as many
-    tokens as fill four warps, with a few heads in registers, so that angles are shared by all heads of a token.
-    Either way every thread of every tile has VECTOR units, 16 bytes where rows are aligned to that: with less,
-    Triton would narrow the accesses.
+    With few tokens each program takes one, so that there are many programs, and spreads the heads over its threads.
+    With many, a program takes as many as fill four warps and holds a few heads in registers, so that all heads of a
+    token share its angles. Either way every thread of every tile has VECTOR units, 16 bytes if rows are aligned to
+    that: with fewer, Triton would narrow the accesses.
 
     Args:
         tokens: tokens of the call.
         q_heads: heads of q; 0 without q.
         k_heads: heads of k; 0 without k.
         rotation: the geometry.
-        rows: where rows lie.
-        inverse: pairs are written where a forward call reads them.
-        loads_per_pair: maps or tables are loaded; they must be smaller than the threads of a program, or Triton
+        memory: where the rows are.
+        inverse: pairs are written to where a forward call reads them.
+        loads_per_pair: maps or tables are loaded; they must have fewer entries than a program has threads, or Triton
             would load them in a layout of their own and convert it through shared memory.
         one_head: angles are not shared between heads.
     """
@@ -202,13 +202,15 @@ def launch_tile(
         read_pairs, write_pairs = write_pairs, read_pairs
     halves = not (read_pairs or write_pairs)
     pairs, block = rotation.num_pairs, rotation.num_pairs // rotation.blocks
-    words = rows.ALIGNED >= 2 * rows.ITEM_BYTES and not (halves and block % 2)
+    words = memory.ALIGNED >= 2 * memory.ITEM_BYTES and not (halves and block % 2)
     per_unit = 2 if words and halves else 1
     prefill = tokens >= PREFILL_TOKENS
-    whole_rows = not prefill or (rows.IN_PLACE and read_pairs != write_pairs)  # one program has all that is read
+    whole_rows = not prefill or (
+        memory.IN_PLACE and read_pairs != write_pairs
+    )  # one reads all it overwrites
     chunk = power_of_2(pairs) if whole_rows else _chunk(pairs)
     units = chunk // per_unit
-    vector = max(1, min(rows.ALIGNED // (2 * rows.ITEM_BYTES) if words else 1, units // 2))
+    vector = max(1, min(memory.ALIGNED // (2 * memory.ITEM_BYTES) if words else 1, units // 2))
     lanes = units // vector
     warps = 1
     while loads_per_pair and 32 * warps <= units:
@@ -217,23 +219,23 @@ def launch_tile(
         most = 1 if one_head else 2 if halves else 4
         shape = _many_tokens(q_heads, k_heads, lanes, max(warps, _MAX_WARPS), most)
     else:
-        shape = _few_tokens(q_heads, k_heads, lanes, warps, halves, chunk == pairs and rows.DENSE_HEADS)
+        shape = _few_tokens(q_heads, k_heads, lanes, warps, halves, chunk == pairs and memory.DENSE_HEADS)
     return Tile(
         *shape, CHUNK=chunk, CHUNKS=max(1, pairs // chunk), VECTOR=vector, WORDS=words,
         Q_HEADS=q_heads, K_HEADS=k_heads, HEAD_DIM=rotation.head_dim, PAIRS=pairs, OFFSET=rotation.rotary_offset,
         DISTANCE=rotation.distance, BLOCK_PAIRS=block, READ_PAIRS=read_pairs, WRITE_PAIRS=write_pairs,
-        TAIL=tokens % shape[0] != 0, ROWS=rows,
+        TAIL=tokens % shape[0] != 0, MEMORY=memory,
     )  # fmt: skip
 
 
 def _chunk(pairs: int) -> int:
-    """Rows of, say, 48 pairs go as three programs of 16, where a part is still 32 bytes or more; others are masked."""
+    """Pairs of one program. 48 pairs become three programs of 16, but no part is below 16 pairs: those are masked."""
     part = pairs & -pairs
     return part if part >= 16 else power_of_2(pairs)
 
 
 def _many_tokens(q_heads: int, k_heads: int, lanes: int, warps: int, most: int) -> tuple[int, int, int, int]:
-    """(tokens, heads of q, heads of k, warps): a row over ``lanes`` threads, tokens over the others."""
+    """(tokens, heads of q, heads of k, warps): ``lanes`` threads share a row, and tokens are spread over the others."""
     tokens = max(1, min(32 * warps // lanes, 16 * warps))
     least = max(1, 32 * warps // (lanes * tokens))
     return tokens, _block(q_heads, least, most), _block(k_heads, least, most), warps
@@ -242,10 +244,9 @@ def _many_tokens(q_heads: int, k_heads: int, lanes: int, warps: int, most: int) 
 def _few_tokens(
     q_heads: int, k_heads: int, lanes: int, warps: int, halves: bool, plain: bool
 ) -> tuple[int, int, int, int]:
-    """The same for one token: heads over the other threads, so many that each has a few to share its angles.
+    """The same for one token: heads are spread over the other threads, each with a few that share their angles.
 
-    A thread takes four rows at once if those are all, or else two, as masks and addresses take registers too: at
-    most 64.
+    A thread holds four rows if those are all it gets, else two: masks and addresses take registers too, at most 64.
     """
     fewest = min((h for h in (q_heads, k_heads) if h), default=1)
     shared = 1 if halves else 2  # a row of pairs is half as much work per thread
@@ -260,7 +261,7 @@ def _few_tokens(
 
 
 def _block(heads: int, least: int, most: int) -> int:
-    """Heads of one pass: the most that leave no remainder, or else the fewest that cover them, up to ``most``."""
+    """Heads of one pass: the most that leave no remainder, else the fewest that cover all heads, up to ``most``."""
     block = max(least, most)
     while block > least and heads % block:
         block //= 2

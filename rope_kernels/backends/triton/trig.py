@@ -1,8 +1,8 @@
 # mypy: ignore-errors
-"""From positions to cosines and sines on the device: powers of theta, phases in turns, two short polynomials.
+"""Cosines and sines from positions on the device: powers of theta, phases in turns, two short polynomials.
 
 Shapes: a tile is [heads, tokens, units]; here everything is [1, 1, units], [1, tokens, 1] or [1, tokens, units], so
-that nothing is ever converted between thread layouts. ``ANGLE`` is a :class:`~.triton_plan.Angle`.
+that nothing is ever converted between thread layouts. ``ANGLE`` is a :class:`~.plan.Angle`.
 """
 
 import triton
@@ -11,7 +11,7 @@ import triton.language as tl
 
 @triton.jit
 def growth(length, ntk):
-    """ratio of dynamic NTK's frequencies at ``length`` to the original ones, per step of the ladder: float64."""
+    """Ratio of dynamic NTK's frequencies at ``length`` to the original ones, per step of the ladder: float64."""
     start, slope, power = ntk
     alpha = tl.maximum(length - start, 0).to(tl.float64) * slope + 1.0
     return tl.exp2(tl.log2(alpha) * power)
@@ -21,8 +21,8 @@ def growth(length, ntk):
 def ladder(index, base, powers, step, COUNT: tl.constexpr, GROWS: tl.constexpr):
     """``base * (ratio * step) ** index`` for int32 ``index`` below COUNT; ``powers[b]`` is ``ratio ** (2 ** b)``.
 
-    Bits 0 to 2 of an index that counts up live in a thread's registers, where their selects fold to constants; the
-    higher ones differ between lanes only, and their product is computed once per thread.
+    Bits 0 to 2 of an ascending index are constant per register, so their selects fold to constants. The higher bits
+    differ only between lanes; their product is computed once per thread.
     """
     lane = tl.full(index.shape, 1.0, tl.float64) * base
     register = tl.full(index.shape, 1.0, tl.float64)
@@ -42,10 +42,10 @@ def ladder(index, base, powers, step, COUNT: tl.constexpr, GROWS: tl.constexpr):
 
 @triton.jit
 def ramped(index, f, ramp, ANGLE: tl.constexpr):
-    """The clamped ramp. By choices, since minimum and maximum take instructions to care for NaN."""
+    """The clamped ramp, with ``where``: minimum and maximum take extra instructions for NaN."""
     start, per_index, per_frequency, lowest, highest = ramp
     share = tl.full(index.shape, 0.0, tl.float64) + start
-    if ANGLE.RAMP != "frequency":  # in two parts, of which one is the same in all registers and one a constant
+    if ANGLE.RAMP != "frequency":  # two parts: one is the same in all registers, the other a constant
         share = share + (index & -8).to(tl.float64) * per_index
         share = share + (index & 7).to(tl.float64) * per_index
     if ANGLE.RAMP != "index":
@@ -56,10 +56,10 @@ def ramped(index, f, ramp, ANGLE: tl.constexpr):
 
 @triton.jit
 def frequency(pair, index, is_long, step, base, powers, ramp, table_ptr, ANGLE: tl.constexpr):
-    """Frequencies per position of ``pair``: uint64 fixed-point turns for phase "fixed", else float64 turns or radians.
+    """Frequencies of ``pair`` per position: uint64 fixed-point turns for phase "fixed", else float64 turns or radians.
 
-    ``table_ptr``: int64 (1 or 2 rows, TABLE_SIZE), the bits of finished frequencies, or of float64 multipliers where
-    a ladder is computed too.
+    ``table_ptr``: int64 (1 or 2 rows, TABLE_SIZE), the bits of finished frequencies, or of float64 multipliers if the
+    kernel computes a ladder too.
     """
     if ANGLE.TABLE_ROWS:
         entry = tl.load(table_ptr + pair)
@@ -71,7 +71,7 @@ def frequency(pair, index, is_long, step, base, powers, ramp, table_ptr, ANGLE: 
             f = f * ramped(index, f, ramp, ANGLE)
         if ANGLE.TABLE_ROWS:
             f = f * entry.to(tl.float64, bitcast=True)
-        if ANGLE.WRAPPED:  # a turn or more per position, or backwards; rounding may give a whole turn
+        if ANGLE.WRAPPED:  # a turn or more per position, or a negative one; rounding may give a whole turn
             f = f - tl.floor(f * 5.421010862427522e-20) * 18446744073709551616.0
             f = tl.minimum(f, 18446744073709549568.0)
         if ANGLE.ROTATED is not None:
@@ -86,35 +86,36 @@ def frequency(pair, index, is_long, step, base, powers, ramp, table_ptr, ANGLE: 
 
 @triton.jit
 def phase(position, f, ANGLE: tl.constexpr):
-    """uint32 phase, in 2**-32 turns, of ``position`` times ``f``, what :func:`frequency` gave."""
+    """uint32 phase, in 2**-32 turns, of ``position`` times the :func:`frequency` ``f``."""
     if ANGLE.PHASE == "fixed":  # modulo one turn exactly, negative positions by two's complement
-        turned = (position.to(tl.int64).to(tl.uint64) * f) >> 32
+        bits = (position.to(tl.int64).to(tl.uint64) * f) >> 32
     else:
         if ANGLE.PHASE == "float32":
             turns = (position.to(tl.float32) * f.to(tl.float32)).to(tl.float64) * 0.15915494309189535
         else:
             turns = position.to(tl.float64) * f
-        turned = ((turns - tl.floor(turns)) * 4294967296.0).to(tl.uint64)
-    return turned.to(tl.uint32)
+        bits = ((turns - tl.floor(turns)) * 4294967296.0).to(tl.uint64)
+    return bits.to(tl.uint32)
 
 
 @triton.jit
-def half_turns_off(at):
-    """(radians in [-pi/2, pi/2], sign bit) of what :func:`angle` gave, less a half turn if that is nearer.
+def reduced(point):
+    """(radians in [-pi/2, pi/2], sign bit) of an :func:`angle`: half a turn is subtracted if that is nearer to 0.
 
-    No phase tells that a position is NaN or infinite. Its difference from itself does, and makes NaN of the radians.
+    A phase cannot show that its position is NaN or infinite. The position minus itself does: it is NaN, and so are the
+    radians.
     """
-    turned, position = at
-    x = (turned << 1).to(tl.int32, bitcast=True).to(tl.float32) * 7.314590396335798e-10  # pi / 2**32
+    bits, position = point
+    x = (bits << 1).to(tl.int32, bitcast=True).to(tl.float32) * 7.314590396335798e-10  # pi / 2**32
     if position.dtype.is_floating():
         x += (position - position).to(tl.float32)
-    return x, (turned + 0x40000000) & 0x80000000
+    return x, (bits + 0x40000000) & 0x80000000
 
 
 @triton.jit
-def sine(at):
-    """fp32 sine of an :func:`angle`; to 1.5e-7, the cosine to 2.6e-7, both together in 18 instructions."""
-    x, sign = half_turns_off(at)
+def sine(point):
+    """fp32 sine of an :func:`angle`, to 1.5e-7; the cosine to 2.6e-7, and both together in 18 instructions."""
+    x, sign = reduced(point)
     x2 = x * x
     s = 2.600054585855105e-06 * x2 - 0.00019806614727713168
     s = x + x * x2 * (-0.16666656732559204 + x2 * (0.008333017118275166 + x2 * s))
@@ -122,9 +123,9 @@ def sine(at):
 
 
 @triton.jit
-def cosine(at):
+def cosine(point):
     """fp32 cosine of an :func:`angle`."""
-    x, sign = half_turns_off(at)
+    x, sign = reduced(point)
     x2 = x * x
     c = 2.4761886379565112e-05 - 2.6077103143506974e-07 * x2
     c = 1.0 + x2 * (-0.5 + x2 * (0.04166664183139801 + x2 * (-0.00138884037733078 + x2 * c)))
@@ -133,18 +134,18 @@ def cosine(at):
 
 @triton.jit
 def unseen_zero():
-    """A zero that LLVM sees and Triton does not.
+    """A zero that LLVM recognises and Triton does not.
 
-    Triton moves a computation to the layout of its user only where it would not have to keep much of it for others,
-    and else converts the result through shared memory. So sine and cosine share nothing for Triton, from indices on;
-    LLVM then finds that they do.
+    Triton recomputes a value in the layout of its user only if few others use it, and else converts the result through
+    shared memory. With this zero, Triton sees nothing that sine and cosine share, not even their indices; LLVM later
+    finds and merges what they do.
     """
     return ((tl.program_id(0) | 1) == 0).to(tl.int32)
 
 
 @triton.jit
 def rounded(x, ANGLE: tl.constexpr):
-    """fp32 ``x`` as a table of the dtype ROUNDED would have held it."""
+    """fp32 ``x``, rounded to the dtype ROUNDED as a table of that dtype would be."""
     if ANGLE.ROUNDED == "bfloat16":
         x = x.to(tl.bfloat16).to(tl.float32)
     if ANGLE.ROUNDED == "float16":
@@ -153,33 +154,34 @@ def rounded(x, ANGLE: tl.constexpr):
 
 
 @triton.jit
-def angle(pair, place, rows, is_long, step, from_long, from_step, base, powers, ramp, table_ptr, ANGLE: tl.constexpr):
-    """(uint32 phase, position) of the pairs ``pair`` at the positions ``rows``, one [1, tokens, 1] per axis.
+def angle(pair, entry, positions, is_long, step, from_long, from_step, base, powers, ramp, table_ptr,
+          ANGLE: tl.constexpr):  # fmt: skip
+    """(uint32 phase, position) of the pairs ``pair`` at ``positions``, one [1, tokens, 1] per axis.
 
-    ``place``: position row * 65536 + place in the ladder, of each pair.
+    ``entry``: each pair's entry of the map, axis of positions * 65536 + index in the ladder.
     """
-    index = place & 0xFFFF if ANGLE.MAPPED_INDEX else pair
-    position = rows[0]
+    index = entry & 0xFFFF if ANGLE.MAPPED_INDEX else pair
+    position = positions[0]
     AXES: tl.constexpr = ANGLE.AXES
     for axis in tl.static_range(1, AXES):
-        position = tl.where((place >> 16) == axis, rows[axis], position)
+        position = tl.where((entry >> 16) == axis, positions[axis], position)
     f = frequency(pair, index, is_long, step, base, powers, ramp, table_ptr, ANGLE)
-    turned = phase(position, f, ANGLE)
+    bits = phase(position, f, ANGLE)
     if ANGLE.FROM_LENGTHS:
         f = frequency(pair, index, from_long, from_step, base, powers, ramp, table_ptr, ANGLE)
-        turned = turned - phase(position, f, ANGLE)
-    return turned, position
+        bits = bits - phase(position, f, ANGLE)
+    return bits, position
 
 
 @triton.jit
-def cos_sin(pair, rows, is_long, step, from_long, from_step, scaling, base, powers, ramp, map_ptr, table_ptr,
+def cos_sin(pair, positions, is_long, step, from_long, from_step, scaling, base, powers, ramp, map_ptr, table_ptr,
             ANGLE: tl.constexpr):  # fmt: skip
-    """fp32 (cos, sin) of :func:`angle`; scaled, rounded. ``map_ptr``: int32 ``place`` per pair."""
-    place = tl.load(map_ptr + pair) if ANGLE.MAPPED else pair
-    s = sine(angle(pair, place, rows, is_long, step, from_long, from_step, base, powers, ramp, table_ptr, ANGLE))
+    """fp32 (cos, sin) of :func:`angle`; scaled, rounded. ``map_ptr``: int32 ``entry`` per pair."""
+    entry = tl.load(map_ptr + pair) if ANGLE.MAPPED else pair
+    s = sine(angle(pair, entry, positions, is_long, step, from_long, from_step, base, powers, ramp, table_ptr, ANGLE))
     pair += unseen_zero()
-    place += unseen_zero()
-    c = cosine(angle(pair, place, rows, is_long, step, from_long, from_step, base, powers, ramp, table_ptr, ANGLE))
+    entry += unseen_zero()
+    c = cosine(angle(pair, entry, positions, is_long, step, from_long, from_step, base, powers, ramp, table_ptr, ANGLE))
     if ANGLE.SCALINGS:
         s = s * scaling
         c = c * scaling
