@@ -1,1 +1,1 @@
-"""The public calls: they check their arguments, then call one operator."""
+"""The public calls: each checks its arguments, then calls one operator."""

@@ -1,7 +1,7 @@
-"""apply_rope and apply_rope_: the rotation of q and k by a config.
+"""apply_rope and apply_rope_: rotate q and k by a config.
 
-Each call has two doors. The fast door does a usual call, or answers ``None`` with nothing written; it words no error.
-The checked door (:mod:`.prepare`) takes whatever the fast door leaves, and words every error.
+Each call has two doors. The fast door does the call, or returns ``None`` without writing anything; it raises no error.
+The checked door (:mod:`.prepare`) then does the call, or raises the error.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .sharding import is_distributed, mark_written, rotate_shards
 
 __all__ = ["apply_rope", "apply_rope_"]
 
-# Cached here alone: Dynamo, which never sees the fast door, warns of every lru_cache that it traces.
+# A second cache, for the fast door only: Dynamo warns of every lru_cache that it traces, and never traces this door.
 _cached_text_of = lru_cache(maxsize=1024)(text_of)
 
 
@@ -41,20 +41,22 @@ def apply_rope(
 
     Args:
         q: (batch, seq, q_heads, head_dim) for "bshd", (batch, q_heads, seq, head_dim) for "bhsd", (tokens, q_heads,
-            head_dim) for "thd"; float32, float16 or bfloat16; any strides with a unit last one.
+            head_dim) for "thd"; float32, float16 or bfloat16; the last stride must be 1, the others are free.
         k: as q with its own number of heads, or ``None``.
         positions: in tokens; int32 or int64 (floating: fractional coordinates): (seq,), (1 or batch, seq) or, "thd",
-            (tokens,). With several axes (axes, 1 or batch, seq) or (axes, tokens); fewer dimensions hold for all
-            axes. ``None`` counts from 0 in each sequence.
-        cfg: what to rotate by.
-        interleaved: ``True`` pairs neighbours, ``False`` halves, in and out; ``None`` takes the config's pairing.
+            (tokens,). With several axes (axes, 1 or batch, seq) or (axes, tokens); positions with fewer dimensions
+            serve all axes. ``None`` counts from 0 in each sequence.
+        cfg: the RoPE config.
+        interleaved: ``True``: GPT-J style, 2 i with 2 i + 1; ``False``: GPT-NeoX style, halves; both as read and as
+            written. ``None``: the config's pairing.
         layout: "bshd", "bhsd" or "thd".
-        seq_len: in tokens, what longrope and dynamic choose by: an int, a scalar tensor, (batch,), or (sequences,)
-            with ``cu_seqlens``. ``None`` is max(position) + 1 over the whole call. Never read back to the host.
+        seq_len: in tokens, the length that chooses the frequencies of longrope and dynamic: an int, a scalar tensor,
+            (batch,), or (sequences,) with ``cu_seqlens``. ``None`` is max(position) + 1 over the whole call. Never
+            read back to the host.
         offset: added to counted positions: an int, a scalar tensor, (batch,), or (sequences,) with ``cu_seqlens``.
         cu_seqlens: int32 or int64 (sequences + 1,) bounds of packed sequences ("thd"), from 0; tokens past the last
             bound are copied.
-        inverse: apply the adjoint: the rotation back, attention scaling applied again.
+        inverse: apply the adjoint: rotate back, and apply attention scaling again.
         out: (q_out, k_out) to write to, which may be (q, k); returned as given.
 
     Returns:
@@ -85,7 +87,7 @@ def apply_rope_(
     cu_seqlens: Tensor | None = None,
     inverse: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
-    """As :func:`apply_rope`, in place.
+    """:func:`apply_rope`, in place.
 
     Returns:
         The same q and k.
@@ -101,7 +103,7 @@ def apply_rope_(
 
 
 def _usual_text(cfg: RopeConfig, interleaved: bool | None, layout: str, inverse: bool) -> str | None:
-    """The operator's text for the fast door; ``None`` where that is not for a call, or the call is traced."""
+    """The operator's text for the fast door; ``None`` if that door cannot take the call, or the call is traced."""
     if is_compiling() or not (interleaved is None or isinstance(interleaved, bool)):
         return None
     if not isinstance(layout, str) or not isinstance(inverse, bool):

@@ -1,16 +1,17 @@
-"""What a call's tensors must be. Everything is checked before anything is written."""
+"""The checks of a call's arguments. All of them run before anything is written."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from ..config import RopeConfig
-from ..core.layouts import LAYOUTS
+from ..core.layouts import LAYOUTS, Layout
 from ..errors import RopeShapeError
 from .overlap import has_memory, shares_memory, writes_twice
+from .sizes import is_known, is_possible, same
 
 __all__ = [
     "check_config",
@@ -32,19 +33,19 @@ def _names(dtypes: tuple[torch.dtype, ...]) -> str:
 
 
 def check_tensor(name: str, x: object) -> None:
-    """Raise :class:`RopeShapeError` unless it is a tensor."""
+    """Raise :class:`RopeShapeError` unless ``x`` is a tensor."""
     if not isinstance(x, Tensor):
         raise RopeShapeError(f"{name}: got {type(x).__name__}, a tensor is needed")
 
 
 def check_flag(name: str, flag: object) -> None:
-    """Raise :class:`RopeShapeError` unless it is a bool: much else is true that is not meant so."""
+    """Raise :class:`RopeShapeError` unless ``flag`` is a bool: other truthy values are mistakes."""
     if not isinstance(flag, bool):
         raise RopeShapeError(f"{name}: got {flag!r}, allowed are True and False")
 
 
 def check_config(cfg: RopeConfig, layout: str) -> None:
-    """Raise TypeError unless ``cfg`` is a :class:`RopeConfig`, :class:`RopeShapeError` unless it is a known layout."""
+    """Raise TypeError unless ``cfg`` is a :class:`RopeConfig`, :class:`RopeShapeError` if ``layout`` is unknown."""
     if not isinstance(cfg, RopeConfig):
         raise TypeError(f"cfg: got {type(cfg).__name__}, a RopeConfig is needed (RopeConfig.from_hf reads other forms)")
     if not isinstance(layout, str) or layout not in LAYOUTS:
@@ -62,10 +63,20 @@ def check_qk(q: Tensor, k: Tensor | None, head_dim: int, layout: str) -> None:
         raise RopeShapeError(f"k: dtype {k.dtype}, must be q's {q.dtype}")
     if k.device != q.device:
         raise RopeShapeError(f"k: on {k.device}, must be on q's {q.device}")
-    if k.shape[tokens] != q.shape[tokens] or (batch is not None and k.shape[batch] != q.shape[batch]):
+    if not same(k.shape[tokens], q.shape[tokens]) or (batch is not None and not same(k.shape[batch], q.shape[batch])):
+        hint = _other_layout(layout, lambda axes: k.shape[axes.tokens] == q.shape[axes.tokens])
         raise RopeShapeError(
-            f"k: shape {tuple(k.shape)} in layout {layout}, must have batch and tokens of q's {tuple(q.shape)}"
+            f"k: shape {tuple(k.shape)} in layout {layout}, must have batch and tokens of q's {tuple(q.shape)}{hint}"
         )
+
+
+def _other_layout(layout: str, fits: Callable[[Layout], bool]) -> str:
+    """A hint where the sizes fit the other layout with a batch: transformers' tensors have heads before tokens."""
+    other = {"bshd": "bhsd", "bhsd": "bshd"}.get(layout)
+    if other is None or torch.compiler.is_compiling() or not fits(LAYOUTS[other]):
+        return ""
+    order = "(batch, heads, seq, head_dim)" if other == "bhsd" else "(batch, seq, heads, head_dim)"
+    return f"; {order} tensors need layout={other!r}"
 
 
 def check_heads(name: str, x: Tensor, head_dim: int, layout: str) -> None:
@@ -78,12 +89,12 @@ def check_heads(name: str, x: Tensor, head_dim: int, layout: str) -> None:
         raise RopeShapeError(f"{name}: last dimension is {x.shape[-1]}, must be the config's head_dim {head_dim}")
     if x.dtype not in _DTYPES:
         raise RopeShapeError(f"{name}: dtype {x.dtype}, allowed are {_names(_DTYPES)}")
-    if x.stride(-1) != 1:
+    if x.stride(-1) != 1 and x.numel() != 0:
         raise RopeShapeError(f"{name}: last stride is {x.stride(-1)}, must be 1 (call .contiguous())")
 
 
 def check_positions(positions: Tensor, q: Tensor, layout: str, num_axes: int) -> None:
-    """Raise :class:`RopeShapeError` unless ``positions`` names a place for every token of q."""
+    """Raise :class:`RopeShapeError` unless ``positions`` has a position for every token of q."""
     check_tensor("positions", positions)
     if positions.dtype not in _POSITION_DTYPES:
         raise RopeShapeError(f"positions: dtype {positions.dtype}, allowed are {_names(_POSITION_DTYPES)}")
@@ -99,29 +110,38 @@ def check_positions(positions: Tensor, q: Tensor, layout: str, num_axes: int) ->
         allowed = [(tokens,), (1, tokens), (batch, tokens)]
         if num_axes > 1:
             allowed += [(num_axes, 1, tokens), (num_axes, batch, tokens)]
-    if not any(len(shape) == len(a) and all(x == y for x, y in zip(shape, a, strict=True)) for a in allowed):
+    if not _has_shape(shape, allowed):
         forms = ", ".join(map(str, dict.fromkeys(allowed)))
-        raise RopeShapeError(f"positions: shape {shape}, allowed for q {tuple(q.shape)} in {layout} are {forms}")
+        hint = _other_layout(layout, lambda axes: shape[-1:] == (q.shape[axes.tokens],))
+        raise RopeShapeError(f"positions: shape {shape}, allowed for q {tuple(q.shape)} in {layout} are {forms}{hint}")
+
+
+def _has_shape(shape: tuple[int, ...], allowed: Sequence[tuple[int, ...]]) -> bool:
+    """Whether a shape is one of those allowed; of sizes that only the data decide, the last that can be meant."""
+    forms = [form for form in allowed if len(form) == len(shape)]
+    if any(all(is_known(x == y) for x, y in zip(shape, form, strict=True)) for form in forms):
+        return True
+    return any(all(same(x, y) for x, y in zip(shape, form, strict=True)) for form in reversed(forms))
 
 
 def index_vector(name: str, value: int | Tensor, q: Tensor, counts: tuple[int, ...]) -> Tensor:
-    """``value`` as an int64 vector on q's device, of one entry or as many as ``counts`` allows.
+    """``value`` as an int64 vector on q's device, with one entry or a number of entries in ``counts``.
 
     Raises:
-        RopeShapeError: not an int or an int32/int64 tensor of such a shape on q's device.
+        RopeShapeError: not an int, nor an int32 or int64 tensor of such a shape on q's device.
     """
     if isinstance(value, Tensor):
         if value.dtype not in _INDEX_DTYPES:
             raise RopeShapeError(f"{name}: dtype {value.dtype}, allowed are {_names(_INDEX_DTYPES)}")
         if value.device != q.device:
             raise RopeShapeError(f"{name}: on {value.device}, must be on q's {q.device}")
-        if value.dim() > 1 or (value.dim() == 1 and value.shape[0] not in (1, *counts)):
+        if value.dim() > 1 or (value.dim() == 1 and not _has_shape(tuple(value.shape), [(n,) for n in (1, *counts)])):
             forms = ", ".join(f"({n},)" for n in dict.fromkeys((1, *counts)))
             raise RopeShapeError(f"{name}: shape {tuple(value.shape)}, allowed are an int, (), {forms}")
         return value.reshape(-1).to(torch.int64)
     if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
         raise RopeShapeError(f"{name}: got {value!r}, allowed are an int and an int32 or int64 tensor")
-    if isinstance(value, int) and not -(1 << 63) <= value < 1 << 63:
+    if not (is_possible(value >= -(1 << 63)) and is_possible(value < 1 << 63)):
         raise RopeShapeError(f"{name}: got {value}, beyond int64")
     return torch.full((1,), value, dtype=torch.int64, device=q.device)
 
@@ -133,14 +153,14 @@ def check_cu_seqlens(cu_seqlens: Tensor, q: Tensor, layout: str) -> None:
     check_tensor("cu_seqlens", cu_seqlens)
     if cu_seqlens.dtype not in _INDEX_DTYPES:
         raise RopeShapeError(f"cu_seqlens: dtype {cu_seqlens.dtype}, allowed are {_names(_INDEX_DTYPES)}")
-    if cu_seqlens.dim() != 1 or cu_seqlens.shape[0] < 2:
+    if cu_seqlens.dim() != 1 or not is_possible(cu_seqlens.shape[0] >= 2):
         raise RopeShapeError(f"cu_seqlens: shape {tuple(cu_seqlens.shape)}, must be (sequences + 1,)")
     if cu_seqlens.device != q.device:
         raise RopeShapeError(f"cu_seqlens: on {cu_seqlens.device}, must be on q's {q.device}")
 
 
 def check_outputs(q: Tensor, k: Tensor | None, out: tuple[Tensor, Tensor | None]) -> None:
-    """Raise :class:`RopeShapeError` unless ``out`` is like the inputs."""
+    """Raise :class:`RopeShapeError` unless ``out`` has the shapes, dtypes and device of the inputs."""
     if not isinstance(out, (tuple, list)) or len(out) != 2 or (out[1] is None) != (k is None):
         raise RopeShapeError("out: must be (q_out, k_out), with k_out None exactly where k is None")
     for name, x, y in _with_outputs(q, k, out):
@@ -155,7 +175,7 @@ def check_outputs(q: Tensor, k: Tensor | None, out: tuple[Tensor, Tensor | None]
 
 
 def check_outputs_apart(q: Tensor, k: Tensor | None, out: tuple[Tensor, Tensor | None]) -> None:
-    """Raise :class:`RopeShapeError` if an output overlaps itself, the other one or an input that it is not itself."""
+    """Raise :class:`RopeShapeError` if an output overlaps itself, the other output, or an input without being it."""
     if torch.compiler.is_compiling() or not has_memory(q) or _all_clearly_apart(q, k, *out):
         return
     check_in_place(*out, ("out: q_out", "k_out"))
@@ -176,7 +196,7 @@ def _with_outputs(
 
 
 def _all_clearly_apart(*tensors: Tensor | None) -> bool:
-    """Whether all are contiguous and none overlaps another: the usual case, told cheaply."""
+    """Whether all are contiguous and none overlaps another: a cheap test for the usual case."""
     spans = []
     for x in tensors:
         if x is not None:
@@ -193,10 +213,10 @@ def _all_clearly_apart(*tensors: Tensor | None) -> bool:
 
 
 def check_in_place(q: Tensor, k: Tensor | None, names: tuple[str, str] = ("q", "k")) -> None:
-    """Raise :class:`RopeShapeError` if an element would be written twice. Not for tracing: it reads addresses."""
+    """Raise :class:`RopeShapeError` if an element would be written twice. Reads addresses, so not for traced code."""
     if type(q) is not Tensor and not has_memory(q):
         return
-    if q.is_contiguous() and (k is None or k.is_contiguous()):  # the usual case, told cheaply
+    if q.is_contiguous() and (k is None or k.is_contiguous()):  # a cheap test for the usual case
         if k is None:
             return
         start_q, start_k = q.data_ptr(), k.data_ptr()

@@ -1,4 +1,4 @@
-"""The history of ``dynamic`` RoPE as explicit state: how far theta has grown, kept on the device."""
+"""DynamicState: the length that transformers' ``dynamic`` RoPE remembers between calls, kept on the device."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ __all__ = ["DynamicState"]
 
 
 class DynamicState:
-    """The ``seq_len`` that transformers' stateful rotary embedding would be at, call by call.
+    """The ``seq_len`` that transformers' stateful rotary embedding would use in each call.
 
     With ``rope_type="dynamic"`` transformers keeps the frequencies of the longest call so far, and goes back to the
-    initial ones at a call shorter than ``max_position_embeddings``. This is that rule, and nothing else, with one
-    int64 scalar per layer type that is written in place by tensor operations: no host read, one graph for
-    ``torch.compile``, and an address that CUDA graphs can replay from. Types without a history (longrope among them)
-    get the length of the call itself. Source: ``dynamic_frequency_update`` of transformers 5.23.
+    initial ones at a call shorter than ``max_position_embeddings``. This class follows that rule with one int64 scalar
+    per layer type, which tensor operations update in place: no host read, one graph for ``torch.compile``, and a fixed
+    address for CUDA graphs. Types without a history (longrope among them) get the length of the call itself. Source:
+    ``dynamic_frequency_update`` of transformers 5.23.
 
     Example::
 
@@ -30,8 +30,8 @@ class DynamicState:
 
     Args:
         cfg: a config, or a mapping of layer type to config, as :meth:`RopeConfig.per_layer` returns.
-        device: where the state lives; without one it starts on the CPU and moves to the positions of the first
-            ``update``. Name it, or call ``update`` once, before capturing a CUDA graph.
+        device: device of the state. By default it starts on the CPU and moves to the device of the first ``update``'s
+            positions. Before you capture a CUDA graph, pass the device or call ``update`` once.
 
     Raises:
         RopeConfigError: neither a config nor a non-empty mapping to configs.
@@ -41,10 +41,10 @@ class DynamicState:
         self, cfg: RopeConfig | Mapping[str, RopeConfig], device: torch.device | str | int | None = None
     ) -> None:
         configs: dict[str | None, RopeConfig] = {None: cfg} if isinstance(cfg, RopeConfig) else _layers(cfg)
-        # 0 where there is no history.
+        # 0 for types without a history
         self._original = {name: layer.frequency_params.dynamic_length for name, layer in configs.items()}
-        # The device is named: a default device of meta must not lose the lengths. And a tensor of inference mode
-        # could not be written outside of it.
+        # An explicit device, as a default device of meta would lose the lengths. And no inference mode: its tensors
+        # cannot be written outside it.
         with torch.inference_mode(False):
             self._lengths = {
                 name: torch.full((), length, dtype=torch.int64, device="cpu" if device is None else device)
@@ -52,19 +52,19 @@ class DynamicState:
             }
 
     def update(self, positions: Tensor, layer_type: str | None = None) -> Tensor:
-        """Take note of a call.
+        """Update the state for one call and return the call's ``seq_len``.
 
         Args:
-            positions: all positions of the call, in tokens, of any shape; no positions change nothing.
-            layer_type: whose state; of no effect where the state was made from one config.
+            positions: all positions of the call, in tokens, of any shape; if empty, the state stays as it is.
+            layer_type: which layers the call is for; ignored if the state was made from one config.
 
         Returns:
-            The int64 scalar to pass as ``seq_len``, on the device of ``positions``; its own memory, which a later
-            ``update`` leaves alone.
+            The int64 scalar to pass as ``seq_len``, on the device of ``positions``. It has its own memory, which a
+            later ``update`` does not change.
 
         Raises:
-            RopeConfigError: ``layer_type`` is missing or not one of the mapping's.
-            RopeShapeError: ``positions`` is no tensor of numbers.
+            RopeConfigError: ``layer_type`` is missing or not in the mapping.
+            RopeShapeError: ``positions`` is not a tensor of numbers.
         """
         if not isinstance(positions, Tensor) or positions.dtype == torch.bool or positions.is_complex():
             got = str(positions.dtype) if isinstance(positions, Tensor) else type(positions).__name__
@@ -82,7 +82,7 @@ class DynamicState:
         return seq_len
 
     def reset(self) -> None:
-        """Go back to before the first call, for all layer types."""
+        """Return all layer types to their state before the first call."""
         for name, length in self._lengths.items():
             length.fill_(self._original[name])
 

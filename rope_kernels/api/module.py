@@ -1,4 +1,4 @@
-"""The rotation as a module: a config and nothing that a cast, a meta device or a shard could harm."""
+"""RotaryEmbedding: the rotation as a module that holds only a config, which casts, meta init and FSDP cannot change."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ __all__ = ["RotaryEmbedding"]
 
 
 class RotaryEmbedding(nn.Module):
-    """Rotates q and k to their positions; holds no parameter and no buffer.
+    """Rotates q and k to their positions. It has no parameter and no buffer.
 
     Args:
-        cfg: what to rotate by.
+        cfg: the RoPE config.
         layout: "bshd", "bhsd" or "thd", as in :func:`rope_kernels.apply_rope`.
 
     Raises:
         RopeShapeError: unknown layout.
-        TypeError: ``cfg`` is no :class:`RopeConfig`.
+        TypeError: ``cfg`` is not a :class:`RopeConfig`.
     """
 
     def __init__(self, cfg: RopeConfig, layout: str = "bshd") -> None:

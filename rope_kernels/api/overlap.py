@@ -1,4 +1,4 @@
-"""Whether strided views share memory. q and k cut from one fused projection interleave without sharing any."""
+"""Tells whether strided views share memory. Views of q and k in one fused projection interleave, but share none."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ __all__ = ["has_memory", "shares_memory", "writes_twice"]
 
 
 def has_memory(x: Tensor) -> bool:
-    """Whether ``x`` is somewhere: a meta or a fake tensor has a shape only."""
+    """Whether ``x`` has an address; meta and fake tensors have only a shape."""
     return not (x.is_meta or isinstance(x, FakeTensor))
 
 
 def _outer(x: Tensor) -> list[tuple[int, int]]:
-    """(stride, size) of all dimensions but the last, smallest stride first; single ones left out."""
+    """(stride, size) of all dimensions but the last, smallest stride first, without those of size 1."""
     return sorted((x.stride(d), x.shape[d]) for d in range(x.dim() - 1) if x.shape[d] > 1)
 
 
 def writes_twice(x: Tensor) -> bool:
-    """Whether two elements of ``x``, whose last stride is 1, are one place in memory."""
+    """Whether two elements of ``x``, whose last stride is 1, have the same address."""
     if x.numel() == 0:
         return False
     extent = x.shape[-1]
@@ -32,7 +32,7 @@ def writes_twice(x: Tensor) -> bool:
 
 
 def shares_memory(a: Tensor, b: Tensor) -> bool:
-    """Whether ``a`` and ``b``, each free of overlap in itself, have a place in memory in common."""
+    """Whether ``a`` and ``b``, neither of which overlaps itself, share memory."""
     if a.numel() == 0 or b.numel() == 0 or a.device != b.device:
         return False
     start_a, start_b = a.data_ptr(), b.data_ptr()
@@ -48,7 +48,7 @@ def _extent(x: Tensor) -> int:
 
 
 def _apart_in_every_token(a: Tensor, b: Tensor, delta: int) -> bool:
-    """The usual fused projection: the views repeat with one stride and stay side by side within it."""
+    """Whether both views repeat with one stride and are side by side within it, as in a fused projection."""
     outer_a, outer_b = _outer(a), _outer(b)
     if not outer_a or not outer_b:
         return False
@@ -65,7 +65,7 @@ def _apart_in_every_token(a: Tensor, b: Tensor, delta: int) -> bool:
 
 
 def _rows(x: Tensor) -> Tensor:
-    """Where every row of the last dimension begins, in elements, on the CPU."""
+    """Address of every row of the last dimension, in elements, on the CPU."""
     starts = torch.tensor([x.data_ptr() // x.element_size()], dtype=torch.int64)
     for stride, size in _outer(x):
         starts = (starts[:, None] + torch.arange(size) * stride).flatten()

@@ -1,4 +1,4 @@
-"""The checked door: check a call's arguments, word every error, then call the operator in place or into outputs."""
+"""The checked door: checks a call's arguments, raises all errors, and calls the operator in place or into outputs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .sharding import refuse_mixed
 
 __all__ = ["prepare", "refuse_derivative", "refuse_derivative_of_outputs", "rotate_in_place", "write_outputs"]
 
-# Autograd knows nothing of the operators that write, so new versions of what they wrote are counted here.
+# Autograd does not see the operators that write, so the version counters of what they wrote are raised here.
 _increment_version = torch._C._increment_version
 _rotate_in_place = operators.rotate_._op  # the overload's own call is one more Python frame
 _rotate_out = operators.rotate_out._op
@@ -29,7 +29,7 @@ def prepare(
     cu_seqlens: Tensor | None = None, inverse: bool = False, from_seq_len: int | Tensor | None = None,
     unscaled: bool = False,
 ) -> Arguments:  # fmt: skip
-    """Check everything; what follows q and k in the schema of ``rope_kernels::rotate``."""
+    """Check all arguments and return those after q and k in the schema of ``rope_kernels::rotate``."""
     checks.check_config(cfg, layout)
     checks.check_flag("inverse", inverse)
     refuse_mixed(k=k, positions=positions)
@@ -60,7 +60,7 @@ def _check_given(
     positions: Tensor, q: Tensor, cfg: RopeConfig, layout: str,
     seq_len: int | Tensor | None, offset: int | Tensor | None, cu_seqlens: Tensor | None,
 ) -> None:  # fmt: skip
-    """Positions that are given, and what may not be given beside them."""
+    """Check given positions, and that no argument contradicts them."""
     if offset is not None:
         raise RopeShapeError("offset: given together with positions; it moves counted positions (positions=None) only")
     per_sequence = isinstance(seq_len, Tensor) and seq_len.dim() == 1
@@ -73,7 +73,7 @@ def _check_given(
 
 
 def rotate_in_place(q: Tensor, k: Tensor | None, args: Arguments) -> None:
-    """``rope_kernels::rotate_`` of what :func:`prepare` made."""
+    """Call ``rope_kernels::rotate_`` with the arguments from :func:`prepare`."""
     if torch.compiler.is_compiling():
         refuse_derivative(q, k)
         operators.rotate_(q, k, *args)
@@ -85,7 +85,7 @@ def rotate_in_place(q: Tensor, k: Tensor | None, args: Arguments) -> None:
 
 
 def write_outputs(q: Tensor, k: Tensor | None, out: tuple[Tensor, Tensor | None], args: Arguments) -> None:
-    """``rope_kernels::rotate_out`` of what :func:`prepare` made."""
+    """Call ``rope_kernels::rotate_out`` with the arguments from :func:`prepare`."""
     checks.check_outputs(q, k, out)
     checks.check_outputs_apart(q, k, out)
     refuse_derivative_of_outputs(q, k, out)
@@ -97,12 +97,12 @@ def write_outputs(q: Tensor, k: Tensor | None, out: tuple[Tensor, Tensor | None]
 
 
 def refuse_derivative(q: Tensor, k: Tensor | None) -> None:
-    """Raise RuntimeError where a rotation in place would lose a gradient or a tangent."""
+    """Raise RuntimeError if a rotation in place would lose a gradient or a tangent."""
     if autograd.is_differentiated(q, k):
         raise RuntimeError("in place: a derivative is needed, which this rotation would lose; use apply_rope")
 
 
 def refuse_derivative_of_outputs(q: Tensor, k: Tensor | None, out: tuple[Tensor, Tensor | None]) -> None:
-    """Raise RuntimeError where a rotation into ``out`` would lose a gradient or a tangent."""
+    """Raise RuntimeError if a rotation into ``out`` would lose a gradient or a tangent."""
     if autograd.is_differentiated(q, k) or autograd.needs_gradient(*out):
         raise RuntimeError("apply_rope: out= was given and a derivative is needed; leave out= away")

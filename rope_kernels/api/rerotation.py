@@ -1,4 +1,4 @@
-"""Keys that are rotated already: to other frequencies or other positions, as one rotation by the difference."""
+"""Re-rotate cached keys: to the frequencies of another sequence length, or by a shift of positions."""
 
 from __future__ import annotations
 
@@ -27,23 +27,23 @@ def rerotate_(
     offset: int | Tensor | None = None,
     cu_seqlens: Tensor | None = None,
 ) -> Tensor:
-    """Turn cached keys from the frequencies of one length to those of another, in place.
+    """Re-rotate keys in the KV cache from the frequencies of one length to those of another, in place.
 
     When a sequence outgrows ``original_max_position_embeddings``, longrope and dynamic change all frequencies, and keys
-    that were cached before no longer match. This turns them by the difference of the phases, exact to one rounding in
-    k's dtype. It is not the same as a new prefill: the keys of deeper layers also depend on what earlier layers'
-    attention computed with the old frequencies, and that stays as it was.
+    that were cached before no longer match. This rotates them by the difference of the phases, exact to one rounding in
+    k's dtype. The result is not that of a new prefill: the keys of deeper layers also depend on what earlier layers'
+    attention computed with the old frequencies, and that does not change.
 
-    The attention scaling that the keys carry is left alone. Where it differs between the two lengths (PhiMoE's
-    ``short_mscale`` and ``long_mscale``), scale them as well. Where no frequency depends on a length, k stays as it is.
+    The keys keep their attention scaling. If it differs between the two lengths (PhiMoE's ``short_mscale`` and
+    ``long_mscale``), scale them as well. If no frequency depends on a length, k stays unchanged.
 
     Args:
         k: rotated keys, in a layout and dtype of :func:`apply_rope`.
-        positions: in tokens, those the keys were rotated to; forms of :func:`apply_rope`, ``None`` counts.
-        cfg: what they were rotated by.
+        positions: in tokens, the positions the keys were rotated to; shapes as in :func:`apply_rope`, ``None`` counts.
+        cfg: the config the keys were rotated by.
         from_seq_len: in tokens, the length they were rotated with: an int, a scalar tensor, (batch,), or (sequences,)
             with ``cu_seqlens``. Never read back to the host.
-        to_seq_len: the length to have been rotated with; the same forms.
+        to_seq_len: in tokens, the length whose frequencies they get; shapes as ``from_seq_len``.
         interleaved: as given to :func:`apply_rope`. Keys of "interleaved_to_half" are read as written: halves.
         layout: "bshd", "bhsd" or "thd".
         offset: as in :func:`apply_rope`.
@@ -85,17 +85,17 @@ def shift_(
     interleaved: bool | None = None,
     layout: str = "bshd",
 ) -> Tensor:
-    """Move cached keys by ``delta`` positions, in place: what a context shift or a reused prefix needs.
+    """Move keys in the KV cache by ``delta`` positions, in place, for a context shift or a reused prefix.
 
     Rotations of one frequency add up, so keys rotated to p become those rotated to p + delta, exact to one rounding in
-    k's dtype. Attention scaling is left alone. As with :func:`rerotate_`, this is not a new prefill.
+    k's dtype. They keep their attention scaling. As with :func:`rerotate_`, the result is not that of a new prefill.
 
     Args:
         k: rotated keys, in a layout and dtype of :func:`apply_rope`.
-        delta: in tokens, negative towards the start: an int, a scalar tensor, (batch, 1), or any form that
+        delta: in tokens, negative towards the start: an int, a scalar tensor, (batch, 1), or any shape that
             :func:`apply_rope` takes for positions.
-        cfg: what the keys were rotated by.
-        seq_len: the length they were rotated with, where the frequencies depend on it (longrope, dynamic).
+        cfg: the config the keys were rotated by.
+        seq_len: the length they were rotated with; needed if the frequencies depend on it (longrope, dynamic).
         interleaved: as given to :func:`apply_rope`. Keys of "interleaved_to_half" are read as written: halves.
         layout: "bshd", "bhsd" or "thd".
 
@@ -128,14 +128,14 @@ def shift_(
 
 
 def _check_keys(k: Tensor, cfg: RopeConfig, layout: str) -> int:
-    """The axis of the tokens."""
+    """Check the arguments of both calls and return k's axis of tokens."""
     checks.check_config(cfg, layout)
     checks.check_heads("k", k, cfg.head_dim, layout)
     return LAYOUTS[layout].tokens
 
 
 def _written(cfg: RopeConfig, interleaved: bool | None) -> bool | None:
-    """The pairing of keys that a rotation has written."""
+    """``interleaved`` for keys that are already rotated: those of "interleaved_to_half" are halves."""
     if interleaved is None and cfg.pairing == "interleaved_to_half":
         return False
     return interleaved

@@ -1,9 +1,9 @@
-"""DTensors: every rank rotates its own shards, with no communication, or an error says what to redistribute.
+"""DTensors: each rank rotates its own shards without communication, or an error says what to redistribute.
 
-A rotation mixes nothing but the two channels of a pair, so q and k may be sharded over heads (tensor parallel), over
-tokens together with their positions (context parallel, in any order), and over the batch. The calls are mapped over the
-local tensors here instead of through rules for the operator: such rules would gather what is sharded wrongly
-without a word, and know neither outputs that are given nor calls in place.
+A rotation mixes only the two channels of a pair, so q and k may be sharded over heads (tensor parallel), over tokens
+together with their positions (context parallel, in any order), and over the batch. The calls run on the local tensors
+instead of through DTensor rules for the operator: such rules would silently gather what is sharded wrongly, and support
+neither ``out=`` nor calls in place.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ __all__ = ["Shards", "is_distributed", "mark_written", "refuse_mixed", "rotate_s
 
 
 def is_distributed(x: Tensor) -> bool:
-    """Whether ``x`` is a DTensor, told without importing torch.distributed, which takes a second."""
+    """Whether ``x`` is a DTensor. Does not import torch.distributed, which takes a second."""
     return type(x) is not Tensor and hasattr(x, "placements") and hasattr(x, "device_mesh")
 
 
 @dataclass
 class Shards:
-    """How q lies on its mesh: for every dimension of the mesh, the axis of q that it shards, or ``None``."""
+    """How q is sharded: for each dimension of its mesh, the axis of q that it shards, or ``None``."""
 
     mesh: Any
     placements: Sequence[Any]
@@ -40,7 +40,7 @@ class Shards:
 
     @classmethod
     def of(cls, q: Tensor, layout: str, name: str = "q") -> Shards:
-        """Raise :class:`RopeShapeError` unless every rank can rotate its part of ``q`` alone."""
+        """The sharding of ``q``; :class:`RopeShapeError` if a rank cannot rotate its part of ``q`` alone."""
         placements, mesh = q.placements, q.device_mesh  # type: ignore[attr-defined]
         axes = [_axis(name, q, placement, layout) for placement in placements]
         return cls(mesh, placements, layout, axes)
@@ -51,11 +51,11 @@ class Shards:
         return LAYOUTS[self.layout].tokens in self.axes
 
     def local(self, x: Tensor) -> Tensor:
-        """The local part of q, or of what lies like it; differentiable."""
+        """The local part of q, or of a tensor sharded as q is; differentiable."""
         return x.to_local()  # type: ignore[attr-defined]
 
     def local_like(self, name: str, x: Tensor, may_differ_in_heads: bool = False) -> Tensor:
-        """The local part of a tensor that must be sharded as q is; k's heads may be sharded or not, as they please."""
+        """The local part of ``x``, which must be sharded as q is; k's heads may be sharded or replicated."""
         if not is_distributed(x) or x.device_mesh != self.mesh:  # type: ignore[attr-defined]
             what = "on another mesh" if is_distributed(x) else "a plain tensor"
             raise RopeShapeError(f"{name}: is {what}, must be a DTensor on q's mesh {self.mesh}")
@@ -69,7 +69,7 @@ class Shards:
         return self.local(x)
 
     def positions(self, x: Tensor | None, cu_seqlens: Tensor | None = None, name: str = "positions") -> Tensor | None:
-        """Those of the local tokens, from a DTensor or from a plain tensor that holds all of them."""
+        """The positions of the local tokens, from a DTensor or from a plain tensor with those of all tokens."""
         if x is None or cu_seqlens is not None:
             if self.token_sharded:
                 which = "missing" if cu_seqlens is None else "not to be counted by cu_seqlens"
@@ -79,13 +79,13 @@ class Shards:
         return self._part(name, x, {LAYOUTS[self.layout].tokens: x.dim() - 1, LAYOUTS[self.layout].batch: batch_dim})
 
     def per_sequence(self, name: str, x: Any) -> Any:
-        """The lengths or offsets of the local sequences, given as one for all or one for each."""
+        """The lengths or offsets of the local sequences; ``x`` has one for all or one for each."""
         if not isinstance(x, Tensor):
             return x
         return self._part(name, x, {LAYOUTS[self.layout].batch: 0 if x.dim() == 1 else None})
 
     def _part(self, name: str, x: Tensor, dims: dict[int | None, int | None]) -> Tensor:
-        """The local part of ``x``, whose dimension ``dims[axis]`` goes with an axis of q; a size of 1 goes with all."""
+        """The local part of ``x``, whose dimension ``dims[axis]`` is sharded as an axis of q, unless its size is 1."""
         from torch.distributed.tensor import DTensor, Replicate, Shard
 
         if not is_distributed(x):
@@ -102,11 +102,11 @@ class Shards:
                     f"{name}: {placement} on dimension {place} of the mesh, where q is {self.placements[place]}; "
                     f"redistribute it to {needed} or Replicate()"
                 )
-        # Of what is replicated each rank takes its own part; nothing travels.
+        # Each rank takes its own part of replicated tensors, without communication.
         return x.redistribute(placements=wanted).to_local()  # type: ignore[attr-defined]
 
     def whole(self, y: Tensor, like: Tensor) -> Tensor:
-        """The DTensor whose local part is ``y``, in shape and placements ``like`` an input."""
+        """The DTensor whose local part is ``y``, with the shape and placements of the input ``like``."""
         from torch.distributed.tensor import DTensor
 
         placements: Any = like.placements  # type: ignore[attr-defined]
@@ -118,10 +118,10 @@ def rotate_shards(
     cfg: RopeConfig, layout: str, seq_len: int | Tensor | None, offset: int | Tensor | None,
     cu_seqlens: Tensor | None, options: dict[str, Any], out: tuple[Tensor, Tensor | None] | None = None,
 ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
-    """``call`` (:func:`apply_rope` or, in place, :func:`apply_rope_`) on the local parts of q, k and ``out``.
+    """Run ``call`` (:func:`apply_rope`, or in place :func:`apply_rope_`) on the local parts of q, k and ``out``.
 
     Raises:
-        RopeShapeError: a placement with which ranks could not rotate alone; nothing has been written.
+        RopeShapeError: ranks cannot rotate alone with these placements; nothing has been written.
     """
     check_config(cfg, layout)
     shards = Shards.of(q, layout)
@@ -146,13 +146,13 @@ def rotate_shards(
 
 
 def mark_written(*tensors: Tensor | None) -> None:
-    """DTensors whose local parts were written get a new version, as those got."""
+    """Raise the version counters of DTensors whose local parts were written."""
     if not torch.compiler.is_compiling():
         torch._C._increment_version([x for x in tensors if x is not None])
 
 
 def refuse_mixed(**tensors: Tensor | None) -> None:
-    """Raise :class:`RopeShapeError` if one of what comes with a plain q is a DTensor."""
+    """Raise :class:`RopeShapeError` if one of ``tensors`` is a DTensor, as q is a plain tensor."""
     for name, x in tensors.items():
         if x is not None and is_distributed(x):
             raise RopeShapeError(f"{name}: is a DTensor, q is a plain tensor; both must be one or the other")

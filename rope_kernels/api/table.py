@@ -1,4 +1,4 @@
-"""Rotation by a table that the caller brings: transformers' ``apply_rotary_pos_emb`` with a fused kernel behind it."""
+"""apply_rotary_pos_emb: transformers' rotation by the caller's cos/sin table, as one fused kernel."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from ..ops import direct
 from ..ops.table_autograd import TableArguments, rotate_table
 from . import checks
 from .sharding import is_distributed, refuse_mixed
+from .sizes import is_known, same
 
 __all__ = ["apply_rotary_pos_emb"]
 
 _LAYOUTS = {(axes.rank, axes.heads): name for name, axes in LAYOUTS.items()}
-"""By the rank of q and the axis of its heads, which is where cos and sin miss one."""
+"""Layout by the rank of q and the axis of its heads, which is the one that cos and sin lack."""
 
 
 def apply_rotary_pos_emb(
@@ -28,10 +29,10 @@ def apply_rotary_pos_emb(
             heads, head_dim) with a (tokens, rotary_dim) table and 1; float32, float16 or bfloat16.
         k: as q with its own number of heads, or ``None``.
         cos: (batch or 1, seq, rotary_dim) or, for all of the batch, (seq, rotary_dim); any floating dtype. The first
-            ``rotary_dim`` channels of a head turn. The two entries of a pair may differ.
+            ``rotary_dim`` channels of a head are rotated. The two entries of a pair may differ.
         sin: like cos.
-        unsqueeze_dim: where cos and sin miss the heads of q; may be negative.
-        interleaved: pairs are neighbours, (2 i, 2 i + 1), instead of halves.
+        unsqueeze_dim: where cos and sin lack the heads of q; may be negative.
+        interleaved: pairs are neighbours, (2 i, 2 i + 1) (GPT-J style), instead of halves (GPT-NeoX style).
 
     Returns:
         (q, k) rotated. Gradients reach q, k, cos and sin; q and k are kept for backward only if cos or sin needs one.
@@ -49,7 +50,7 @@ def apply_rotary_pos_emb(
 def _rotate_checked(
     q: Tensor, k: Tensor | None, cos: Tensor, sin: Tensor, unsqueeze_dim: int, interleaved: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """The checked door: it takes what the direct path leaves, and words every error."""
+    """The checked door: does the calls that the fast path refuses, and raises all errors."""
     checks.check_flag("interleaved", interleaved)
     for name, x in (("q", q), ("cos", cos), ("sin", sin)):
         checks.check_tensor(name, x)
@@ -88,11 +89,12 @@ def _check_table(q: Tensor, cos: Tensor, sin: Tensor, layout: str) -> None:
             raise RopeShapeError(f"{name}: dtype {table.dtype}, must be floating")
         if table.device != q.device:
             raise RopeShapeError(f"{name}: on {table.device}, must be on q's {q.device}")
-        fits = table.shape[-2] == tokens and (table.dim() == 2 or table.shape[0] in (1, batch))
+        fits = same(table.shape[-2], tokens)
+        fits = fits and (table.dim() == 2 or is_known(table.shape[0] == 1) or same(table.shape[0], batch))
         if not fits or table.shape[-1] > q.shape[-1] or table.shape[-1] % 2:
             raise RopeShapeError(
                 f"{name}: shape {tuple(table.shape)}, must be ({batch} or 1, {tokens}, rotary_dim) or "
                 f"({tokens}, rotary_dim) with an even rotary_dim of at most {q.shape[-1]}"
             )
-    if cos.shape != sin.shape or cos.dtype != sin.dtype:
+    if cos.dim() != sin.dim() or not all(map(same, cos.shape, sin.shape)) or cos.dtype != sin.dtype:
         raise RopeShapeError(f"sin: shape {tuple(sin.shape)} {sin.dtype}, must be cos's {tuple(cos.shape)} {cos.dtype}")

@@ -1,1 +1,1 @@
-"""The operators ``rope_kernels::*``: schemas, gradients, and the direct path past torch's dispatcher."""
+"""The operators ``rope_kernels::*``: schemas, gradients, and the fast path that skips torch's dispatcher."""

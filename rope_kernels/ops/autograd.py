@@ -1,4 +1,4 @@
-"""How gradients and transforms go through the operators: backward is the adjoint rotation, by the same kernel.
+"""Gradients and ``torch.func`` transforms of the operators. Backward is the adjoint rotation, by the same kernel.
 
 Three entry points, cheapest first: without a gradient, the operator itself; in eager reverse mode, a ``ctx``-style
 Function; under ``torch.func`` and forward mode, the transformable Function. In a traced graph the operator's own
@@ -20,11 +20,20 @@ from ..core.spec import adjoint, parse_text, text_of
 from . import direct, operators
 from .operators import Arguments
 
-__all__ = ["is_differentiated", "is_transformed", "needs_gradient", "rotate", "rotate_unchecked"]
+__all__ = [
+    "is_differentiated",
+    "is_transformed",
+    "needs_gradient",
+    "rotate",
+    "rotate_unchecked",
+    "savable",
+    "with_unit_stride",
+]
 
 _is_grad_enabled = torch.is_grad_enabled
 _below_autograd = torch._C._AutoDispatchBelowAutograd
 _transforms_active = torch._C._are_functorch_transforms_active
+_is_tracing = torch._C._is_tracing  # of torch.jit.trace
 _rotate = operators.rotate._op  # the overload's own call is one more Python frame
 
 
@@ -34,7 +43,7 @@ def needs_gradient(first: Tensor, second: Tensor | None) -> bool:
 
 
 def is_transformed() -> bool:
-    """Whether a ``torch.func`` transform or a forward-mode level is open: any tensor may then carry a tangent."""
+    """Whether a ``torch.func`` transform or a forward-mode level is active: any tensor may then carry a tangent."""
     return _transforms_active() or forward_ad._current_level >= 0
 
 
@@ -45,7 +54,8 @@ def is_differentiated(first: Tensor, second: Tensor | None) -> bool:
 
 
 def rotate(q: Tensor, k: Tensor | None, args: Arguments) -> tuple[Tensor, Tensor | None]:
-    """``rope_kernels::rotate``, differentiable in q and k by whatever is active; no k is ``None`` or an empty one."""
+    """``rope_kernels::rotate``, differentiable in q and k in every mode. Without k, the second result is ``None`` or
+    empty."""
     if torch.compiler.is_compiling():
         return _composed(q, k, args) if is_transformed() else operators.rotate(q, k, *args)
     return _rotate_eagerly(q, k, args)
@@ -54,10 +64,10 @@ def rotate(q: Tensor, k: Tensor | None, args: Arguments) -> tuple[Tensor, Tensor
 def rotate_unchecked(
     q: Tensor, k: Tensor | None, positions: Tensor | None, text: str
 ) -> tuple[Tensor, Tensor | None] | None:
-    """The rotation of arguments that nobody has checked; ``None`` where it cannot be done, with nothing written.
+    """The rotation without checks in Python; ``None``, with nothing written, if the native kernel cannot do the call.
 
-    The native CPU kernel checks its own arguments, so a call that surely reaches it pays for no check in Python. Not
-    for frequencies that depend on a length, and not while ``torch.compile`` traces.
+    The native CPU kernel validates its own arguments, so a call that runs there needs no check before. Do not call it
+    for frequencies that depend on a length, nor while ``torch.compile`` traces.
     """
     if not _reaches_native(q, k, positions):
         return None
@@ -76,13 +86,15 @@ def _reaches_native(q: Tensor, k: Tensor | None, positions: Tensor | None) -> bo
 def _rotate_eagerly(q: Tensor, k: Tensor | None, args: Arguments) -> tuple[Tensor, Tensor | None]:
     if is_transformed():
         return _Transformable.apply(q, k, *args)
+    if _is_tracing():
+        return operators.rotate(q, k, *args)
     if needs_gradient(q, k):
         return _record(q, k, args)
     return _unrecorded(q, k, args)
 
 
 def _unrecorded(q: Tensor, k: Tensor | None, args: Arguments) -> tuple[Tensor, Tensor | None]:
-    """The rotation itself, where nobody records it: by the direct path if that takes the call."""
+    """The rotation without autograd: by the fast path if it takes the call, else by the operator."""
     positions, offset, seq_len, from_seq_len, cu_seqlens, text = args
     made = None if from_seq_len is not None else direct.rotate(q, k, positions, offset, seq_len, cu_seqlens, text)
     if made is not None:
@@ -91,7 +103,7 @@ def _unrecorded(q: Tensor, k: Tensor | None, args: Arguments) -> tuple[Tensor, T
         return _rotate(q, k, *args)
 
 
-# What torch.compiler.assume_constant_result sets; calling that imports all of Dynamo with the package.
+# torch.compiler.assume_constant_result would set the same mark, but it imports all of Dynamo with the package.
 def _parsed(text: str) -> Any:
     return parse_text(text)
 
@@ -102,8 +114,8 @@ _parsed._dynamo_marked_constant = True  # type: ignore[attr-defined]
 def _composed(q: Tensor, k: Tensor | None, args: Arguments) -> tuple[Tensor, Tensor]:
     """The rotation in a traced ``torch.func`` transform, where the operator would lose a tangent.
 
-    The operator rotates unit pairs into cosines and sines; torch's own operations, which know every transform, do the
-    rest.
+    The operator rotates unit pairs into cosines and sines. Torch's own operations, which support every transform, do
+    the rest.
     """
     operation = _parsed(args.text)
     rotation, layout = operation.spec.rotation, operation.layout
@@ -122,14 +134,19 @@ def _composed(q: Tensor, k: Tensor | None, args: Arguments) -> tuple[Tensor, Ten
 
 
 def _save(ctx: Any, k: Tensor | None, args: Arguments) -> None:
-    ctx.save_for_backward(*args[:-1])
+    ctx.save_for_backward(*map(savable, args[:-1]))
     ctx.text = args.text
     ctx.has_k = k is not None
     ctx.backend = current_override()
 
 
+def savable(x: Tensor | None) -> Tensor | None:
+    """``x``, or a copy of it if it is an inference tensor, which autograd does not save."""
+    return x.clone() if x is not None and x.is_inference() else x
+
+
 def _adjoint(ctx: Any, grad_q: Tensor | None, grad_k: Tensor | None) -> tuple[Tensor | None, ...]:
-    """Gradients of q and k. A missing one stays missing: it costs no launch."""
+    """Gradients of q and k. A missing one stays ``None`` and costs no launch."""
     grad_k = grad_k if ctx.has_k else None
     given = [g for g in (grad_q, grad_k) if g is not None]
     made = iter(_inverse(ctx, *given)) if given else iter(())
@@ -137,7 +154,7 @@ def _adjoint(ctx: Any, grad_q: Tensor | None, grad_k: Tensor | None) -> tuple[Te
 
 
 def _inverse(ctx: Any, first: Tensor, second: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-    q, k = _rows(first), None if second is None else _rows(second)
+    q, k = with_unit_stride(first), None if second is None else with_unit_stride(second)
     args = _saved(ctx, adjoint(ctx.text))
     if ctx.backend is None or torch.compiler.is_compiling():
         return rotate(q, k, args)
@@ -145,8 +162,9 @@ def _inverse(ctx: Any, first: Tensor, second: Tensor | None = None) -> tuple[Ten
         return rotate(q, k, args)
 
 
-def _rows(grad: Tensor) -> Tensor:
-    return grad if grad.stride(-1) == 1 else grad.contiguous()
+def with_unit_stride(grad: Tensor) -> Tensor:
+    """A gradient whose last stride is 1. ``contiguous()`` leaves the strides of an empty tensor as they are."""
+    return grad if grad.stride(-1) == 1 else grad.clone(memory_format=torch.contiguous_format)
 
 
 def _saved(ctx: Any, text: str) -> Arguments:
@@ -154,7 +172,7 @@ def _saved(ctx: Any, text: str) -> Arguments:
 
 
 class _Eager(torch.autograd.Function):
-    """Reverse mode alone, at a third of the cost of the transformable form."""
+    """Reverse mode only, at a third of the cost of :class:`_Transformable`."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor | None, args: Arguments) -> tuple[Tensor, Tensor | None]:
@@ -167,7 +185,7 @@ class _Eager(torch.autograd.Function):
         return *_adjoint(ctx, *grads), None
 
 
-# Function.apply looks for transforms, of which there are none here, for as long as a decode step takes.
+# Function.apply checks for transforms, which takes as long as a decode step. There are none here.
 _record = super(torch.autograd.Function, _Eager).apply
 
 
@@ -182,7 +200,7 @@ class _Transformable(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         _, k, *args = inputs
         _save(ctx, k, Arguments(*args))
-        ctx.save_for_forward(*args[:-1])
+        ctx.save_for_forward(*map(savable, args[:-1]))
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
@@ -195,12 +213,12 @@ class _Transformable(torch.autograd.Function):
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> tuple[tuple[Tensor, Tensor], tuple[Any, Any]]:
         if any(dim is not None for dim in in_dims[2:]):
-            return _vmap_in_turn(info.batch_size, in_dims, inputs)
+            return _vmap_one_by_one(info.batch_size, in_dims, inputs)
         return _vmap_as_heads(info.batch_size, in_dims, inputs)
 
 
 def _vmap_as_heads(size: int, in_dims: tuple[Any, ...], inputs: tuple[Any, ...]) -> Any:
-    """With shared positions a mapped dimension is only more heads."""
+    """With shared positions, a mapped dimension of q and k becomes more heads."""
     q, k, args = inputs[0], inputs[1], Arguments(*inputs[2:])
     heads = LAYOUTS[parse_text(args.text).layout].heads
 
@@ -216,12 +234,15 @@ def _vmap_as_heads(size: int, in_dims: tuple[Any, ...], inputs: tuple[Any, ...])
     return tuple(unfolded), tuple(None if dim is None else heads for dim in in_dims[:2])
 
 
-def _vmap_in_turn(size: int, in_dims: tuple[Any, ...], inputs: tuple[Any, ...]) -> Any:
-    outputs = []
+def _vmap_one_by_one(size: int, in_dims: tuple[Any, ...], inputs: tuple[Any, ...]) -> Any:
+    outputs: list[tuple[Any, Any]] = []
     for i in range(size):
         q, k, *args = (x if dim is None else x.select(dim, i) for x, dim in zip(inputs, in_dims, strict=True))
         outputs.append(rotate(q, k, Arguments(*args)))
-    return tuple(torch.stack(side) for side in zip(*outputs, strict=True)), (0, 0)
+    q_out = torch.stack([one for one, _ in outputs])
+    if inputs[1] is None:
+        return (q_out, q_out.new_empty(0)), (0, None)
+    return (q_out, torch.stack([one for _, one in outputs])), (0, 0)
 
 
 def _gradients(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:

@@ -1,9 +1,9 @@
-"""Usual calls on CPU tensors straight into the library, past torch's dispatcher, which takes longer than a decode step.
+"""Fast path for plain CPU tensors: calls the C++ kernel without torch's dispatcher, which takes longer than the kernel.
 
-Each function does a call or refuses it (``None``, ``False``) with nothing written; the caller then calls the operator.
-Refused is whatever somebody beside the kernel must know of or explain: gradients to record, transforms, modes, tracers
-and profilers, another backend asked for, tensors that are no plain ones on the CPU or do not fit, and memory that is
-not clearly apart. Not for code that is being traced by ``torch.compile``: ask ``torch.compiler.is_compiling()`` first.
+Each function does the call, or returns ``None`` or ``False`` without writing anything; the caller then takes the slow
+path. It refuses a call that needs autograd, a transform, a mode, a tracer, a profiler, another backend or an error
+message: tensors that do not fit or are no plain CPU tensors, and memory that might overlap. Check
+``torch.compiler.is_compiling()`` before: the functions are not for code that ``torch.compile`` traces.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ def _refuse(*arguments: object) -> None:
 rotate: Callable[..., tuple[Tensor, Tensor | None] | None] = _refuse
 """(q, k, positions, offset, seq_len, cu_seqlens, the operator's text) -> (q, k) rotated, or ``None``.
 
-As ``apply_rope`` is given them: all but q and the text may be ``None``.
+The arguments are those of ``apply_rope``; all but q and the text may be ``None``.
 """
 rotate_: Callable[..., bool | None] = _refuse
-"""(the same) -> whether they have been rotated in place."""
+"""(the same) -> whether q and k have been rotated in place."""
 rotate_out: Callable[..., bool | None] = _refuse
-"""(the same, q_out, k_out or ``None``) -> whether those have been written."""
+"""(the same, q_out, k_out or ``None``) -> whether q_out and k_out have been written."""
 rotate_table: Callable[..., tuple[Tensor, Tensor | None] | None] = _refuse
-"""(q, k, cos, sin, unsqueeze_dim, pairing), as ``apply_rotary_pos_emb`` has them -> (q, k) rotated, or ``None``."""
+"""(q, k, cos, sin, unsqueeze_dim, pairing), as in ``apply_rotary_pos_emb`` -> (q, k) rotated, or ``None``."""
 
 
 def load() -> None:
-    """Bind the functions to the library's; once, after torch has loaded it. Without it all calls are refused."""
+    """Bind the functions to the library's. Call it once, after torch has loaded the library; before, all refuse."""
     global rotate, rotate_, rotate_out, rotate_table, _missing
     try:
         from .. import _native
@@ -63,7 +63,7 @@ def load() -> None:
 
 
 def _of_torch() -> tuple[Any, ...]:
-    """Who may have to see a call, each a function that says whether it does; and what the library calls torch for."""
+    """The functions that tell whether torch must see a call, and the parts of torch that the library calls."""
     watchers = (
         torch._C._are_functorch_transforms_active,
         torch._C._len_torch_dispatch_stack,

@@ -1,7 +1,6 @@
 """The operators ``rope_kernels::*``: schemas, shapes for tracing, and the call of a backend.
 
-A call arrives here with everything checked. How gradients go through the operators is in :mod:`.autograd` and
-:mod:`.table_autograd`.
+The caller has checked all arguments. Gradients are in :mod:`.autograd` and :mod:`.table_autograd`.
 """
 
 from __future__ import annotations
@@ -36,13 +35,13 @@ _SCHEMAS = {
 
 
 class Arguments(NamedTuple):
-    """What follows q and k in the schemas of ``rotate``, ``rotate_`` and ``rotate_out``.
+    """The arguments after q and k in the schemas of ``rotate``, ``rotate_`` and ``rotate_out``.
 
     Attributes:
-        positions: integers or floats in a form of :func:`rope_kernels.apply_rope`; ``None`` counts them.
+        positions: integers or floats, in a shape of :func:`rope_kernels.apply_rope`; ``None`` counts from 0.
         offset: int64 (1,), (batch,) or (sequences,), added to counted positions.
-        seq_len: int64 (1,), (batch,) or (sequences,), what the frequencies are chosen by.
-        from_seq_len: as ``seq_len``, for a rotation by the difference between two lengths.
+        seq_len: int64 (1,), (batch,) or (sequences,), the length that chooses the frequencies.
+        from_seq_len: as ``seq_len``; the call then rotates by the difference between the two lengths.
         cu_seqlens: int32 or int64 (sequences + 1,), the bounds of packed sequences.
         text: the operator's text; see :mod:`rope_kernels.core.spec`.
     """
@@ -56,7 +55,7 @@ class Arguments(NamedTuple):
 
 
 def inputs_of(args: Arguments, operation: Operation) -> Inputs:
-    """The form in which backends take the arguments."""
+    """The arguments as backends take them."""
     return Inputs(
         position_axes(args.positions, operation.layout), args.offset, args.seq_len, args.from_seq_len, args.cu_seqlens,
         operation.inverse, operation.unscaled,
@@ -64,7 +63,7 @@ def inputs_of(args: Arguments, operation: Operation) -> Inputs:
 
 
 def _new_outputs(q: Tensor, k: Tensor | None) -> tuple[Tensor, Tensor]:
-    """What :func:`rotate` allocates; an operator cannot return ``None``, so no k is an empty one."""
+    """New outputs. An operator cannot return ``None``, so without k the second one is empty."""
     return torch.empty_like(q), q.new_empty(0) if k is None else torch.empty_like(k)
 
 

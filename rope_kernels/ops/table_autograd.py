@@ -17,15 +17,15 @@ __all__ = ["TableArguments", "rotate_table"]
 
 
 class TableArguments(NamedTuple):
-    """What follows q and k in the schema of ``rotate_table``.
+    """The arguments after q and k in the schema of ``rotate_table``.
 
     Attributes:
         cos: (batch or 1, tokens, rotary_dim), any floating dtype.
         sin: like cos.
-        rotary_dim: channels of a head that are rotated, from the first on.
+        rotary_dim: the first ``rotary_dim`` channels of a head are rotated.
         pairing: one of :data:`rope_kernels.core.rotation.PAIRINGS`.
         layout: of q and k.
-        inverse: rotate back.
+        inverse: rotate back (the adjoint).
     """
 
     cos: Tensor
@@ -37,7 +37,7 @@ class TableArguments(NamedTuple):
 
 
 def rotate_table(q: Tensor, k: Tensor | None, args: TableArguments) -> tuple[Tensor, Tensor]:
-    """``rope_kernels::rotate_table``, differentiable in q, k, cos and sin by whatever is active."""
+    """``rope_kernels::rotate_table``, differentiable in q, k, cos and sin in every mode."""
     if autograd.is_transformed():
         return _composed(q, k, args)
     if torch.compiler.is_compiling():
@@ -49,7 +49,7 @@ def rotate_table(q: Tensor, k: Tensor | None, args: TableArguments) -> tuple[Ten
 
 
 def _composed(q: Tensor, k: Tensor | None, args: TableArguments) -> tuple[Tensor, Tensor]:
-    """Under ``torch.func`` and forward mode: torch's own operations, which know every transform."""
+    """The rotation under ``torch.func`` and forward mode, in torch's own operations: they support every transform."""
     rotation = operators.table_rotation(q.shape[-1], args.rotary_dim, args.pairing)
 
     def rotate_one(x: Tensor) -> Tensor:
@@ -62,7 +62,8 @@ def _composed(q: Tensor, k: Tensor | None, args: TableArguments) -> tuple[Tensor
 
 def _save(ctx: Any, q: Tensor, k: Tensor | None, args: TableArguments) -> None:
     table_needs = args.cos.requires_grad or args.sin.requires_grad
-    ctx.save_for_backward(args.cos, args.sin, *((q, k) if table_needs else (None, None)))
+    saved = (args.cos, args.sin, *((q, k) if table_needs else (None, None)))
+    ctx.save_for_backward(*map(autograd.savable, saved))
     ctx.fixed, ctx.has_k, ctx.backend = args[2:], k is not None, current_override()
 
 
@@ -70,7 +71,7 @@ def _gradients(ctx: Any, grad_q: Tensor | None, grad_k: Tensor | None) -> tuple[
     cos, sin, q, k = ctx.saved_tensors
     args = TableArguments(cos, sin, *ctx.fixed)
     grads = [grad_q, grad_k if ctx.has_k else None]
-    given = [g if g.stride(-1) == 1 else g.contiguous() for g in grads if g is not None]
+    given = [autograd.with_unit_stride(g) for g in grads if g is not None]
     if not given:
         return (None,) * (2 + len(args))
     back = args._replace(inverse=not args.inverse)
@@ -92,7 +93,7 @@ def _gradients(ctx: Any, grad_q: Tensor | None, grad_k: Tensor | None) -> tuple[
 def _table_gradients(
     inputs: list[tuple[Tensor, Tensor]], cos: Tensor, sin: Tensor, rotation: Rotation, inverse: bool
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of cos and sin: products of what went in and what comes back, summed over heads."""
+    """Gradients of cos and sin: products of the inputs and the gradients of the outputs, summed over heads."""
     sums: list[list[Tensor]] = []
     for x, grad in inputs:
         x1, x2 = (t.float() for t in pairs(x, rotation, written=inverse))
