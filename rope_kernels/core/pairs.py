@@ -28,7 +28,7 @@ def pairs(x: Tensor, rotation: Rotation, written: bool) -> tuple[Tensor, Tensor]
 
 def unit_pairs(batch: int, tokens: int, rotation: Rotation, device: torch.device) -> Tensor:
     """float32 (batch, tokens, 1, head_dim) whose pairs are all (1, 0), which a rotation maps to (cos, sin)."""
-    unit = torch.zeros((batch, tokens, 1, rotation.head_dim), device=device)
+    unit = torch.zeros((batch, tokens, 1, rotation.head_dim), dtype=torch.float32, device=device)
     pairs(unit, rotation, written=False)[0].fill_(1.0)
     return unit
 

@@ -45,10 +45,10 @@ def load() -> None:
 
         is_bound = _native.bind(torch.Tensor.__dlpack_c_exchange_api__, Tensor, *_of_torch())
     except ImportError as error:
-        _missing = f"the extension was built without them, where there were no headers of Python ({error})"
+        _missing = f"the extension was built without Python's headers ({error})"
         return
     except AttributeError as error:
-        _missing = f"this torch lacks what they need ({error})"
+        _missing = f"this torch lacks a function that they need ({error})"
         return
     if not is_bound:
         _missing = "this torch exchanges tensors by another major version of DLPack"
@@ -57,7 +57,7 @@ def load() -> None:
         rotate_table = _native.rotate_table
         rotate, rotate_, rotate_out = _native.rotate, _native.rotate_, _native.rotate_out
     except AttributeError as error:
-        _missing = f"the extension is older than the package, which must be installed again ({error})"
+        _missing = f"the extension is older than the package; install the package again ({error})"
         return
     _missing = None
 
