@@ -14,18 +14,18 @@ from ..rows.ours import FLOORS, FORMS
 from ..rows.shapes import LLAMA_8B
 from .measurements import Run
 
-__all__ = ["PLOTS", "draw_all"]
+__all__ = ["PLOTS", "draw_all", "style_of"]
 
 _LINES = dict(zip(FORMS, ("-", "--", ":"), strict=True))
 _FLOORS = {name for name, _ in FLOORS.values()}
 
 
-def _style_of(label: str) -> dict[str, str]:
-    """The library's colour, and a line style per form or variant."""
+def style_of(label: str) -> dict[str, str]:
+    """The library's colour (grey for one without), and a line style per form or variant."""
     library, _, variant = label.partition(", ")
     if library == "hand-fused":
         library, variant = "torch.compile", ""
-    return {"color": LIBRARIES[library], "linestyle": _LINES.get(variant, "--" if variant else "-")}
+    return {"color": LIBRARIES.get(library, GREY), "linestyle": _LINES.get(variant, "--" if variant else "-")}
 
 
 def _draw_lines(axes: Any, lines: Mapping[str, Mapping[float, float]], styles: Mapping[str, Mapping[str, str]]) -> None:
@@ -33,7 +33,8 @@ def _draw_lines(axes: Any, lines: Mapping[str, Mapping[float, float]], styles: M
         xs = sorted(points)
         axes.plot(xs, [points[x] for x in xs], marker="o", markersize=5, linewidth=2, label=label, **styles[label])
     outside = dict(loc="center left", bbox_to_anchor=(1, 0.5)) if len(lines) > 3 else {}
-    axes.legend(frameon=False, fontsize=9, **outside)
+    if lines:
+        axes.legend(frameon=False, fontsize=9, **outside)
 
 
 def time_per_token(run: Run, axes: Any) -> None:
@@ -45,7 +46,7 @@ def time_per_token(run: Run, axes: Any) -> None:
         if r.facts["peer"] not in _FLOORS:
             times[r.facts["peer"]][tokens].append(r.peer_seconds / tokens)
     lines = {label: {x: 1e9 * min(found) for x, found in points.items()} for label, points in times.items()}
-    _draw_lines(axes, lines, {label: _style_of(label) for label in lines})
+    _draw_lines(axes, lines, {label: style_of(label) for label in lines})
     axes.set(xscale="log", yscale="log", xlabel="tokens in a call", ylabel="ns per token",
              title=f"Time per token, {LLAMA_8B}, bf16, one CPU thread")  # fmt: skip
 
@@ -56,7 +57,7 @@ def memory_floor(run: Run, axes: Any) -> None:
     for r in run.of("budgets", "floors", model=str(LLAMA_8B), dtype="bf16"):
         if r.facts["peer"] in _FLOORS:
             shares[f"{r.facts['form']} against {r.facts['peer']}"][r.facts["tokens"]] = r.speed
-    _draw_lines(axes, shares, {label: _style_of(f"rope_kernels, {label.split(' against ')[0]}") for label in shares})
+    _draw_lines(axes, shares, {label: style_of(f"rope_kernels, {label.split(' against ')[0]}") for label in shares})
     axes.axhline(1, color=GREY, linewidth=1, linestyle="--")
     axes.set(xscale="log", xlabel="tokens in a call", ylabel="speed, floor = 1", ylim=(0, None),
              title=f"Share of the memory floor, {LLAMA_8B}, bf16, one CPU thread")  # fmt: skip

@@ -21,7 +21,6 @@ LIBRARIES = {
     "transformers": "#c8442f",
     "torch.compile": "#7b4fb5",
     "vLLM": "#2a9d8f",
-    "onnxruntime": "#b07d2b",
 }
 """The colour of each library in every plot."""
 GREY = "#4c566a"
@@ -40,7 +39,12 @@ _OURS, _THEIRS = LIBRARIES["rope_kernels"], LIBRARIES["transformers"]
 _SECOND = "#6fb1e8"  # of the longer sequence lengths of a config
 _LEGEND = "dot: one turn takes the whole context\nsquare: the pairs after it are not rotated"
 _ERROR_MODEL = "llama-3.1-8b"
-_SVG = {"svg.fonttype": "none", "svg.hashsalt": "rope-kernels", "font.family": "sans-serif", "font.size": 10}
+_SVG: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "rope-kernels",
+    "font.family": "sans-serif",
+    "font.size": 10,
+}
 
 
 def draw_curves(found: Sequence[Curves], path: Path, title: str) -> None:

@@ -15,7 +15,7 @@ pytest.importorskip("matplotlib")
 pytest.importorskip("transformers")
 
 from benchmarks.report import __main__ as report
-from benchmarks.report import measurements, regressions, tables
+from benchmarks.report import measurements, plots, regressions, tables
 from benchmarks.report.measurements import Run, read
 from benchmarks.rows import complexity, cuda_rows, memory, ours, peers, static_budgets
 from benchmarks.rows.budgets import budget_rows
@@ -252,6 +252,15 @@ def test_report_has_every_row_and_plot(tmp_path):
     assert all((tmp_path / picture).stat().st_size > 10_000 for picture in pictures)
     assert tables.NO_GPU in text
     assert "0123456789ab, with changes" in text
+
+
+def test_a_library_has_one_colour_and_a_line_style_per_form():
+    labels = [*(f"rope_kernels, {form}" for form in ours.FORMS), "transformers", "transformers, torch.compile", "vLLM"]
+    found = [plots.style_of(label) for label in [*labels, "hand-fused, torch.compile"]]
+    blue, red = found[0]["color"], found[3]["color"]
+    assert [style["color"] for style in found[:5]] == [blue, blue, blue, red, red]
+    assert len({style["color"] for style in found}) == 4
+    assert len({tuple(style.values()) for style in found}) == len(found)
 
 
 def test_report_says_what_was_not_measured():
