@@ -1,4 +1,4 @@
-"""An attention layer of your own: prefill, then decode in place from a cache, with a length per sequence."""
+"""A custom attention layer: prefill, then decode with a KV cache, with a length per sequence and in-place rotation."""
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +10,7 @@ CFG = rk.RopeConfig(head_dim=64, rope_theta=500000.0, max_position_embeddings=81
 
 
 class Attention(nn.Module):
-    """Grouped-query attention over a cache of fixed size."""
+    """Grouped-query attention with a KV cache of fixed size."""
 
     def __init__(self, width: int, heads: int, kv_heads: int, cache: tuple[int, int]) -> None:
         super().__init__()
@@ -20,7 +20,7 @@ class Attention(nn.Module):
         self.keys, self.values = torch.zeros(2, *cache, kv_heads, CFG.head_dim).unbind()
 
     def forward(self, x: Tensor, start: Tensor) -> Tensor:
-        """``x`` (batch, tokens, width), whose first tokens stand at ``start`` (batch,)."""
+        """``x`` (batch, tokens, width), whose first positions are ``start`` (batch,)."""
         q, k, v = self.qkv(x).unflatten(-1, (-1, CFG.head_dim)).split(self.parts, dim=-2)
         q, k = rk.apply_rope(q, k, None, CFG, offset=start)
         places = start[:, None] + torch.arange(x.shape[1])
@@ -34,7 +34,7 @@ class Attention(nn.Module):
 
 @torch.no_grad()
 def main() -> None:
-    """Compare one prefill with a prefill and decode steps."""
+    """Compare one long prefill with a short one and decode steps."""
     torch.manual_seed(0)
     x = torch.randn(2, 12, 128)
     at_once = Attention(128, 4, 2, cache=(2, 16))

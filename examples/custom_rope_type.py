@@ -1,6 +1,6 @@
-"""A rope type of your own: frequencies that would not turn once within the context do not turn at all.
+"""A custom rope type: pairs that would not complete one turn within the context are not rotated.
 
-One function says what the type means; every kernel, gradient and config file then knows it.
+One function defines the type; kernels, gradients and config files then support it.
 """
 
 import math
@@ -11,7 +11,7 @@ import rope_kernels as rk
 
 
 def whole_turns(config: rk.RopeConfig) -> rk.FrequencyParams:
-    """The default ladder, cut off where a turn takes longer than ``turn_within`` tokens."""
+    """The default ladder, without the pairs that need more than ``turn_within`` tokens for one turn."""
     turn_within = dict(config.extra)["turn_within"]
     dim = config.head_dim
     rotated = sum(2 * math.pi * config.rope_theta ** (2 * j / dim) <= turn_within for j in range(dim // 2))
@@ -19,7 +19,7 @@ def whole_turns(config: rk.RopeConfig) -> rk.FrequencyParams:
 
 
 def main() -> None:
-    """Register the type, read it from a config, rotate by it, and leave a key out."""
+    """Register the type, read it from a config, rotate with it, and omit a required key."""
     rk.register_rope_type("whole_turns", whole_turns, required=["turn_within"])
     source = {"head_dim": 64, "rope_parameters": {"rope_type": "whole_turns", "rope_theta": 1e4, "turn_within": 4096}}
     cfg = rk.RopeConfig.from_hf(source)

@@ -1,4 +1,4 @@
-"""Let a loaded model rotate by our kernels, and generate.
+"""Patch a loaded model so that it rotates with these kernels, and generate.
 
 The model is a tiny random one, so that this runs in seconds without a download; with a real one, only the line that
 makes it changes: ``AutoModelForCausalLM.from_pretrained(...)``.
@@ -11,7 +11,7 @@ from rope_kernels.integrations.transformers import patch_model, unpatch_model
 
 
 def main() -> None:
-    """Generate before, with and after the patch."""
+    """Generate before the patch, with it, and after undoing it."""
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=256,

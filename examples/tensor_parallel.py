@@ -1,7 +1,7 @@
-"""Train a patched model whose heads are on several processes: torchrun --nproc-per-node 2 examples/tensor_parallel.py.
+"""Train a patched model with heads sharded over processes: torchrun --nproc-per-node 2 examples/tensor_parallel.py.
 
-Every process rotates its own heads; the rotation sends nothing. A DTensor of q and k works as well, with heads or
-tokens sharded: see the second half.
+Every process rotates its own heads, with no communication. The second half calls ``apply_rope`` on DTensors, with heads
+or tokens sharded.
 """
 
 import torch
@@ -27,7 +27,7 @@ PLAN = {
 
 
 def small_llama() -> LlamaForCausalLM:
-    """The same weights on every process."""
+    """A model with the same weights on every process."""
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=128, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=8,
@@ -61,7 +61,7 @@ def main() -> None:
         print(f"loss alone {losses[0].item():.6f}, on {mesh.size()} processes {losses[1].item():.6f}")
         print(f"largest difference of a gradient: {(gradients[0] - gradients[1]).abs().max().item():.1e}")
         print(f"messages sent for rotating DTensors sharded over tokens: {sent.get_total_counts()}")
-    dist.barrier()  # nobody leaves while another still listens
+    dist.barrier()  # no process exits while another still communicates
     dist.destroy_process_group()
 
 

@@ -1,7 +1,7 @@
-"""Train a patched model for a few steps, compare the losses with the unpatched one's, and cast it on the way.
+"""Train a patched and an unpatched model for a few steps, in fp32 and in bf16, and compare the losses.
 
-``model.to(torch.bfloat16)`` also casts the frequencies that transformers keeps in a buffer. A patched model has no use
-for the buffer.
+``model.to(torch.bfloat16)`` also casts the frequencies that transformers keeps in a buffer. A patched model does not
+read that buffer.
 """
 
 import torch
