@@ -1,4 +1,4 @@
-"""A custom attention layer: prefill, then decode with a KV cache, with a length per sequence and in-place rotation."""
+"""A custom attention layer: prefill, then decode with a KV cache and a length per sequence."""
 
 import torch
 from torch import Tensor, nn
