@@ -48,7 +48,7 @@ class Result:
 
 
 def scratch_copy(folder: Path) -> Path:
-    """The repository as it is, uncommitted changes included, with the extension that is installed."""
+    """The repository, uncommitted changes included, with the installed extension."""
     copy = folder / "repository"
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
