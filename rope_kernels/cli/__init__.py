@@ -1,4 +1,4 @@
-"""The ``rope-kernels`` command."""
+"""The ``rope-kernels`` command line."""
 
 from .commands import app, main
 

@@ -1,6 +1,6 @@
-"""A quick check of the kernels of this machine: calls whose results are known exactly, on every backend that runs here.
+"""``rope-kernels check``: tests every backend on this machine against :mod:`rope_kernels.measuring.exact`.
 
-The truth is :mod:`rope_kernels.exact`. The test-suite holds the kernels to more calls, and to an oracle of its own.
+The test suite checks more calls, against an oracle of its own.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from ..core.rotation import PAIRINGS
 from ..errors import RopeConfigError
 from ..measuring import exact
 from ..measuring.accuracy import CONTRACT, excess
-from ..measuring.models import cases
+from ..measuring.models import shipped_layers
 
-__all__ = ["Call", "Result", "calls", "passed", "report", "run", "targets", "to_json"]
+__all__ = ["CheckCall", "Result", "calls", "check_report", "passed", "run", "targets", "to_json"]
 
 PLACES = ("returned", "out=", "in place")
 LAYOUTS = ("bshd", "bhsd", "thd")
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _TOKENS = 8
-_SHOWN = 5  # violations of a row that the report spells out
+_SHOWN = 5  # violations that the report lists per row
 _FAR = (0, 1, -1, 4095, 131071, -131071, 1048575, 2**24)
 _NEAR = tuple(range(_TOKENS))
 
-# Every rope type and axis map at a small head; the lengths of dynamic and longrope lie between near and far positions.
+# Every rope type and axis map with a small head; dynamic and longrope switch between the near and the far positions.
 _CONFIGS: dict[str, dict[str, Any]] = {
     "default": dict(),
     "linear": dict(rope_type="linear", factor=4.0),
@@ -66,12 +66,12 @@ _CONFIGS: dict[str, dict[str, Any]] = {
 
 
 @dataclass(frozen=True)
-class Call:
-    """One call and where its result goes: "returned", "out=" or "in place".
+class CheckCall:
+    """One call to check, and where its result is written: "returned", "out=" or "in place".
 
     Attributes:
         name: of the model or the rope type.
-        config: what to rotate by.
+        config: the RoPE config.
         heads: of q and of k.
         positions: int64 (1, tokens) or (axes, 1, tokens), on the CPU.
         dtype: of q and k.
@@ -100,11 +100,11 @@ class Call:
 
 @dataclass
 class Result:
-    """What the calls of one dtype gave on one backend and device.
+    """The outcome of all calls of one dtype on one backend and device.
 
     Attributes:
-        worst_error: the largest :func:`excess`; ``inf`` where a result is not a number.
-        worst_call: the call that had it.
+        worst_error: the largest :func:`excess`; ``inf`` if a result has a NaN.
+        worst_call: the call with that error.
         violations: a line per call that was outside the contract or raised.
     """
 
@@ -117,23 +117,34 @@ class Result:
     violations: tuple[str, ...] = ()
 
 
-def calls() -> list[Call]:
+def calls() -> list[CheckCall]:
     """Every shipped model at the end of its context, then the product of rope types and ways to call."""
+    return [*_calls_of_models(), *_calls_of_rope_types()]
+
+
+def _calls_of_models() -> list[CheckCall]:
+    """Each dtype for each model; layouts and places alternate."""
     found = []
-    for number, case in enumerate(cases()):
-        positions, heads = case.positions(_TOKENS, 1, torch.device("cpu")), (case.q_heads, case.kv_heads)
-        for turn, dtype in enumerate(DTYPES):
-            layout, place = LAYOUTS[(number + turn) % 3], PLACES[(number // 3 + turn) % 3]
-            found.append(Call(case.label, case.config, heads, positions, dtype, layout, place))
+    for number, layers in enumerate(shipped_layers()):
+        positions, heads = layers.positions(_TOKENS, 1, torch.device("cpu")), (layers.q_heads, layers.kv_heads)
+        for shift, dtype in enumerate(DTYPES):
+            layout, place = LAYOUTS[(number + shift) % 3], PLACES[(number // 3 + shift) % 3]
+            found.append(CheckCall(layers.label, layers.config, heads, positions, dtype, layout, place))
+    return found
+
+
+def _calls_of_rope_types() -> list[CheckCall]:
+    """Each rope type with each pairing it can have, dtype, layout and place."""
+    found = []
     for name, fields in _CONFIGS.items():
         usual = RopeConfig(head_dim=64, **fields)
         pairings = [pairing for pairing in PAIRINGS if _can_pair(usual, pairing)]
         for pairing, at in product(pairings, (_NEAR, _FAR) if usual.depends_on_length else (_FAR,)):
             config = usual.replace(pairing=pairing)
-            rows = torch.tensor([at[axis:] + at[:axis] for axis in range(config.num_axes)])
-            positions = rows if len(rows) == 1 else rows[:, None]
+            positions = torch.tensor([at[axis:] + at[:axis] for axis in range(config.num_axes)])
+            positions = positions if config.num_axes == 1 else positions[:, None]
             for dtype, layout, place in product(DTYPES, LAYOUTS, PLACES):
-                found.append(Call(name, config, (4, 2), positions, dtype, layout, place))
+                found.append(CheckCall(name, config, (4, 2), positions, dtype, layout, place))
     return found
 
 
@@ -161,18 +172,18 @@ def _can_run(name: str, device: torch.device) -> bool:
 
 
 def run(
-    todo: Sequence[Call], where: Sequence[tuple[str, torch.device]], done: Callable[[], None] = lambda: None
+    todo: Sequence[CheckCall], where: Sequence[tuple[str, torch.device]], done: Callable[[], None] = lambda: None
 ) -> list[Result]:
     """Make every call on every backend.
 
     Args:
-        todo: what to call.
+        todo: the calls.
         where: backends and devices.
-        done: called ``len(todo) * len(where)`` times, as the work goes on.
+        done: called after each of the ``len(todo) * len(where)`` calls, for a progress bar.
     """
     keys = [(name, device.type, _name(dtype)) for (name, device), dtype in product(where, DTYPES)]
     results = {key: Result(*key) for key in keys}
-    # Layouts and places differ in nothing but how the same numbers are handed over.
+    # Calls that differ only in layout and place have the same exact result.
     for _, alike in groupby(todo, key=lambda call: (id(call.config), call.dtype)):
         group = list(alike)
         want = [exact.rotate(x, group[0].positions, group[0].config) for x in group[0].inputs()]
@@ -182,19 +193,19 @@ def run(
     return list(results.values())
 
 
-def _outcome(call: Call, want: list[Tensor], backend: str, device: torch.device) -> float | str:
+def _outcome(call: CheckCall, want: list[Tensor], backend: str, device: torch.device) -> float | str:
     """The largest excess of q and k, or how the call failed."""
     inputs = call.inputs()
     try:
         with use_backend(backend):
             got = _rotated(call, device)
-    except Exception as error:  # whatever a kernel dies of is what this command is for
+    except Exception as error:  # the command reports whatever a kernel raises
         return f"{type(error).__name__}: {error}"
     scaling = max(1.0, abs(call.config.frequency_params.scaling(int(call.positions.max()) + 1)))
     return max(excess(y, w, x, scaling) for y, w, x in zip(got, want, inputs, strict=True))
 
 
-def _rotated(call: Call, device: torch.device) -> list[Tensor]:
+def _rotated(call: CheckCall, device: torch.device) -> list[Tensor]:
     """q and k rotated, as (1, tokens, heads, head_dim) on the CPU."""
     q, k = (_laid_out(x.to(device), call.layout) for x in call.inputs())
     positions = call.positions.to(device)
@@ -217,7 +228,7 @@ def _laid_out(x: Tensor, layout: str, back: bool = False) -> Tensor:
     return x.transpose(1, 2).contiguous() if layout == "bhsd" else x
 
 
-def _note(result: Result, call: Call, outcome: float | str) -> None:
+def _note(result: Result, call: CheckCall, outcome: float | str) -> None:
     result.calls += 1
     if isinstance(outcome, str):
         result.violations += (f"{call}: {outcome}",)
@@ -238,13 +249,13 @@ def passed(results: Sequence[Result]) -> bool:
 
 
 def to_json(results: Sequence[Result]) -> list[dict[str, Any]]:
-    """The results as dicts fit for JSON, which knows no infinity."""
+    """The results as dicts for JSON, which has no infinity: it becomes ``None``."""
     rows = [asdict(result) for result in results]
     return [row | {"worst_error": None if row["worst_error"] == float("inf") else row["worst_error"]} for row in rows]
 
 
-def report(results: Sequence[Result], unusable: dict[str, str]) -> Group:
-    """A table of the results, then why backends did not run, then the first violations of each row."""
+def check_report(results: Sequence[Result], unusable: dict[str, str]) -> Group:
+    """A table of the results, the reasons why backends did not run, and the first violations of each row."""
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for header in ("backend", "device", "dtype"):
         table.add_column(header)

@@ -24,7 +24,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     epilog=EXIT_CODES,
-    help="Rotary position embeddings, exact at any position, from a config that is checked.",
+    help="Rotary position embeddings, exact at any position, from a validated config.",
 )
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead.")]
 ConfigArgument = Annotated[
@@ -62,53 +62,53 @@ def info(as_json: AsJson = False) -> None:
 def explain(config: ConfigArgument, layer_type: LayerType = None, as_json: AsJson = False) -> None:
     """Show what a model's config means for its rotary embedding, and where every value came from."""
     with errors_as_exit_codes():
-        _, layers = _layers_of(config, layer_type)
+        _, configs = _configs_of(config, layer_type)
     if as_json:
-        print_json({name: _explained(layer) for name, layer in layers.items()})
+        print_json({name: _explained(rope_config) for name, rope_config in configs.items()})
         return
     console = Console(soft_wrap=True)
-    for name, layer in layers.items():
-        if len(layers) > 1:
+    for name, rope_config in configs.items():
+        if len(configs) > 1:
             console.print(f"[bold]{name}[/bold]")
-        console.print(layer.explain(), markup=False, highlight=False, end="\n\n" if len(layers) > 1 else "\n")
+        console.print(rope_config.explain(), markup=False, highlight=False, end="\n\n" if len(configs) > 1 else "\n")
 
 
-def _layers_of(source: str, layer_type: str | None) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The dict of a config.json, and a RopeConfig per layer type, or for the one asked for."""
+def _configs_of(source: str, layer_type: str | None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The dict of a config.json, and its RopeConfig of each layer type, or of ``layer_type`` only."""
     from ..config import RopeConfig
     from ..errors import RopeConfigError
     from ..measuring.catalog import load
 
     values = load(source)
-    layers = RopeConfig.per_layer(values)
+    configs = RopeConfig.per_layer(values)
     if layer_type is None:
-        return values, layers
-    if layer_type not in layers:
-        raise RopeConfigError("layer_type", f"got {layer_type!r}, allowed are {', '.join(layers)}")
-    return values, {layer_type: layers[layer_type]}
+        return values, configs
+    if layer_type not in configs:
+        raise RopeConfigError("layer_type", f"got {layer_type!r}, allowed are {', '.join(configs)}")
+    return values, {layer_type: configs[layer_type]}
 
 
-def _explained(layer: Any) -> dict[str, Any]:
+def _explained(config: Any) -> dict[str, Any]:
     from ..config.explain import effective_context
 
     return {
-        "config": layer.to_dict(),
-        "effective_context": effective_context(layer, layer.frequency_params),
-        "rotary_dim": layer.rotary_dim,
-        "attention_scaling": layer.attention_scaling,
-        "inv_freq": layer.inv_freq().tolist(),
-        "provenance": dict(layer.provenance),
+        "config": config.to_dict(),
+        "effective_context": effective_context(config, config.frequency_params),
+        "rotary_dim": config.rotary_dim,
+        "attention_scaling": config.attention_scaling,
+        "inv_freq": config.inv_freq().tolist(),
+        "provenance": dict(config.provenance),
     }
 
 
 @app.command(epilog=EXIT_CODES)
 def plot(
     config: ConfigArgument,
-    output: Annotated[Path | None, typer.Option(help="A PNG file; rope.png if not given, none with --json.")] = None,
+    output: Annotated[Path | None, typer.Option(help="A PNG file; by default rope.png, none with --json.")] = None,
     layer_type: LayerType = None,
     as_json: AsJson = False,
 ) -> None:
-    """Draw a config's wavelengths against its context, and its error against the position beside transformers'."""
+    """Plot a config's wavelengths and context, and the error by position next to transformers'."""
     from ..measuring.curves import curves, num_steps
     from .plotting import draw_curves
 
@@ -116,9 +116,9 @@ def plot(
     with errors_as_exit_codes():
         if path is not None:
             check_png(path, "--output")
-        values, layers = _layers_of(config, layer_type)
-        with progress("rotating", len(layers) * num_steps(), hidden=as_json) as advance:
-            found = curves(layers, values, advance)
+        values, configs = _configs_of(config, layer_type)
+        with progress("rotating", len(configs) * num_steps(), hidden=as_json) as advance:
+            found = curves(configs, values, advance)
         if path is not None:
             written(path, "--output", lambda: draw_curves(found, path, Path(config).name))
     if as_json:
@@ -130,12 +130,12 @@ def demo(
     as_json: AsJson = False,
     only: Annotated[list[str] | None, typer.Option(help="A shipped config, by name; may be repeated.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Also draw wavelengths and errors to this PNG file.")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu or cuda; cuda where there is one, if not given.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda; by default cuda if there is one.")] = None,
 ) -> None:
     """Rotate q and k of every shipped model at the end of its context, and show errors and times."""
     from ..environment import describe
     from ..measuring.accuracy import CONTRACT
-    from ..measuring.models import cases
+    from ..measuring.models import shipped_layers
     from .demo import ROUNDS, measure
     from .demo_report import WIDTH, demo_report, serving_report
     from .serving import serving_rows
@@ -144,7 +144,7 @@ def demo(
         if plot is not None:
             check_png(plot, "--plot")
         target, backend = device_and_backend(device)
-        todo = cases(only or ())
+        todo = shipped_layers(only or ())
         with progress("checking, then timing", len(todo) * (1 + ROUNDS), hidden=as_json) as advance:
             rows = measure(todo, target, backend, advance)
             serving = serving_rows(todo, target)
@@ -169,7 +169,7 @@ def demo(
 
 @app.command(epilog=EXIT_CODES)
 def check(as_json: AsJson = False) -> None:
-    """Make calls whose results are known exactly on every backend of this machine: types, pairings, layouts, dtypes."""
+    """Test every backend on this machine against exact results: all RoPE types, pairings, layouts and dtypes."""
     from ..environment import describe
     from ..measuring.accuracy import CONTRACT
     from . import check as checking
@@ -182,7 +182,7 @@ def check(as_json: AsJson = False) -> None:
         print_json({"machine": machine, "contract": CONTRACT, "results": checking.to_json(results)})
     else:
         not_run = {name: why for name, why in machine["backends"].items() if why is not None}
-        Console().print(checking.report(results, not_run))
+        Console().print(checking.check_report(results, not_run))
     if not checking.passed(results):
         typer.echo(f"error: a result is outside the accuracy contract of {CONTRACT:.0e}", err=True)
         raise typer.Exit(3)
@@ -194,12 +194,12 @@ def bench(
     layer_type: LayerType = None,
     dtype: Annotated[str, typer.Option(help="bf16, fp16 or fp32.")] = "bf16",
     seconds: Annotated[float, typer.Option(help="Per comparison.", min=0.0)] = 0.3,
-    device: Annotated[str | None, typer.Option(help="cpu or cuda; cuda where there is one, if not given.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda; by default cuda if there is one.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Time calls of a model's rotation beside a pass over the same memory, and beside transformers."""
+    """Time a model's rotation against a plain pass over the same memory and against transformers."""
     from ..environment import describe
-    from ..measuring.models import case_of
+    from ..measuring.models import layers_of
     from . import bench as benching
 
     if dtype not in benching.DTYPES:
@@ -207,27 +207,27 @@ def bench(
     ratios, notes = [], []
     with errors_as_exit_codes():
         target, _ = device_and_backend(device)
-        values, layers = _layers_of(config, layer_type)
-        todo = [case_of(config, name, name, values, layer) for name, layer in layers.items()]
+        values, configs = _configs_of(config, layer_type)
+        todo = [layers_of(config, name, name, values, rope_config) for name, rope_config in configs.items()]
         with progress("timing", len(todo) * benching.num_steps(), hidden=as_json) as advance:
-            for case in todo:
+            for layers in todo:
                 try:
-                    found, note = benching.measure(case, benching.DTYPES[dtype], target, seconds, advance)
+                    found, note = benching.measure(layers, benching.DTYPES[dtype], target, seconds, advance)
                 except benching.WrongResultError as error:
                     typer.echo(f"error: {error}", err=True)
                     raise typer.Exit(3) from error
                 ratios += found
-                notes += [f"transformers, {case.label}: {note}."] if note else []
+                notes += [f"transformers, {layers.label}: {note}."] if note else []
     machine = describe()
     if as_json:
         print_json({"machine": machine, "dtype": dtype, "ratios": [asdict(r) for r in ratios], "notes": notes})
     else:
-        Console().print(benching.report(ratios, notes, machine, dtype))
+        Console().print(benching.bench_report(ratios, notes, machine, dtype))
 
 
 @app.command(epilog=EXIT_CODES)
 def coverage(as_json: AsJson = False) -> None:
-    """Probe every modeling file of the installed transformers: which rotations the kernels can stand in for."""
+    """List the models of the installed transformers that patch_model() can accelerate, and why others cannot be."""
     from ..integrations.transformers import coverage as probe
 
     with errors_as_exit_codes():

@@ -1,4 +1,4 @@
-"""What the commands share: messages and exit codes instead of tracebacks, progress bars, JSON."""
+"""Shared by the commands: messages and exit codes instead of tracebacks, progress bars, JSON."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ __all__ = ["LacksError", "check_png", "device_and_backend", "errors_as_exit_code
 
 
 class LacksError(RuntimeError):
-    """This machine lacks something; the message says what."""
+    """This machine lacks something that the command needs; the message says what."""
 
 
 def check_png(path: Path, option: str) -> None:
-    """Raise unless a PNG file can be drawn to ``path``, which ``option`` gave."""
+    """Raise unless a PNG file can be drawn to ``path``, the value of ``option``."""
     from ..environment import version_of
 
     if version_of("matplotlib") is None:
@@ -33,7 +33,7 @@ def check_png(path: Path, option: str) -> None:
 
 
 def written(path: Path, option: str, draw: Callable[[], None]) -> None:
-    """Draw to ``path`` and say so, or raise :class:`LacksError`."""
+    """Draw to ``path`` and print so, or raise :class:`LacksError`."""
     try:
         draw()
     except OSError as error:
@@ -42,7 +42,7 @@ def written(path: Path, option: str, draw: Callable[[], None]) -> None:
 
 
 def device_and_backend(name: str | None) -> tuple[Any, str]:
-    """The torch device of that name, or the best there is, and the name of the backend that will run there."""
+    """The torch device called ``name``, or else CUDA or the CPU, and the name of the backend that runs there."""
     import torch
 
     from ..backends import backend_for
@@ -58,12 +58,12 @@ def device_and_backend(name: str | None) -> tuple[Any, str]:
         raise typer.BadParameter(str(error), param_hint="ROPE_KERNELS_BACKEND") from error
     except RuntimeError as error:
         raise LacksError(str(error)) from error
-    return device, module.__name__.rpartition(".")[2].removesuffix("_launch")
+    return device, module.__name__.split(".")[2]
 
 
 @contextmanager
 def progress(what: str, total: int, hidden: bool) -> Iterator[Any]:
-    """A progress bar on a terminal; what it yields is called for every step."""
+    """A progress bar on a terminal. Yields a function to call after every step."""
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True, disable=hidden or not console.is_terminal) as progress:
@@ -73,7 +73,7 @@ def progress(what: str, total: int, hidden: bool) -> Iterator[Any]:
 
 @contextmanager
 def errors_as_exit_codes() -> Iterator[None]:
-    """Expected errors become a line on stderr and an exit code, warnings a line on stderr."""
+    """Report an expected error by a line on stderr and an exit code, a warning by a line on stderr."""
     from ..errors import RopeConfigError, RopeConfigWarning
     from ..measuring.catalog import SourceError
 
@@ -93,5 +93,5 @@ def errors_as_exit_codes() -> Iterator[None]:
 
 
 def print_json(value: object) -> None:
-    """Print what a command found, for a program."""
+    """Print a command's results as JSON."""
     typer.echo(json.dumps(value, indent=2))

@@ -1,4 +1,4 @@
-"""The demo: rotate q and k of every shipped model at the end of its context; report errors and times."""
+"""``rope-kernels demo``: rotates q and k of every shipped model at the end of its context; errors and times."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from torch import Tensor
 from ..api.apply import apply_rope
 from ..measuring import exact
 from ..measuring.accuracy import relative_error
-from ..measuring.models import Case
+from ..measuring.models import ModelLayers
 from ..measuring.peers import PeerError, transformers_rotation
 
-__all__ = ["DECODE_BATCH", "PREFILL_TOKENS", "ROUNDS", "Row", "measure"]
+__all__ = ["DECODE_BATCH", "PREFILL_TOKENS", "ROUNDS", "DemoRow", "measure"]
 
 PREFILL_TOKENS = 512
 DECODE_BATCH = 8
@@ -26,8 +26,8 @@ _DECODE_CALLS = 10
 
 
 @dataclass
-class Row:
-    """One line of the demo's table, and one object of its JSON.
+class DemoRow:
+    """One row of the demo's table, and one object of its JSON.
 
     Errors are ``max |y - exact| / max |x|`` with float32 q and k; times are medians with bfloat16 q and k.
     ``transformers_note`` says why ``transformers_max_error`` is ``None``.
@@ -52,22 +52,22 @@ class Row:
 
 
 def measure(
-    todo: Sequence[Case], device: torch.device, backend: str, done: Callable[[], None] = lambda: None
-) -> list[Row]:
-    """Check every case, then time them all, a round of every case at a time, so that a disturbance hits all alike.
+    todo: Sequence[ModelLayers], device: torch.device, backend: str, done: Callable[[], None] = lambda: None
+) -> list[DemoRow]:
+    """Measure the errors of all layers, then their times. A round times all of them, so noise affects all alike.
 
     Args:
-        todo: what to run.
-        device: where q and k are.
+        todo: the layers.
+        device: device of q and k.
         backend: name of the backend that will run, for the rows.
-        done: called ``len(todo) * (1 + ROUNDS)`` times, as the work goes on.
+        done: called ``len(todo) * (1 + ROUNDS)`` times, for a progress bar.
     """
     rows = []
-    for case in todo:
-        rows.append(_checked(case, device, backend))
+    for layers in todo:
+        rows.append(_checked(layers, device, backend))
         done()
-    timed = [(_Timed(case, PREFILL_TOKENS, 1, 1, device), _Timed(case, 1, DECODE_BATCH, _DECODE_CALLS, device))
-             for case in todo]  # fmt: skip
+    timed = [(_Timed(layers, PREFILL_TOKENS, 1, 1, device), _Timed(layers, 1, DECODE_BATCH, _DECODE_CALLS, device))
+             for layers in todo]  # fmt: skip
     for _ in range(ROUNDS):
         for prefill, decode in timed:
             prefill.run()
@@ -79,37 +79,38 @@ def measure(
     return rows
 
 
-def _checked(case: Case, device: torch.device, backend: str) -> Row:
+def _checked(layers: ModelLayers, device: torch.device, backend: str) -> DemoRow:
+    """The row of some layers, with errors and without times."""
     peer, note = None, None
     try:
-        peer = transformers_rotation(case.source, case.layer_type)
+        peer = transformers_rotation(layers.source, layers.layer_type)
     except PeerError as error:
         note = str(error)
     own_errors: list[float] = []
     peer_errors: list[float] = []
     for tokens, batch in ((PREFILL_TOKENS, 1), (1, DECODE_BATCH)):
-        inputs = case.inputs(tokens, batch, device, torch.float32)
-        positions = case.positions(tokens, batch, device)
-        want = [exact.rotate(x, positions, case.config) for x in inputs]
-        got = cast("tuple[Tensor, Tensor]", apply_rope(*inputs, positions, case.config))
+        inputs = layers.inputs(tokens, batch, device, torch.float32)
+        positions = layers.positions(tokens, batch, device)
+        want = [exact.rotate(x, positions, layers.config) for x in inputs]
+        got = cast("tuple[Tensor, Tensor]", apply_rope(*inputs, positions, layers.config))
         own_errors += map(relative_error, got, want, inputs)
         if peer is not None:
             peer_errors += map(relative_error, peer(*inputs, positions), want, inputs)
-    return Row(
-        model=case.model, layer_type=case.layer_type, label=case.label, rope_type=case.config.rope_type,
-        pairing=case.config.pairing, backend=backend, q_heads=case.q_heads, kv_heads=case.kv_heads,
-        head_dim=case.config.head_dim, rotary_dim=case.config.rotary_dim, context=case.context,
+    return DemoRow(
+        model=layers.model, layer_type=layers.layer_type, label=layers.label, rope_type=layers.config.rope_type,
+        pairing=layers.config.pairing, backend=backend, q_heads=layers.q_heads, kv_heads=layers.kv_heads,
+        head_dim=layers.config.head_dim, rotary_dim=layers.config.rotary_dim, context=layers.context,
         max_error=max(own_errors), transformers_max_error=max(peer_errors, default=None), transformers_note=note,
     )  # fmt: skip
 
 
 class _Timed:
-    """One call at one shape, warmed up, and the seconds that each run of it took."""
+    """One call at one shape, warmed up, and the seconds of each of its runs."""
 
-    def __init__(self, case: Case, tokens: int, batch: int, calls: int, device: torch.device) -> None:
-        self._q, self._k = case.inputs(tokens, batch, device, torch.bfloat16)
-        self._positions = case.positions(tokens, batch, device)
-        self._config, self._calls, self._tokens = case.config, calls, tokens * batch
+    def __init__(self, layers: ModelLayers, tokens: int, batch: int, calls: int, device: torch.device) -> None:
+        self._q, self._k = layers.inputs(tokens, batch, device, torch.bfloat16)
+        self._positions = layers.positions(tokens, batch, device)
+        self._config, self._calls, self._tokens = layers.config, calls, tokens * batch
         self._seconds: list[float] = []
         self.run()
         self._seconds.clear()

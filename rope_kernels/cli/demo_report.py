@@ -1,4 +1,4 @@
-"""The demo's results for a person: one table, and what its columns mean."""
+"""The tables of ``demo`` and ``info`` for a terminal, with a legend of their columns."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from rich.table import Table
 from rich.text import Text
 
 from ..measuring.accuracy import CONTRACT
-from .demo import DECODE_BATCH, PREFILL_TOKENS, ROUNDS, Row
+from .demo import DECODE_BATCH, PREFILL_TOKENS, ROUNDS, DemoRow
 from .serving import ServingRow
 
 __all__ = ["WIDTH", "demo_report", "info_report", "serving_report"]
 
 WIDTH = 108
-"""Characters that the whole table takes; on less, it leaves the columns out that ``_Column.always`` does not mark."""
+"""Width of the whole table, in characters. A narrower terminal gets only the columns marked ``_Column.always``."""
 
 
 class _Column(NamedTuple):
     header: str
-    cell: Callable[[Row], str | Text]
+    cell: Callable[[DemoRow], str | Text]
     always: bool = True
     is_number: bool = True
 
 
-def _own_error(row: Row) -> Text:
+def _own_error(row: DemoRow) -> Text:
     return Text(f"{row.max_error:.1e}", style="green" if row.max_error <= CONTRACT else "bold red")
 
 
-def _peer_error(row: Row) -> str:
+def _peer_error(row: DemoRow) -> str:
     return "-" if row.transformers_max_error is None else f"{row.transformers_max_error:.1e}"
 
 
@@ -48,8 +48,8 @@ _COLUMNS = (
 )
 
 
-def demo_report(rows: Sequence[Row], machine: Mapping[str, Any], width: int = WIDTH) -> Group:
-    """The table of the demo with its legend and footnotes, for a terminal of ``width`` characters."""
+def demo_report(rows: Sequence[DemoRow], machine: Mapping[str, Any], width: int = WIDTH) -> Group:
+    """The demo's table with its legend and footnotes, for a terminal of ``width`` characters."""
     narrow = width < WIDTH
     columns = [column for column in _COLUMNS if column.always or not narrow]
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 0 if narrow else 1, 0, 0), pad_edge=False)
@@ -60,7 +60,7 @@ def demo_report(rows: Sequence[Row], machine: Mapping[str, Any], width: int = WI
     return Group(table, "", *(Text(line, style="dim") for line in _legend(rows, machine)))
 
 
-def _legend(rows: Sequence[Row], machine: Mapping[str, Any]) -> list[str]:
+def _legend(rows: Sequence[DemoRow], machine: Mapping[str, Any]) -> list[str]:
     notes: dict[str, list[str]] = {}
     for row in rows:
         if row.transformers_note:
@@ -80,7 +80,7 @@ def _legend(rows: Sequence[Row], machine: Mapping[str, Any]) -> list[str]:
 
 
 def serving_report(rows: Sequence[ServingRow]) -> Table:
-    """The demo's second table."""
+    """The demo's second table: calls that a server makes, and the error without each."""
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for name in ("model", "call", "max\nerror", "otherwise", "max\nerror"):
         table.add_column(name, justify="right" if "error" in name else "left")
@@ -91,7 +91,7 @@ def serving_report(rows: Sequence[ServingRow]) -> Table:
 
 
 def info_report(machine: Mapping[str, Any]) -> Table:
-    """Versions, device and backends, a line each."""
+    """A table of versions, device and backends, one line each."""
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(style="bold")
     table.add_column(overflow="fold")

@@ -1,1 +1,1 @@
-"""How results and times are measured: exact references, shipped models, peers, and calls timed in turn."""
+"""Measuring errors and times: exact references, the shipped models, peers, and calls that alternate."""

@@ -1,4 +1,4 @@
-"""How far a result is from the exact one, and how far it may be."""
+"""The error of a result, and the accuracy contract that bounds it."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ def relative_error(got: Tensor, want: Tensor, x: Tensor) -> float:
 
 
 def excess(got: Tensor, want: Tensor, x: Tensor, scaling: float = 1.0) -> float:
-    """How far a result is from the exact one beyond its rounding, relative to ``scaling * max |x|``.
+    """The error of a result beyond its own rounding, relative to ``scaling * max |x|``; ``inf`` if there is a NaN.
 
     The rounding of a 16-bit result is half a unit in the last place of the exact number's binade; the contract of
-    float32 results includes theirs. What is not a number gives ``inf``.
+    float32 results includes their rounding.
     """
     error = (got.double() - want).abs()
     if got.dtype != torch.float32:

@@ -1,4 +1,4 @@
-"""The shipped model configs, and what a user names on the command line: a file, a model directory or one of them."""
+"""Loads a model config for the command line: a file, a model directory or a shipped config."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:  # where Python 3.10 does not have it
+if TYPE_CHECKING:  # Python 3.10 has it elsewhere
     from importlib.resources.abc import Traversable
 
 __all__ = ["SourceError", "load", "names", "shipped"]
 
 
 class SourceError(ValueError):
-    """A config could not be read. The message begins with what was asked for."""
+    """A config could not be read. The message begins with the name or path that was given."""
 
 
 def names() -> list[str]:
@@ -27,7 +27,7 @@ def shipped(name: str) -> dict[str, Any]:
     """The shipped config of that name.
 
     Raises:
-        SourceError: none has that name; the message lists them.
+        SourceError: no shipped config has that name; the message lists the names.
     """
     if name not in names():
         raise SourceError(f"{name}: no shipped config has that name; they are {', '.join(names())}")

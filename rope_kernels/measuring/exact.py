@@ -1,6 +1,6 @@
-"""An evaluation that shares no arithmetic with the kernels: integer phases, then double precision.
+"""The reference for errors in demo, check and bench: integer phases, then double precision.
 
-What the demo measures errors against. Slow: a Python integer operation per token and frequency.
+It shares no arithmetic with the kernels. It is slow: a Python integer operation per token and frequency.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ def rotate(x: Tensor, positions: Tensor, cfg: RopeConfig, length: int | None = N
     Args:
         x: any floating dtype.
         positions: integers (batch, tokens), or (axes, batch, tokens).
-        cfg: what to rotate by.
-        length: in tokens, what its frequencies are chosen by; max(position) + 1, if not given.
+        cfg: the RoPE config.
+        length: in tokens, the length that chooses the frequencies; ``None`` is max(position) + 1.
     """
     rotation = cfg.rotation()
     length = int(positions.max()) + 1 if length is None else length
@@ -75,7 +75,7 @@ def rotate(x: Tensor, positions: Tensor, cfg: RopeConfig, length: int | None = N
 
 
 def _channels(cfg: RopeConfig, written: bool) -> tuple[list[int], list[int]]:
-    """The channels of the first and of the second member of every pair."""
+    """The channels of the first and of the second members of all pairs."""
     rotation = cfg.rotation()
     start, pairs = rotation.rotary_offset, range(rotation.num_pairs)
     if rotation.pairing == "interleaved" or (rotation.pairing == "interleaved_to_half" and not written):

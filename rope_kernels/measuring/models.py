@@ -1,4 +1,4 @@
-"""The layers of the shipped models, with random q and k in their shapes: what demo, check and bench rotate."""
+"""The layers of the shipped models, with random q and k in their shapes, for demo, check and bench."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from ..config.huggingface.sources import TEXT_CONFIGS
 from ..errors import RopeConfigError
 from .catalog import names, shipped
 
-__all__ = ["Case", "case_of", "cases"]
+__all__ = ["ModelLayers", "layers_of", "shipped_layers"]
 
-_USUAL_CONTEXT = 4096  # where a config tells none
+_USUAL_CONTEXT = 4096  # for a config without one
 _Q_HEADS = ("num_attention_heads", "n_head", "num_heads")
 
 
 @dataclass(frozen=True)
-class Case:
+class ModelLayers:
     """The layers of one model that share a rotation.
 
     Attributes:
         model: name of the shipped config.
         layer_type: transformers' name of the layers.
-        label: ``model``, and the layer type where the model has several.
+        label: ``model``, and the layer type if the model has several.
         source: the dict of the config.json.
-        config: what to rotate by.
+        config: the RoPE config.
         q_heads: query heads.
         kv_heads: key heads; 1 with latent attention, whose rotated key all heads share.
-        context: positions end here: the model's longest, times ``factor`` for dynamic.
+        context: where positions end: the model's longest context, times ``factor`` for dynamic.
     """
 
     model: str
@@ -45,11 +45,11 @@ class Case:
     context: int
 
     def positions(self, tokens: int, batch: int, device: torch.device) -> Tensor:
-        """int64 (batch, tokens) or (axes, batch, tokens): the last of the context; later sequences end earlier."""
+        """int64 (batch, tokens) or (axes, batch, tokens): the last of the context; sequence b ends b tokens earlier."""
         last = torch.arange(self.context - tokens, self.context, device=device)
-        rows = last - torch.arange(batch, device=device)[:, None]
+        positions = last - torch.arange(batch, device=device)[:, None]
         axes = self.config.num_axes
-        return rows if axes == 1 else rows - 16 * torch.arange(axes, device=device)[:, None, None]
+        return positions if axes == 1 else positions - 16 * torch.arange(axes, device=device)[:, None, None]
 
     def inputs(self, tokens: int, batch: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Random q and k (batch, tokens, heads, head_dim), the same in every run."""
@@ -59,8 +59,8 @@ class Case:
         return q, k
 
 
-def cases(only: Sequence[str] = ()) -> list[Case]:
-    """A case per shipped config (those named in ``only``, or all) and layer type.
+def shipped_layers(only: Sequence[str] = ()) -> list[ModelLayers]:
+    """The layers of every layer type of the shipped configs, or of those named in ``only``.
 
     Raises:
         SourceError: no shipped config has a name of ``only``.
@@ -72,15 +72,15 @@ def cases(only: Sequence[str] = ()) -> list[Case]:
         layers = RopeConfig.per_layer(source)
         for layer_type, config in layers.items():
             label = f"{name} {layer_type.removesuffix('_attention')}" if len(layers) > 1 else name
-            found.append(case_of(name, layer_type, label, source, config))
+            found.append(layers_of(name, layer_type, label, source, config))
     return found
 
 
-def case_of(model: str, layer_type: str, label: str, source: Mapping[str, Any], config: RopeConfig) -> Case:
-    """The layers of any config.json that turn by ``config``.
+def layers_of(model: str, layer_type: str, label: str, source: Mapping[str, Any], config: RopeConfig) -> ModelLayers:
+    """The layers of any config.json that are rotated by ``config``.
 
     Raises:
-        RopeConfigError: the config.json does not tell how many heads there are.
+        RopeConfigError: the config.json does not give the number of heads.
     """
     values = next((source[key] for key in TEXT_CONFIGS if isinstance(source.get(key), Mapping)), source)
     q_heads = next((values[key] for key in _Q_HEADS if key in values), None)
@@ -96,4 +96,4 @@ def case_of(model: str, layer_type: str, label: str, source: Mapping[str, Any], 
     context = config.max_position_embeddings or _USUAL_CONTEXT
     if config.rope_type == "dynamic" and config.factor:
         context = int(context * config.factor)
-    return Case(model, layer_type, label, source, config, q_heads, kv_heads, context)
+    return ModelLayers(model, layer_type, label, source, config, q_heads, kv_heads, context)

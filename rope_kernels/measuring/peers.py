@@ -1,4 +1,4 @@
-"""What transformers itself makes of the same config, positions, q and k, for comparison."""
+"""transformers' own rotation for the same config, positions, q and k, for comparison."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ __all__ = ["PeerError", "bound", "transformers_rotation"]
 
 Rotate = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
-# Models whose code transformers does not hold, and the model whose rotation is theirs.
-_STAND_INS = {"internlm2": "llama"}
+# Models without code in transformers, and the model that has the same rotation.
+_SAME_ROTATION = {"internlm2": "llama"}
 
 
 class PeerError(RuntimeError):
-    """transformers cannot be asked; the message says why."""
+    """transformers cannot rotate this config; the message says why."""
 
 
 def bound(dtype: torch.dtype, last_position: int) -> float:
-    """What others may be off by, of the largest value: tables rounded to q's dtype, angles in float32."""
+    """Error that a peer may have, relative to the largest value: tables are in q's dtype, angles in float32."""
     return 3 * torch.finfo(dtype).eps + 2.0**-22 * (last_position + 1)
 
 
@@ -35,7 +35,7 @@ def transformers_rotation(source: Mapping[str, Any], layer_type: str) -> Rotate:
 
     Args:
         source: the dict of a config.json.
-        layer_type: which layers, where the model's embedding distinguishes them.
+        layer_type: which layers, if the model's embedding distinguishes them.
 
     Returns:
         A function of q and k (batch, tokens, heads, head_dim) and positions (batch, tokens) or (axes, batch, tokens).
@@ -70,7 +70,7 @@ def _config(source: Mapping[str, Any]) -> Any:
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
     try:
-        return AutoConfig.for_model(_STAND_INS.get(model_type, model_type), **values)
+        return AutoConfig.for_model(_SAME_ROTATION.get(model_type, model_type), **values)
     finally:
         logging.set_verbosity(verbosity)
 

@@ -1,4 +1,4 @@
-"""Ratios that can be trusted: two calls alternate in one process, and neighbouring rounds are compared."""
+"""Reliable speed ratios: two calls alternate in one process, and each round is compared with its neighbour."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["Pair", "alternate"]
 
 @dataclass
 class Pair:
-    """Seconds per call of two sides that were timed in turn."""
+    """Seconds per call of two sides that alternated."""
 
     ours: list[float]
     peer: list[float]
@@ -26,7 +26,7 @@ class Pair:
 
     @property
     def speed(self) -> float:
-        """How many times as fast as the peer we are: the median of the ratios of neighbouring rounds."""
+        """How many times as fast as the peer our call is: the median ratio of neighbouring rounds."""
         return statistics.median(self._ratios())
 
     @property
@@ -54,14 +54,14 @@ def alternate(
     threads: tuple[int, int] = (1, 1),
     wait: Callable[[], object] = lambda: None,
 ) -> Pair:
-    """Time ``ours`` and ``peer`` in turn for about ``seconds``; short calls are repeated within a round.
+    """Time ``ours`` and ``peer`` alternately for about ``seconds``; a round repeats short calls.
 
     Args:
         ours: one side.
         peer: the other.
-        seconds: of all rounds.
-        threads: of each side. Where they differ, a call that is not timed lets torch build its threads anew.
-        wait: returns once a device has done what was asked of it.
+        seconds: of all rounds together.
+        threads: of each side. If they differ, an untimed call first lets torch rebuild its threads.
+        wait: returns once the device has finished its work.
     """
 
     def set_threads(count: int, call: Callable[[], object]) -> None:

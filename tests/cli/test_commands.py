@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import types
 
 import pytest
 from typer.testing import CliRunner
@@ -14,6 +15,7 @@ import rope_kernels
 from rope_kernels import backends, environment
 from rope_kernels.cli import bench, check, demo
 from rope_kernels.cli.commands import app
+from rope_kernels.cli.console import device_and_backend
 from rope_kernels.measuring import catalog, curves, peers
 
 LLAMA = {"model_type": "llama", "head_dim": 64, "max_position_embeddings": 2048, "rope_theta": 1e4}
@@ -133,10 +135,17 @@ def test_demo_json(run):
     assert result.keys() == {"machine", "contract", "results", "serving"}
     [row] = result["results"]
     assert [row["call"] for row in result["serving"]] == ["shift_ by -1,024"]
-    assert row.keys() == set(demo.Row.__dataclass_fields__)
+    assert row.keys() == set(demo.DemoRow.__dataclass_fields__)
     assert row["model"] == "gpt-neox-20b"
     assert result["machine"]["backends"][row["backend"]] is None
     assert row["max_error"] <= result["contract"]
+
+
+@pytest.mark.parametrize("name", backends.PREFERENCE)
+def test_the_backend_that_runs_is_named(monkeypatch, name):
+    module = types.ModuleType(f"rope_kernels.backends{backends._MODULES[name]}")
+    monkeypatch.setattr(backends, "backend_for", lambda device: module)
+    assert device_and_backend("cpu")[1] == name
 
 
 def test_demo_refuses_wrong_arguments(run, monkeypatch):

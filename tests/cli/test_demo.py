@@ -25,7 +25,7 @@ def brief(monkeypatch):
 
 
 def test_every_shipped_config_is_a_case():
-    cases = {case.label: case for case in models.cases()}
+    cases = {case.label: case for case in models.shipped_layers()}
     assert {case.model for case in cases.values()} == set(catalog.names())
     latent = cases["deepseek-v3"]
     assert (latent.q_heads, latent.kv_heads, latent.config.head_dim) == (128, 1, 64)
@@ -36,7 +36,7 @@ def test_every_shipped_config_is_a_case():
 
 
 def test_positions_end_at_the_context():
-    case = models.cases(["llama-2-7b"])[0]
+    case = models.shipped_layers(["llama-2-7b"])[0]
     assert case.positions(3, 1, CPU).tolist() == [[4093, 4094, 4095]]
     assert case.positions(1, 2, CPU).tolist() == [[4095], [4094]]
 
@@ -45,7 +45,7 @@ def test_positions_end_at_the_context():
 def test_errors_at_the_end_of_every_context():
     pytest.importorskip("transformers")
     steps = []
-    rows = demo.measure(models.cases(), CPU, "reference", lambda: steps.append(1))
+    rows = demo.measure(models.shipped_layers(), CPU, "reference", lambda: steps.append(1))
     assert len(steps) == len(rows) * (1 + demo.ROUNDS)
     for row in rows:
         assert row.max_error <= CONTRACT, row
@@ -59,7 +59,7 @@ def test_errors_at_the_end_of_every_context():
 @pytest.mark.usefixtures("brief")
 def test_without_transformers_the_row_says_so(monkeypatch):
     monkeypatch.setattr(peers, "version_of", lambda package: None)
-    [row] = demo.measure(models.cases(["gpt-neox-20b"]), CPU, "reference")
+    [row] = demo.measure(models.shipped_layers(["gpt-neox-20b"]), CPU, "reference")
     assert row.transformers_max_error is None
     assert row.transformers_note == "transformers is not installed"
     legend = report._legend([row], {"cuda_device": None, "processor": "x", "threads": 1, "torch": "2"})
@@ -96,7 +96,7 @@ def test_exact_rotation_by_hand():
 
 
 def test_a_narrow_terminal_gets_the_columns_that_fit():
-    row = demo.Row(
+    row = demo.DemoRow(
         "m", "full_attention", "gemma-3-27b-text sliding", "proportional", "half", "reference",
         32, 32, 128, 128, 163840, 1e-7, None, "no", 1234.5, 1234.5,
     )  # fmt: skip
@@ -112,7 +112,7 @@ def test_a_narrow_terminal_gets_the_columns_that_fit():
 
 
 def test_lengths_in_a_batch_and_keys_that_move():
-    rows = serving_rows(models.cases(["internlm2-chat-7b", "phi-3.5-mini", "llama-3.1-8b", "llama-2-7b"]), CPU)
+    rows = serving_rows(models.shipped_layers(["internlm2-chat-7b", "phi-3.5-mini", "llama-3.1-8b", "llama-2-7b"]), CPU)
     calls = [(row.label, row.call.split()[0]) for row in rows]
     assert calls == [
         ("internlm2-chat-7b", "lengths"),
@@ -125,4 +125,4 @@ def test_lengths_in_a_batch_and_keys_that_move():
         assert row.max_error <= row.contract < 1e-5 < row.otherwise_error, row
     console = Console(width=120, record=True)
     console.print(report.serving_report(rows))
-    assert "keys left alone" in console.export_text()
+    assert "keys unchanged" in console.export_text()

@@ -14,7 +14,7 @@ from support.documents import ROOT
 
 import rope_kernels as rk
 from rope_kernels.cli import demo_report
-from rope_kernels.cli.demo import Row
+from rope_kernels.cli.demo import DemoRow
 
 PAGE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
 PACKAGE, CSRC = ROOT / "rope_kernels", ROOT / "csrc"
@@ -128,6 +128,6 @@ def test_where_the_demo_table_is(monkeypatch: pytest.MonkeyPatch) -> None:
     assert Path(demo_report.__file__) == PACKAGE / "cli" / "demo_report.py"
     monkeypatch.setattr(demo_report, "_COLUMNS", demo_report._COLUMNS[:2])
     machine = {"torch": "", "cuda_device": None, "processor": "", "threads": 1}
-    rows: list[Row] = []
+    rows: list[DemoRow] = []
     table = demo_report.demo_report(rows, machine).renderables[0]
     assert [column.header for column in table.columns] == ["model", "rope type"]
