@@ -58,9 +58,9 @@ def is_older(patch):
 @pytest.mark.parametrize(
     ("take", "reason"),
     [
-        (is_older, "the extension is older than the package, which must be installed again .*rotate_table"),
-        (lacks_headers, "the extension was built without them, where there were no headers of Python"),
-        (lacks_the_exchange, "this torch lacks what they need .*__dlpack_c_exchange_api__"),
+        (is_older, "the extension is older than the package; install the package again .*rotate_table"),
+        (lacks_headers, "the extension was built without Python's headers"),
+        (lacks_the_exchange, "this torch lacks a function that they need .*__dlpack_c_exchange_api__"),
     ],
 )
 def test_what_is_missing_is_said(take, reason, monkeypatch):

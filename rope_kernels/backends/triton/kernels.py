@@ -146,18 +146,18 @@ def rotate_kernel(
     if ANGLE.OFFSETS:
         start = start - of_group(offset_ptr, group, known, ANGLE.OFFSETS)
     if ANGLE.SCALINGS == 2:
-        # a sum, since LLVM turns a choice between two arguments into one between their addresses
+        # a sum, since LLVM compiles a choice between two arguments to one between their addresses
         scaling = tl.where(is_long, long_scaling, 0.0) + tl.where(is_long, 0.0, scaling)
     # their cosines and sines
     found = positions_of(positions_ptr, token, batch, start, positions_axis, positions_batch, positions_token, ANGLE)
     pair = first_pair(TILE) + TILE.PAIRS_PER_UNIT * tl.arange(0, TILE.UNITS)[None, None, :]
     c, s = cos_sin(pair, found, is_long, step, from_long, from_step, scaling, base, powers, ramp, map_ptr,
-                         table_ptr, ANGLE)  # fmt: skip
+                   table_ptr, ANGLE)  # fmt: skip
     even = (c, s, c, s)
     odd = even
     if TILE.PAIRS_PER_UNIT == 2:
         c, s = cos_sin(pair + 1, found, is_long, step, from_long, from_step, scaling, base, powers, ramp,
-                             map_ptr, table_ptr, ANGLE)  # fmt: skip
+                       map_ptr, table_ptr, ANGLE)  # fmt: skip
         odd = (c, s, c, s)
     if TILE.Q_HEADS:
         x = rows(q_ptr, batch, token, q_batch, q_token)

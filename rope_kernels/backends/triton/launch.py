@@ -1,4 +1,4 @@
-"""The Triton backend: turns a checked call into a launch of :mod:`.kernels`."""
+"""The Triton backend: launches :mod:`.kernels` for a checked call."""
 
 from __future__ import annotations
 

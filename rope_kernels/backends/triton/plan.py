@@ -205,9 +205,8 @@ def launch_tile(
     words = memory.ALIGNED >= 2 * memory.ITEM_BYTES and not (halves and block % 2)
     per_unit = 2 if words and halves else 1
     prefill = tokens >= PREFILL_TOKENS
-    whole_rows = not prefill or (
-        memory.IN_PLACE and read_pairs != write_pairs
-    )  # one reads all it overwrites
+    # one program reads all that it overwrites
+    whole_rows = not prefill or (memory.IN_PLACE and read_pairs != write_pairs)
     chunk = power_of_2(pairs) if whole_rows else _chunk(pairs)
     units = chunk // per_unit
     vector = max(1, min(memory.ALIGNED // (2 * memory.ITEM_BYTES) if words else 1, units // 2))
