@@ -75,11 +75,11 @@ def _check_given(
 def rotate_in_place(q: Tensor, k: Tensor | None, args: Arguments) -> None:
     """Call ``rope_kernels::rotate_`` with the arguments from :func:`prepare`."""
     if torch.compiler.is_compiling():
-        refuse_derivative(q, k)
+        refuse_derivative(q, k, args.positions)
         operators.rotate_(q, k, *args)
         return
     checks.check_in_place(q, k)
-    refuse_derivative(q, k)
+    refuse_derivative(q, k, args.positions)
     _rotate_in_place(q, k, *args)
     _increment_version([q] if k is None else [q, k])
 
@@ -88,7 +88,7 @@ def write_outputs(q: Tensor, k: Tensor | None, out: tuple[Tensor, Tensor | None]
     """Call ``rope_kernels::rotate_out`` with the arguments from :func:`prepare`."""
     checks.check_outputs(q, k, out)
     checks.check_outputs_apart(q, k, out)
-    refuse_derivative_of_outputs(q, k, out)
+    refuse_derivative_of_outputs(q, k, out, args.positions)
     if torch.compiler.is_compiling():
         operators.rotate_out(q, k, *args, *out)
     else:
@@ -96,13 +96,16 @@ def write_outputs(q: Tensor, k: Tensor | None, out: tuple[Tensor, Tensor | None]
         _increment_version([t for t in out if t is not None])
 
 
-def refuse_derivative(q: Tensor, k: Tensor | None) -> None:
+def refuse_derivative(q: Tensor, k: Tensor | None, positions: Tensor | None = None) -> None:
     """Raise RuntimeError if a rotation in place would lose a gradient or a tangent."""
-    if autograd.is_differentiated(q, k):
+    if autograd.is_differentiated(q, k) or autograd.differentiates_positions(positions):
         raise RuntimeError("in place: a derivative is needed, which this rotation would lose; use apply_rope")
 
 
-def refuse_derivative_of_outputs(q: Tensor, k: Tensor | None, out: tuple[Tensor, Tensor | None]) -> None:
+def refuse_derivative_of_outputs(
+    q: Tensor, k: Tensor | None, out: tuple[Tensor, Tensor | None], positions: Tensor | None = None
+) -> None:
     """Raise RuntimeError if a rotation into ``out`` would lose a gradient or a tangent."""
-    if autograd.is_differentiated(q, k) or autograd.needs_gradient(*out):
+    needed = autograd.is_differentiated(q, k) or autograd.needs_gradient(*out)
+    if needed or autograd.differentiates_positions(positions):
         raise RuntimeError("apply_rope: out= was given and a derivative is needed; leave out= away")

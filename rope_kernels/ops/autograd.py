@@ -14,13 +14,14 @@ import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
 
 from ..backends import current_override, native, use_backend
-from ..core.layouts import LAYOUTS, from_tokens_first, tokens_first
+from ..core.layouts import LAYOUTS, from_tokens_first, position_axes, tokens_first
 from ..core.pairs import pairs, rotate_pairs, unit_pairs
 from ..core.spec import adjoint, parse_text, text_of
-from . import direct, operators
+from . import constants, direct, operators
 from .operators import Arguments
 
 __all__ = [
+    "differentiates_positions",
     "is_differentiated",
     "is_transformed",
     "needs_gradient",
@@ -56,9 +57,11 @@ def is_differentiated(first: Tensor, second: Tensor | None) -> bool:
 def rotate(q: Tensor, k: Tensor | None, args: Arguments) -> tuple[Tensor, Tensor | None]:
     """``rope_kernels::rotate``, differentiable in q and k in every mode. Without k, the second result is ``None`` or
     empty."""
-    if torch.compiler.is_compiling():
-        return _composed(q, k, args) if is_transformed() else operators.rotate(q, k, *args)
-    return _rotate_eagerly(q, k, args)
+    if not torch.compiler.is_compiling():
+        return _rotate_eagerly(q, k, args)
+    if is_transformed() or differentiates_positions(args.positions):
+        return _composed(q, k, args)
+    return operators.rotate(q, k, *args)
 
 
 def rotate_unchecked(
@@ -83,7 +86,16 @@ def _reaches_native(q: Tensor, k: Tensor | None, positions: Tensor | None) -> bo
     return on_cpu and (k is None or (isinstance(k, Tensor) and k.is_cpu)) and native.thread.is_default
 
 
+def differentiates_positions(positions: Tensor | None) -> bool:
+    """Whether a derivative of floating positions may be needed. A transform does not tell which tensors it is of."""
+    if positions is None or not positions.is_floating_point():
+        return False
+    return is_transformed() or (_is_grad_enabled() and positions.requires_grad)
+
+
 def _rotate_eagerly(q: Tensor, k: Tensor | None, args: Arguments) -> tuple[Tensor, Tensor | None]:
+    if differentiates_positions(args.positions):
+        return _composed(q, k, args)
     if is_transformed():
         return _Transformable.apply(q, k, *args)
     if _is_tracing():
@@ -103,27 +115,22 @@ def _unrecorded(q: Tensor, k: Tensor | None, args: Arguments) -> tuple[Tensor, T
         return _rotate(q, k, *args)
 
 
-# torch.compiler.assume_constant_result would set the same mark, but it imports all of Dynamo with the package.
-def _parsed(text: str) -> Any:
-    return parse_text(text)
-
-
-_parsed._dynamo_marked_constant = True  # type: ignore[attr-defined]
-
-
 def _composed(q: Tensor, k: Tensor | None, args: Arguments) -> tuple[Tensor, Tensor]:
-    """The rotation in a traced ``torch.func`` transform, where the operator would lose a tangent.
+    """The rotation in torch's own operations, which every transform and every derivative supports.
 
-    The operator rotates unit pairs into cosines and sines. Torch's own operations, which support every transform, do
-    the rest.
+    The operator rotates unit pairs into cosines and sines. It is for traced ``torch.func`` transforms, in which the
+    operator would lose a tangent, and for derivatives of floating positions, which no kernel has.
     """
-    operation = _parsed(args.text)
+    operation = constants.parsed(args.text)
     rotation, layout = operation.spec.rotation, operation.layout
     wide = tokens_first(q, layout)
     unit = unit_pairs(wide.shape[0], wide.shape[1], rotation, q.device)
     forward = text_of(args.text.partition("@")[0], layout, False, operation.unscaled)
-    rotated, _ = operators.rotate(from_tokens_first(unit, layout), None, *args[:-1], forward)
+    fixed = args._replace(positions=None if args.positions is None else args.positions.detach(), text=forward)
+    rotated, _ = operators.rotate(from_tokens_first(unit, layout), None, *fixed)
     cos, sin = (t.flatten(3) for t in pairs(tokens_first(rotated, layout), rotation, written=True))
+    if differentiates_positions(args.positions):
+        cos, sin = _with_derivative(cos, sin, args)
     sin = -sin if operation.inverse else sin
 
     def rotate_one(x: Tensor) -> Tensor:
@@ -131,6 +138,17 @@ def _composed(q: Tensor, k: Tensor | None, args: Arguments) -> tuple[Tensor, Ten
         return from_tokens_first(y, layout)
 
     return rotate_one(q), q.new_empty(0) if k is None else rotate_one(k)
+
+
+def _with_derivative(cos: Tensor, sin: Tensor, args: Arguments) -> tuple[Tensor, Tensor]:
+    """Cosines and sines rotated by an angle of zero that has all derivatives of the positions."""
+    axes = position_axes(args.positions, constants.parsed(args.text).layout)
+    assert axes is not None
+    inv_freq, axis = constants.inv_freq(args, cos.device), constants.axes(args.text, cos.device)
+    zero = (axes - axes.detach()).float()  # (axes, batch or 1, tokens)
+    moved = zero[axis] if zero.shape[0] > 1 else zero.expand(axis.shape[0], *zero.shape[1:])
+    angle = (moved.permute(1, 2, 0) * inv_freq).unsqueeze(2)
+    return cos * angle.cos() - sin * angle.sin(), sin * angle.cos() + cos * angle.sin()
 
 
 def _save(ctx: Any, k: Tensor | None, args: Arguments) -> None:
