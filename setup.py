@@ -222,7 +222,9 @@ class NinjaBuild(build_ext):
         library = build / "_native.so"
         (build / "build.ninja").write_text(ninja_file(library, build))
         try:
-            subprocess.run([tool("ninja"), "-C", str(build)], check=True)
+            # Beside Python first: a ninja of another version would drop the folder's log and rebuild everything.
+            ninja = shutil.which("ninja", path=Path(sys.executable).parent) or tool("ninja")
+            subprocess.run([ninja, "-C", str(build)], check=True)
         except subprocess.CalledProcessError as error:
             if nvcc() is None or os.environ.get("ROPE_KERNELS_BUILD") == "1":
                 raise

@@ -16,7 +16,7 @@ function(rope_kernels_library name)
   )
   foreach(isa IN LISTS ISAS)
     target_sources(${name} PRIVATE ${folder}/cpu/isa/${isa}.cpp)
-    # gcc 12 warns of its own intrinsics, which start from an undefined register.
+    # gcc 12 warns about its own intrinsics, which start from an undefined register.
     set_source_files_properties(
       ${folder}/cpu/isa/${isa}.cpp PROPERTIES COMPILE_OPTIONS "${FLAGS_${isa}};-Wno-maybe-uninitialized;-Wno-uninitialized"
     )

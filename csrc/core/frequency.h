@@ -1,5 +1,5 @@
-// The mathematics of a rotation, once for CPU and CUDA: inverse frequencies, phases in turns, sine and cosine.
-// Raw numbers only; no torch.
+// The mathematics of a rotation, shared by the CPU and CUDA kernels: inverse frequencies, phases in turns, sine and
+// cosine. Raw numbers only; no torch.
 #pragma once
 
 #include <cmath>
@@ -9,13 +9,13 @@
 #if defined(__CUDACC__)
 #define ROPE_HD __host__ __device__ __forceinline__
 #else
-// Internal to each file: those that are compiled for one instruction set must not lend their code to the others.
+// Internal to each file: of an inline function the linker could keep the copy compiled for AVX-512, for every CPU.
 #define ROPE_HD [[maybe_unused]] static inline
 #endif
 
 namespace rope {
 
-/// What a rope type comes down to: see rope_kernels/frequency.py, whose fields these are.
+/// The numbers that define a rope type's frequencies, as in rope_kernels/core/frequency.py.
 ///
 /// inv_freq_j = f_j * ((1 - w_j) / factor + w_j) * multiplier_j, f_j = theta^(-2 j / freq_dim),
 /// w_j = clamp(ramp_index j + ramp_frequency f_j + ramp_start, 0, 1), in radians per position.
@@ -37,7 +37,7 @@ struct FrequencyParams {
 
 ROPE_HD bool depends_on_length(const FrequencyParams& p) { return p.switch_length > 0 || p.dynamic_factor != 0.0; }
 
-/// Whether a sequence of `length` tokens takes the long row of multipliers and the long scaling.
+/// Whether a sequence of `length` tokens takes the long multipliers and the long scaling.
 ROPE_HD bool is_long(const FrequencyParams& p, std::int64_t length) {
   return p.switch_length > 0 && length > p.switch_length;
 }
@@ -49,7 +49,7 @@ ROPE_HD double alpha(const FrequencyParams& p, std::int64_t length) {
          (p.dynamic_factor - 1.0);
 }
 
-/// Frequency `j` in radians per position; `multiplier` is 1 where the type has no row of them.
+/// Frequency `j` in radians per position; `multiplier` is 1 for types without multipliers.
 ROPE_HD double inv_freq(const FrequencyParams& p, int j, double alpha, double multiplier) {
   if (j >= p.rotated) return 0.0;
   double f = std::pow(p.theta, -2.0 * j / p.freq_dim);
@@ -59,14 +59,14 @@ ROPE_HD double inv_freq(const FrequencyParams& p, int j, double alpha, double mu
   return f * ((1.0 - w) / p.factor + w) * multiplier;
 }
 
-/// Turns per position in 2^-64, modulo one turn, of a frequency in radians: the nearest for the double it is given.
+/// A frequency in radians per position as turns per position, in units of 2^-64, modulo one turn, rounded to nearest.
 ROPE_HD std::uint64_t fixed_point_turns(double inv_freq) {
   constexpr double kHigh = 0.15915494309189535;    // 1 / (2 pi)
-  constexpr double kLow = -9.839338337591243e-18;  // and what the double above misses
-  const double x = std::fabs(inv_freq);            // the fraction of a small negative would lose its last places
+  constexpr double kLow = -9.839338337591243e-18;  // 1 / (2 pi) - kHigh
+  const double x = std::fabs(inv_freq);            // the fraction of a small negative, 1 - x, would lose digits
   const double high = x * kHigh;
   double low = std::fma(x, kHigh, -high) + x * kLow;
-  low -= std::floor(low + 0.5);  // whole turns, of frequencies beyond 2^52
+  low -= std::floor(low + 0.5);  // whole turns, which frequencies beyond 2^52 have here
   const double fraction = high - std::floor(high);
   const double upper = std::floor(fraction * 4294967296.0);
   const double rest = (fraction * 4294967296.0 - upper) * 4294967296.0 + low * 18446744073709551616.0;
@@ -85,8 +85,8 @@ ROPE_HD std::uint32_t phase_of_turns(double turns) {
   return static_cast<std::uint32_t>(static_cast<std::uint64_t>((turns - std::floor(turns)) * 4294967296.0));
 }
 
-/// a * b + c, on CUDA always by one fma: of a negative constant `b` nvcc makes a product and a difference, and leaves
-/// it to ptxas whether to fuse them. Elsewhere as the compiler likes, since not every CPU has an instruction for it.
+/// a * b + c. On CUDA always one fma: for a negative constant `b` nvcc would emit a product and a difference, which
+/// ptxas may or may not fuse. On CPUs, of which not every one has fma, the compiler decides.
 ROPE_HD float multiply_add(float a, float b, float c) {
 #if defined(__CUDA_ARCH__)
   return __fmaf_rn(a, b, c);
@@ -97,7 +97,7 @@ ROPE_HD float multiply_add(float a, float b, float c) {
 
 /// Sine and cosine of a phase, absolute errors below 1.5e-7 and 2.6e-7, so that a rotation errs by less than 4e-7.
 ///
-/// Half turns are taken off as integers: what remains lies in [-pi/2, pi/2], and both signs flip together.
+/// Half turns are removed as integers: the rest lies in [-pi/2, pi/2], and an odd number of them flips both signs.
 ROPE_HD void sin_cos(std::uint32_t phase, float& sine, float& cosine) {
   const float x = static_cast<float>(static_cast<std::int32_t>(phase << 1)) * 7.314590396335798e-10F;  // pi / 2^32
   const float x2 = x * x;

@@ -15,7 +15,7 @@ struct Strides {
   std::int64_t head = 0;
 };
 
-/// q or k, and where it goes: in elements, from the first channel of the first head.
+/// q or k and its output: pointers to the first channel of the first head, strides in elements.
 struct Operand {
   const void* in = nullptr;
   void* out = nullptr;
@@ -26,7 +26,7 @@ struct Operand {
 
 struct Positions {
   const void* data = nullptr;
-  Number kind = Number::kNone;  // kNone: counted
+  Number kind = Number::kNone;  // kNone: counted from `offset`
   std::int64_t axis = 0;
   std::int64_t batch = 0;
   std::int64_t token = 0;
@@ -44,7 +44,7 @@ struct PerGroup {
 /// cu_seqlens: the bounds of packed sequences.
 struct Packed {
   const void* bounds = nullptr;
-  bool wide = false;  // int64
+  bool wide = false;  // the bounds are int64, else int32
   std::int64_t sequences = 0;
   std::int64_t stride = 1;
 
@@ -54,7 +54,8 @@ struct Packed {
   }
 };
 
-/// A caller's cosines and sines, one kind of number: (batch or 1, tokens, rotary_dim), channels under `head`.
+/// A caller's cosines and sines, both of dtype `kind`: (batch or 1, tokens, rotary_dim). Strides::head is that of the
+/// channels.
 struct Table {
   const void* cosine = nullptr;
   const void* sine = nullptr;
@@ -73,14 +74,15 @@ struct Job {
   Positions positions;
   PerGroup offset, seq_len, from_seq_len;
   Packed packed;
-  Table table;  // where given, it takes the place of positions and frequencies
+  Table table;  // if given, it replaces positions and frequencies
   bool inverse = false;
   bool unscaled = false;
   bool in_place = false;
   bool words = false;      // all operands are aligned to words of two 16-bit elements
   bool streaming = false;  // non-temporal stores: for given buffers larger than the caches
 
-  /// Whether a head's next token is nearer than the token's next head: then a head's tokens are rotated in one go.
+  /// Whether the tokens of a head lie closer together than the heads of a token. The CPU kernel then takes a block of
+  /// tokens, and rotates it head by head.
   [[nodiscard]] bool is_head_first() const {
     return packed.bounds == nullptr && operands[0].heads > 1 && operands[0].from.token < operands[0].from.head;
   }

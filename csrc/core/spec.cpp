@@ -1,4 +1,4 @@
-// From the operator's text to a Spec, a layout and flags. Its grammar is written down in rope_kernels/core/spec.py.
+// Parses the operator's text into a Spec, a layout and flags. The grammar is in rope_kernels/core/spec.py.
 #include "core/spec.h"
 
 #include <algorithm>
@@ -61,7 +61,7 @@ std::vector<T> numbers(std::string_view field, std::string_view text) {
   return out;
 }
 
-/// The fields of an encoded spec. Each is taken by its key; what nobody took is unknown.
+/// The key=value fields of an encoded spec. A key that nobody takes is unknown: see refuse_others.
 class Fields {
  public:
   explicit Fields(std::string_view encoded) {
@@ -103,7 +103,7 @@ class Fields {
     into = found->second;
   }
 
-  /// Call after all keys were asked for.
+  /// Refuses keys that were not taken. Call it after taking all known ones.
   void refuse_others() const {
     for (const Field& field : given_) {
       if (!field.taken) refuse_unknown("key", field.key, listed(known_));
@@ -170,15 +170,15 @@ Rotation read_rotation(Fields& fields) {
 std::vector<std::vector<double>> read_multipliers(Fields& fields, const FrequencyParams& p) {
   std::vector<std::vector<double>> multipliers;
   if (const auto* const text = fields.take("multipliers")) {
-    for (const std::string_view row : split(*text, '|')) {
-      multipliers.push_back(numbers<double>("multipliers", row));
-      if (std::cmp_less(multipliers.back().size(), p.num_frequencies)) refuse("multipliers", row);
+    for (const std::string_view list : split(*text, '|')) {
+      multipliers.push_back(numbers<double>("multipliers", list));
+      if (std::cmp_less(multipliers.back().size(), p.num_frequencies)) refuse("multipliers", list);
     }
   }
   return multipliers;
 }
 
-/// What the kernels take for granted; they check no index.
+/// Checks what the kernels rely on: they check no index.
 void check_fit(const Rotation& r, const FrequencyParams& p) {
   const auto require = [](bool holds, std::string_view field, std::int64_t value) {
     if (!holds) refuse(field, std::to_string(value));
@@ -238,8 +238,8 @@ Frequencies Spec::at(double alpha, bool is_long) const {
     const std::int32_t j = rotation.frequency_of(pair);
     double multiplier = 1.0;
     if (!multipliers.empty()) {
-      const auto& row = multipliers[is_long && multipliers.size() > 1 ? 1 : 0];
-      multiplier = row[static_cast<std::size_t>(j)];
+      const auto& chosen = multipliers[is_long && multipliers.size() > 1 ? 1 : 0];
+      multiplier = chosen[static_cast<std::size_t>(j)];
     }
     const double radians = inv_freq(params, j, alpha, multiplier);
     if (!std::isfinite(radians)) refuse("inv_freq", std::to_string(radians));

@@ -1,5 +1,4 @@
-// What a config comes to, and the operator's text that says it: frequencies, the geometry of a head, layout and flags.
-// No torch.
+// Spec: what the kernels need of a config, parsed from the operator's text; its layout and flags. No torch.
 #pragma once
 
 #include <cstddef>
@@ -17,8 +16,7 @@ enum class Number : std::uint8_t { kNone, kInt32, kInt64, kFloat16, kBFloat16, k
 
 constexpr std::int32_t kMaxPairs = 1024;
 
-/// The geometry of one head and the arithmetic of its angles: see rope_kernels/core/rotation.py, whose fields these
-/// are.
+/// The geometry of one head and the arithmetic of its angles, as in rope_kernels/core/rotation.py.
 struct Rotation {
   std::int32_t head_dim = 0;
   std::int32_t num_pairs = 0;
@@ -42,38 +40,38 @@ struct Span {
   std::int32_t last;
 };
 
-/// The frequencies of a call, in the order in which a kernel keeps its cosines.
+/// The frequencies of a call, one per pair.
 ///
-/// `split` order has the even pairs before the odd ones, for kernels that read two neighbours of a half as one word.
+/// Split order has the even pairs before the odd ones, for the kernels that read two neighbours of a half as one word.
 struct Frequencies {
   std::vector<std::uint32_t> low, high;              // halves of the fixed-point turns per position
   std::vector<std::uint32_t> split_low, split_high;  // the same, in split order
   std::vector<double> radians;                       // natural order, for floating positions and fp32 phases
 };
 
-/// Everything of a config that does not change from call to call; rope_kernels.core.spec.Spec, prepared for kernels.
+/// What does not change from call to call: rope_kernels.core.spec.Spec, prepared for the kernels.
 struct Spec {
-  std::uint64_t id = 0;  // no two parsed specs of a process share one
+  std::uint64_t id = 0;  // unique among the specs that a process parses
   FrequencyParams params;
   Rotation rotation;
   std::vector<std::vector<double>> multipliers;
-  Frequencies initial;  // what counts up to the switch, or where no length is given
-  Frequencies beyond;   // the long row; empty where there is none
+  Frequencies initial;  // up to the switch length, and where no length is given
+  Frequencies beyond;   // past the switch length; empty without one
   std::vector<Span> untouched;
   std::int32_t axes = 1;
-  bool splits = false;  // whether the half pairs can be read as words of two neighbours
+  bool splits = false;  // whether half pairs can be read as words of two neighbours
 
   [[nodiscard]] Frequencies at(double alpha, bool is_long) const;
 };
 
-/// The axes of q and k; -1: there is none. See rope_kernels/core/layouts.py, which has the same table.
+/// Which dimension of q and k is what; -1 where there is none. rope_kernels/core/layouts.py has the same table.
 struct Layout {
   int batch, tokens, heads;
 
   [[nodiscard]] int rank() const { return batch < 0 ? 3 : 4; }
 };
 
-/// A parsed text: what one call of the operator computes, and how its tensors lie.
+/// A parsed text: what a call of the operator computes, and the layout of its tensors.
 struct Operation {
   Spec spec;
   Layout layout;
@@ -81,8 +79,8 @@ struct Operation {
   bool unscaled = false;
 };
 
-/// Parse the grammar of rope_kernels/core/spec.py. They throw std::invalid_argument, whose message begins with "spec: "
-/// and names the key, the flag or the layout.
+/// Parsers of the grammar in rope_kernels/core/spec.py. They throw std::invalid_argument, whose message begins with
+/// "spec: " and names the key, the flag or the layout.
 Spec parse_spec(std::string_view encoded);
 Operation parse_text(std::string_view text);
 Layout layout_of(std::string_view name);

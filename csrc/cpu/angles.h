@@ -1,4 +1,4 @@
-// From positions to the cosines and sines of one token.
+// Computes the cosines and sines of one token from its positions.
 #pragma once
 
 #include <algorithm>
@@ -46,7 +46,7 @@ double float32_angle(double position, std::int64_t integer, bool is_integer, dou
   return static_cast<double>(where * static_cast<float>(radians));
 }
 
-/// What a range of tokens needs on the way: one per thread.
+/// The state of a thread that goes through a range of tokens.
 struct Work {
   FrequencyCache* now;
   FrequencyCache* before;
@@ -55,7 +55,7 @@ struct Work {
   const Frequencies* frequencies = nullptr;
   const Frequencies* from = nullptr;
   float scaling = 1.0F;
-  int num_without_angle = 0;  // pairs that turn by a position that is NaN or infinite
+  int num_without_angle = 0;  // pairs whose position is NaN or infinite
   int without_angle[kMaxPairs];
 };
 
@@ -65,7 +65,7 @@ Place place_of(const Job& job, std::int64_t flat, std::int64_t last_group) {
   at.counted = at.token;
   if (job.packed.bounds != nullptr) {
     std::int64_t low = 0, high = job.packed.sequences;
-    // Neighbours are mostly of one sequence.
+    // The next token is mostly of the same sequence.
     if (last_group >= 0 && last_group < high && job.packed.bound(last_group) <= at.token &&
         at.token < job.packed.bound(last_group + 1)) {
       low = high = last_group;
@@ -84,7 +84,7 @@ Place place_of(const Job& job, std::int64_t flat, std::int64_t last_group) {
   return at;
 }
 
-/// Frequencies and scaling of the token's sequence.
+/// Looks up frequencies and scaling if the token's sequence is another one.
 void enter_group(const Job& job, const Place& at, Work& work) {
   if (at.group == work.group) return;
   work.group = at.group;
@@ -96,7 +96,8 @@ void enter_group(const Job& job, const Place& at, Work& work) {
   work.scaling = job.unscaled ? 1.0F : static_cast<float>(scaling);
 }
 
-/// The upper halves of 32-bit products. (Compilers see 64-bit ones in them, which take several times as long.)
+/// The upper halves of products of 32-bit lanes. (From plain code compilers make 64-bit products, which take several
+/// times as long.)
 template <int W>
 ROPE_INLINE U<W> multiply_high(U<W> a, U<W> b) {
 #if defined(__AVX512F__)
@@ -137,8 +138,8 @@ ROPE_INLINE void multiply(std::uint64_t position, const std::uint32_t* low, cons
   }
 }
 
-/// Phases of one token in natural order, one pair at a time: several axes, floating positions, fp32 phases,
-/// differences.
+/// Phases of one token in natural order, one pair at a time: for several axes, floating-point positions, fp32 phases,
+/// and differences between two lengths.
 void general_phases(const Job& job, const Place& at, Work& work) {
   const Rotation& r = job.spec->rotation;
   const Positions& p = job.positions;
@@ -146,8 +147,8 @@ void general_phases(const Job& job, const Place& at, Work& work) {
   const std::int64_t start = at.counted + (job.offset.count ? job.offset[at.group] : 0);
   for (int i = 0; i < r.num_pairs; ++i) {
     const auto pair = static_cast<std::size_t>(i);
-    const std::int64_t row = r.axis.empty() ? 0 : r.axis[pair];
-    const std::int64_t where = row * p.axis + at.batch * p.batch + at.token * p.token;
+    const std::int64_t axis = r.axis.empty() ? 0 : r.axis[pair];
+    const std::int64_t where = axis * p.axis + at.batch * p.batch + at.token * p.token;
     const std::int64_t whole = p.kind == Number::kNone ? start : (integer ? integer_position(p, where) : 0);
     double real = integer ? static_cast<double>(whole) : any_position(p, where);
     if (r.phase == Phase::kFloat32 && !integer) real = static_cast<float>(real);
@@ -166,7 +167,7 @@ void general_phases(const Job& job, const Place& at, Work& work) {
   }
 }
 
-/// Whether one integer position of a token, times a frequency, is a pair's phase.
+/// Whether every phase of a token is its one integer position times a frequency: see plain_phases.
 bool is_plain(const Job& job) {
   const Rotation& r = job.spec->rotation;
   const Number kind = job.positions.kind;

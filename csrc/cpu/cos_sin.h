@@ -1,4 +1,4 @@
-// The cosines and sines of a block of tokens, and where a token is.
+// The cosines and sines of a block of tokens, and the place of a token.
 #pragma once
 
 #include <algorithm>
@@ -9,10 +9,10 @@
 namespace rope::ROPE_ISA {
 namespace {
 
-constexpr int kPad = ROPE_VECTOR / 4;  // a masked vector reads so far past the last cosine
+constexpr int kPad = ROPE_VECTOR / 4;  // floats that a masked vector may read past the last cosine
 
-/// Cosines and sines of one token, in natural or split order; a caller's table may have its own for second members.
-/// One pointer, and distances that compilers know.
+/// Cosines and sines of one token, in natural or split order; a caller's table may have others for second members.
+/// One pointer: the distances from it are constants.
 struct CosSin {
   float* cosine;
   [[nodiscard]] float* sine() const { return cosine + kBlockFloats; }
@@ -20,12 +20,12 @@ struct CosSin {
   [[nodiscard]] float* second_sine() const { return cosine + 3 * kBlockFloats; }
 };
 
-/// Where a token is: its sequence, and its place in it if positions are counted.
+/// The place of a token: `group` is its sequence, `counted` its index in it.
 struct Place {
   std::int64_t batch, token, group, counted;
 };
 
-/// Neighbouring tokens of a batch's row, and what each of them turns by.
+/// Consecutive tokens of a batch entry, and the cosines and sines of each.
 class Block {
  public:
   std::int64_t batch = 0, token = 0;

@@ -1,4 +1,4 @@
-// Which instruction set runs: the best this machine has, unless one is forced.
+// Chooses the instruction set: the best one of this machine, unless another is forced.
 #include <algorithm>
 #include <atomic>
 #include <string_view>
@@ -76,7 +76,7 @@ const Isa& current() {
 }  // namespace
 
 void rotate_cpu(const Job& job, std::int64_t first, std::int64_t last) {
-  // On AMD, software prefetch beside the hardware's own costs a tenth.
+  // On AMD, software prefetch on top of the hardware's costs a tenth of the time.
   thread_local ThreadState thread(is_amd());
   current().rotate(job, first, last, thread);
 }

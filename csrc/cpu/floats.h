@@ -1,4 +1,4 @@
-// Elements of q, k and tables as fp32: how 16-bit floats are widened and rounded, one by one and by vectors.
+// Converts elements of q, k and tables to fp32 and back, one by one and by vectors.
 #pragma once
 
 #include <cstdint>
@@ -12,16 +12,16 @@
 namespace rope::ROPE_ISA {
 namespace {
 
-/// fp32 bits rounded to nearest even at 16 bits: the bf16 in the upper half. Denormals stay, and so does a NaN: it
-/// comes from a bf16, or is the machine's own, and has 16 zeros below, into which the rounding does not carry.
+/// Rounds fp32 bits to nearest even at 16 bits: the upper half is the bf16. Denormals stay, and so does a NaN: it comes
+/// from a bf16 or is the CPU's default one, so its lower 16 bits are zeros and the rounding does not carry.
 template <int W>
 ROPE_INLINE U<W> round_bf16(F<W> value) {
   const U<W> bits = (U<W>)value;
   return bits + 0x7fffU + ((bits >> 16) & 1U);
 }
 
-/// Words of two bf16 each, rounded in 16-bit lanes where there are such instructions: up where what is cut off is over
-/// a half, or is a half and what is kept is odd.
+/// Packs two vectors to words of two bf16. With instructions for 16-bit lanes it rounds up where the bits cut off are
+/// more than a half, or are a half and those kept are odd.
 template <int W>
 ROPE_INLINE U<W> pack_bf16(F<W> first, F<W> second) {
   return (round_bf16<W>(first) >> 16) | (round_bf16<W>(second) & 0xffff0000U);
@@ -46,7 +46,7 @@ inline __attribute__((always_inline)) U<32> pack_bf16<32>(F<32> first, F<32> sec
 }
 #endif
 #if defined(__AVX512BW__)
-/// Five instructions.
+/// By five integer instructions.
 ROPE_INLINE U<64> pack_by_integers(F<64> first, F<64> second) {
   const __m512i a = (__m512i)first, b = (__m512i)second;
   const __m512i swapped = _mm512_broadcast_i32x4(_mm_set_epi32(0x0d0c0f0e, 0x09080b0a, 0x05040706, 0x01000302));
@@ -60,7 +60,7 @@ ROPE_INLINE U<64> pack_by_integers(F<64> first, F<64> second) {
 template <>
 inline __attribute__((always_inline)) U<64> pack_bf16<64>(F<64> first, F<64> second) {
 #if defined(__AVX512BF16__)
-  // The instruction takes denormals for zeros, so zeros are looked at again.
+  // The instruction makes denormals zeros: a vector with a zero is packed again, by integers.
   const auto packed = (__m512i)_mm512_cvtne2ps_pbh((__m512)second, (__m512)first);
   if (__builtin_expect(_mm512_testn_epi16_mask(packed, _mm512_set1_epi16(0x7fff)) == 0, 1)) {
     alignas(64) static constexpr std::uint16_t kInterleave[32] = {0,  16, 1,  17, 2,  18, 3,  19, 4,  20, 5,
@@ -73,7 +73,7 @@ inline __attribute__((always_inline)) U<64> pack_bf16<64>(F<64> first, F<64> sec
 }
 #endif
 
-/// Elements as fp32. `pairs` are neighbours (2 i, 2 i + 1) of 2 L elements, taken apart into two vectors.
+/// Loads and stores as fp32. The `pairs` functions split 2 L elements into those at 2 i and those at 2 i + 1.
 struct Float32 {
   using T = float;
 
@@ -158,7 +158,7 @@ struct BFloat16 {
   }
 };
 
-/// fp16 bits as fp32, by integers and one product: 2^112 is the exponents' difference, and right for denormals too.
+/// Widens fp16 bits by integers and one product with 2^112, the difference of the exponents: right for denormals too.
 template <int W>
 ROPE_INLINE F<W> widen_fp16(U<W> half) {
   const U<W> magnitude = half & 0x7fffU, sign = (half & 0x8000U) << 16;
@@ -168,12 +168,12 @@ ROPE_INLINE F<W> widen_fp16(U<W> half) {
   return (F<W>)(finite | special | quiet | sign);
 }
 
-/// fp32 as fp16 bits, to nearest even.
+/// Rounds fp32 to fp16 bits, to nearest even.
 template <int W>
 ROPE_INLINE U<W> narrow_fp16(F<W> value) {
   const U<W> bits = (U<W>)value, magnitude = bits & 0x7fffffffU, sign = (bits >> 16) & 0x8000U;
   const U<W> normal = (magnitude - 0x38000000U + 0xfffU + ((magnitude >> 13) & 1U)) >> 13;
-  // 0.5's last place is fp16's smallest denormal
+  // the last place of 0.5 is fp16's smallest denormal
   const U<W> denormal = (U<W>)((F<W>)magnitude + 0.5F) - 0x3f000000U;
   const U<W> infinity = (magnitude & 0) + 0x7c00U, nan = ((magnitude >> 13) & 0x3ffU) | 0x7e00U;
   const U<W> finite = ((I<W>)magnitude >= 0x38800000) ? normal : denormal;
@@ -228,7 +228,7 @@ struct Float16 {
   ROPE_INLINE T narrow(float x) { return static_cast<T>(narrow_fp16<16>(F<16>{x})[0]); }
 };
 
-/// L pairs from the i-th on, as read and as written: neighbours, or in two halves.
+/// Loads and stores L pairs from the i-th on: neighbours if READ or WRITE, else from or to two halves.
 template <class D, int W, bool READ>
 ROPE_INLINE void load_members(const typename D::T* x1, const typename D::T* x2, int i, F<W>& a, F<W>& b) {
   if constexpr (READ) {

@@ -1,4 +1,4 @@
-// All heads of a block of tokens, in any pairing: loaded, rotated by the block's cosines and sines, stored.
+// Rotates all heads of a block of tokens, in any pairing, by the block's cosines and sines.
 #pragma once
 
 #include <cstdint>
@@ -18,13 +18,14 @@ namespace rope::ROPE_ISA {
 namespace {
 
 struct Flags {
-  bool split;        // word path: two neighbours of a half at a time
+  bool split;        // bf16 half pairs as words: two neighbours of a half at a time
   bool read_pairs;   // members of a pair are neighbours as read
   bool write_pairs;  // and as written
   Prefetch prefetch;
 };
 
-/// Pairs [i, n) of a block, W bytes at a time, then ever narrower; `first` is the block's first pair.
+/// Rotates pairs [i, n) of a block of channels, W bytes at a time, the rest by ever narrower vectors; `first` is the
+/// block's first pair.
 template <class D, int W, bool READ, bool WRITE, bool STREAM, bool TABLE>
 ROPE_INLINE void rotate_lanes(const typename D::T* x1, const typename D::T* x2, typename D::T* y1, typename D::T* y2,
                               const CosSin& cos_sin, int first, int i, int n) {
@@ -50,13 +51,13 @@ ROPE_INLINE void rotate_lanes(const typename D::T* x1, const typename D::T* x2, 
   }
 }
 
-/// All heads of a block, for PAIRS pairs known at compile time: cosines stay in registers, for q and for k.
+/// Rotates all heads of a block of tokens, for a constant number of pairs: cosines stay in registers, for q and for k.
 template <class D, int PAIRS, bool READ, bool WRITE, bool STREAM>
 ROPE_INLINE void heads_of_usual(const Job& job, const Block& block, Prefetch prefetch) {
   using T = typename D::T;
   constexpr int W = vector_for(PAIRS), L = Vec<W>::L, N = PAIRS / L;
-  // Neighbours that are written apart, or the other way, are all read before any is written. So are others, if the
-  // registers hold them, or take long to convert.
+  // Whether a head is read whole before any of it is written: it must be if the pairing changes. Otherwise this is
+  // faster if the registers hold the head, or if conversions take long.
   constexpr bool kWhole = READ != WRITE || 4 * N < kRegisters || std::is_same_v<D, Float16>;
   const int distance = job.spec->rotation.distance;
   F<W> cosine[N], sine[N], p[N], q[N];
@@ -82,7 +83,7 @@ ROPE_INLINE void heads_of_usual(const Job& job, const Block& block, Prefetch pre
   });
 }
 
-/// All heads of a block, any geometry.
+/// Rotates all heads of a block of tokens, for any geometry.
 template <class D, bool READ, bool WRITE, bool STREAM, bool TABLE>
 void heads_of_pairs(const Job& job, const Block& block, Prefetch prefetch) {
   using T = typename D::T;
@@ -92,7 +93,7 @@ void heads_of_pairs(const Job& job, const Block& block, Prefetch prefetch) {
     const auto usual = [&](auto pairs) { heads_of_usual<D, pairs(), READ, WRITE, STREAM>(job, block, prefetch); };
     if (r.blocks == 1 && with_usual_pairs(r.num_pairs, usual)) return;
   }
-  // A pair that is read as neighbours and written apart would, in place, write what later pairs read.
+  // In place, a pair that is read as neighbours and written as halves would overwrite what later pairs read.
   alignas(64) T copy[2 * kMaxPairs];
   const bool aside = READ != WRITE && job.in_place;
   const auto take = [](const CosSin&) {};

@@ -44,12 +44,12 @@ void rotate_range(const Job& job, std::int64_t first, std::int64_t last, ThreadS
     const bool outside = job.packed.bounds != nullptr && at.group == job.packed.sequences;
     bool same = true;
     for (int i = 0; i < block.count; ++i, ++at.token, ++at.counted) {
-      copy_others(job, at, outside);
+      copy_unchanged(job, at, outside);
       if (outside) continue;
       if constexpr (TABLE) {
         const bool is_same = cos_sin_of_table(job, at, block[i]);
         if (i == 0) same = is_same;
-        if (is_same != same) block.count = i;  // a block's tokens are of one kind; this one begins the next
+        if (is_same != same) block.count = i;  // tokens of a block take one path: this one begins the next block
       } else {
         enter_group(job, at, work);
         if (plain) {

@@ -16,7 +16,7 @@ struct Prefetch {
   int distance = 0, bytes = 0;
 };
 
-/// Prefetches it, one cache line at a time. The loop is unrolled when bytes == USUAL.
+/// Prefetches for a head, one cache line at a time. The loop is unrolled when bytes == USUAL.
 template <int USUAL>
 ROPE_INLINE void prefetch_head(const void* from, Prefetch prefetch) {
   if (prefetch.bytes == 0) return;

@@ -1,4 +1,4 @@
-// What a thread of the CPU kernels keeps from call to call. Private to csrc/cpu.
+// What a thread of the CPU kernels keeps from call to call.
 #pragma once
 
 #include <cstdint>
@@ -12,7 +12,7 @@ constexpr std::int32_t kBlockTokens = 256;    // tokens of a block, at most: 64 
 constexpr std::int32_t kBlockFloats = 20992;  // a block's cosines; its sines take as many again (82 KiB each)
 static_assert(kBlockFloats > kMaxPairs + 64);
 
-/// The frequencies at one length, kept until another length or spec comes: the layers of a decode step share both.
+/// Keeps the frequencies of the last spec and length, which all layers of a decode step share.
 class FrequencyCache {
  public:
   const Frequencies& at(const Spec& spec, std::int64_t length);
@@ -23,7 +23,7 @@ class FrequencyCache {
   Frequencies made_;
 };
 
-/// Cosines and sines of a block of tokens, then those of second members where a caller's table has its own.
+/// Cosines and sines of a block of tokens, then those of second members where a caller's table has others.
 struct alignas(64) Scratch {
   float data[4 * kBlockFloats];
 };

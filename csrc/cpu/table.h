@@ -1,4 +1,4 @@
-// A caller's cosines and sines, read into a block.
+// Reads a caller's cosines and sines into a block of tokens.
 #pragma once
 
 #include <cstdint>
@@ -15,7 +15,7 @@
 namespace rope::ROPE_ISA {
 namespace {
 
-/// A number of a table; of NaNs the one whose lower half is empty: see round_bf16.
+/// Table entries; each NaN becomes one whose lower 16 bits are zeros: see round_bf16.
 template <int W>
 ROPE_INLINE F<W> table_entries(F<W> values) {
   const U<W> is_number = (U<W>)(values == values);
@@ -28,7 +28,7 @@ struct Float64 {
   ROPE_INLINE float widen(T x) { return static_cast<float>(x); }
 };
 
-/// First and second members of n pairs, which are neighbours or `apart`, of a row of one kind of number.
+/// Reads the entries of the first and the second members of n pairs: neighbours, or `apart` entries from each other.
 template <class E, bool NEIGHBOURS>
 void read_members(const typename E::T* x, std::int64_t stride, int apart, int n, float* first, float* second) {
   constexpr int W = ROPE_VECTOR, next = NEIGHBOURS ? 2 : 1;
@@ -48,35 +48,38 @@ void read_members(const typename E::T* x, std::int64_t stride, int apart, int n,
 }
 
 template <class E>
-void read_row(const Rotation& r, const void* data, std::int64_t at, std::int64_t stride, float* first, float* second) {
+void read_token(const Rotation& r, const void* data, std::int64_t at, std::int64_t stride, float* first,
+                float* second) {
   const auto* x = static_cast<const typename E::T*>(data) + at;
   if (r.pairing == Pairing::kInterleaved) return read_members<E, true>(x, stride, 1, r.num_pairs, first, second);
   read_members<E, false>(x, stride, r.distance, r.num_pairs, first, second);
 }
 
-/// A token's row of the caller's cosines, or of the sines.
-void read_row(const Job& job, const Place& at, const void* data, const Strides& strides, float* first, float* second) {
+/// Reads a token's cosines, or its sines, from the caller's table.
+void read_token(const Job& job, const Place& at, const void* data, const Strides& strides, float* first,
+                float* second) {
   const Rotation& r = job.spec->rotation;
   const std::int64_t start = at.batch * strides.batch + at.token * strides.token;
   switch (job.table.kind) {
     case Number::kBFloat16:
-      return read_row<BFloat16>(r, data, start, strides.head, first, second);
+      return read_token<BFloat16>(r, data, start, strides.head, first, second);
     case Number::kFloat16:
-      return read_row<Float16>(r, data, start, strides.head, first, second);
+      return read_token<Float16>(r, data, start, strides.head, first, second);
     case Number::kFloat64:
-      return read_row<Float64>(r, data, start, strides.head, first, second);
+      return read_token<Float64>(r, data, start, strides.head, first, second);
     default:
-      return read_row<Float32>(r, data, start, strides.head, first, second);
+      return read_token<Float32>(r, data, start, strides.head, first, second);
   }
 }
 
-/// CosSin by the caller's table, laid out as a rotation writes: the adjoint swaps and negates the members' sines.
-/// Returns whether both members of each pair turn by the same.
+/// Fills `cos_sin` from the caller's table, whose entries belong to the channels that a rotation writes: so the
+/// inverse, its adjoint, swaps and negates the sines of the two members. Returns whether both members of each pair have
+/// the same cosine and sine.
 bool cos_sin_of_table(const Job& job, const Place& at, const CosSin& cos_sin) {
   const Table& t = job.table;
   const int n = job.spec->rotation.num_pairs;
-  read_row(job, at, t.cosine, t.cosine_strides, cos_sin.cosine, cos_sin.second_cosine());
-  read_row(job, at, t.sine, t.sine_strides, cos_sin.sine(), cos_sin.second_sine());
+  read_token(job, at, t.cosine, t.cosine_strides, cos_sin.cosine, cos_sin.second_cosine());
+  read_token(job, at, t.sine, t.sine_strides, cos_sin.sine(), cos_sin.second_sine());
   for (int i = 0; job.inverse && i < n; ++i) {
     const float s = cos_sin.sine()[i];
     cos_sin.sine()[i] = -cos_sin.second_sine()[i];
@@ -87,7 +90,7 @@ bool cos_sin_of_table(const Job& job, const Place& at, const CosSin& cos_sin) {
          std::memcmp(cos_sin.sine(), cos_sin.second_sine(), bytes) == 0;
 }
 
-/// The same cos_sin in split order, of members that turn by the same.
+/// Puts `cos_sin` in split order, if both members of each pair have the same cosine and sine.
 void split_cos_sin(const CosSin& cos_sin, int num_pairs) {
   const int words = num_pairs / 2;
   read_members<Float32, true>(cos_sin.second_cosine(), 1, 1, words, cos_sin.cosine, cos_sin.cosine + words);

@@ -1,4 +1,4 @@
-// The order in which heads are visited, and the head sizes that have code of their own.
+// The order in which heads are visited, and the numbers of pairs that have specialised code.
 #pragma once
 
 #include <algorithm>
@@ -12,9 +12,9 @@
 namespace rope::ROPE_ISA {
 namespace {
 
-constexpr int kRegisters = ROPE_VECTOR == 64 ? 32 : 16;  // of vectors
-constexpr std::int64_t kRuns = 8;                        // through memory at a time, at most,
-constexpr std::int64_t kRunsBytes = 4096;                // and of one token as many bytes
+constexpr int kRegisters = ROPE_VECTOR == 64 ? 32 : 16;  // for vectors
+constexpr std::int64_t kGroupHeads = 8;                  // heads visited together, at most
+constexpr std::int64_t kGroupBytes = 4096;               // and their bytes per token, at most
 
 /// Bytes of the widest vector whose lanes divide n.
 constexpr int vector_for(int n) {
@@ -23,7 +23,7 @@ constexpr int vector_for(int n) {
   return bytes;
 }
 
-/// Calls `heads` with the number of pairs as a constant, where it is a usual one; whether it was.
+/// Calls `heads` with the number of pairs as a constant if it is a usual one; returns whether it is.
 template <class HEADS>
 ROPE_INLINE bool with_usual_pairs(int num_pairs, const HEADS& heads) {
   switch (num_pairs) {
@@ -44,7 +44,7 @@ ROPE_INLINE bool with_usual_pairs(int num_pairs, const HEADS& heads) {
   }
 }
 
-/// Where q's or k's heads of a block begin, as they are and where they go: what turns of them.
+/// Where q's or k's heads of a block of tokens are read and written: the first rotated channel of the first head.
 template <class T>
 struct Heads {
   const T* x;
@@ -61,8 +61,9 @@ struct Heads {
   }
 };
 
-/// Calls `head(x, y, cos_sin)` for all heads of the tokens of a block, q's and then k's; and `take(cos_sin)` before,
-/// when the token is another one. Of several tokens few heads come at a time: each of them is one run through memory.
+/// Calls `head(x, y, cos_sin)` for all heads of the tokens of a block, q's and then k's, and `take(cos_sin)` whenever
+/// the token changes. With several tokens, heads are visited in small groups so that each head's tokens are read in
+/// sequence.
 template <class T, class TAKE, class HEAD>
 ROPE_INLINE void for_each_head(const Job& job, const Block& block, const TAKE& take, const HEAD& head) {
   if (block.count == 1) {
@@ -76,11 +77,11 @@ ROPE_INLINE void for_each_head(const Job& job, const Block& block, const TAKE& t
     return;
   }
   const std::int64_t bytes = 2 * job.spec->rotation.num_pairs * static_cast<std::int64_t>(sizeof(T));
-  const std::int64_t runs = std::clamp<std::int64_t>(kRunsBytes / bytes, 1, kRuns);
+  const std::int64_t group = std::clamp<std::int64_t>(kGroupBytes / bytes, 1, kGroupHeads);
   for (int i = 0; i < job.num_operands; ++i) {
     const auto [x, y, operand] = Heads<T>(job, block, i);
-    for (std::int64_t first = 0; first < operand.heads; first += runs) {
-      const std::int64_t end = std::min(first + runs, operand.heads);
+    for (std::int64_t first = 0; first < operand.heads; first += group) {
+      const std::int64_t end = std::min(first + group, operand.heads);
       for (int j = 0; j < block.count; ++j) {
         const CosSin cos_sin = block[j];
         take(cos_sin);

@@ -1,4 +1,4 @@
-// Copies of what is not rotated, from the inputs to the outputs.
+// Copies channels that are not rotated from the inputs to the outputs.
 #pragma once
 
 #include <cstdint>
@@ -11,7 +11,7 @@
 namespace rope::ROPE_ISA {
 namespace {
 
-/// Copies channels of all heads of a token to another buffer: whole dense heads at once.
+/// Copies channels of all heads of a token to the output; whole dense heads in one copy.
 void copy_channels(const Job& job, const Operand& operand, std::int64_t batch, std::int64_t token, const Span& span) {
   const std::int64_t size = job.dtype == DType::kFloat32 ? 4 : 2;
   const char* from = static_cast<const char*>(operand.in) +
@@ -29,8 +29,8 @@ void copy_channels(const Job& job, const Operand& operand, std::int64_t batch, s
   }
 }
 
-/// Copies what does not turn. Of dense heads that is all of them: one copy beats many, and what cos_sin is written over
-/// it.
+/// Copies the channels that are not rotated. Dense heads are copied whole: one copy is faster than many, and the
+/// rotated channels are written over it.
 void copy_untouched(const Job& job, const Operand& operand, std::int64_t batch, std::int64_t token) {
   const std::int32_t head_dim = job.spec->rotation.head_dim;
   if (operand.from.head == head_dim && operand.to.head == head_dim && !job.spec->untouched.empty()) {
@@ -40,8 +40,8 @@ void copy_untouched(const Job& job, const Operand& operand, std::int64_t batch, 
   for (const Span& span : job.spec->untouched) copy_channels(job, operand, batch, token, span);
 }
 
-/// Copies what a token's heads keep to other buffers: all of it, of a token outside all sequences.
-void copy_others(const Job& job, const Place& at, bool outside) {
+/// Out of place, copies the unchanged channels of a token: all of them if it is outside all sequences.
+void copy_unchanged(const Job& job, const Place& at, bool outside) {
   for (int i = 0; !job.in_place && i < job.num_operands; ++i) {
     if (outside) {
       copy_channels(job, job.operands[i], at.batch, at.token, {0, job.spec->rotation.head_dim});

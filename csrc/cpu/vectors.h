@@ -19,7 +19,7 @@ struct Vec {
   static constexpr int L = W / 4;
   typedef float F __attribute__((vector_size(W)));
   typedef std::uint32_t U __attribute__((vector_size(W)));
-  typedef std::int32_t I __attribute__((vector_size(W)));  // for comparisons, which SSE2 and AVX2 have of these alone
+  typedef std::int32_t I __attribute__((vector_size(W)));  // for comparisons: SSE2 and AVX2 compare signed lanes only
   typedef std::uint16_t H __attribute__((vector_size(W / 2)));
 };
 template <int W>
@@ -38,7 +38,7 @@ ROPE_INLINE V load_as(const void* from) {
   return value;
 }
 
-/// Stores a whole vector; a streaming store needs it aligned and leaves the caches alone.
+/// Stores a whole vector; a streaming store needs an aligned address and bypasses the caches.
 template <bool STREAM, class V>
 ROPE_INLINE void store_as(void* to, V value) {
 #if defined(__x86_64__)

@@ -1,4 +1,4 @@
-// All heads of a block of tokens in bf16, paired as halves: two neighbours of a half are one word.
+// Rotates all heads of a block of tokens in bf16 half pairs: two neighbours of a half are one word of 32 bits.
 #pragma once
 
 #include <cstdint>
@@ -16,7 +16,7 @@
 namespace rope::ROPE_ISA {
 namespace {
 
-/// The rotation of both elements of words of two halves, first elements and second ones.
+/// Rotates words `a` of the first half and `b` of the second: their first elements by c0, s0, the second by c1, s1.
 template <int W>
 ROPE_INLINE void rotate_word_pairs(U<W>& a, U<W>& b, F<W> c0, F<W> c1, F<W> s0, F<W> s1) {
   F<W> a0, a1, b0, b1;
@@ -26,11 +26,11 @@ ROPE_INLINE void rotate_word_pairs(U<W>& a, U<W>& b, F<W> c0, F<W> c1, F<W> s0, 
   b = pack_bf16<W>(b0 * c0 + a0 * s0, b1 * c1 + a1 * s1);
 }
 
-/// One vector of words of both halves. MASKED: only the first `count` of it.
+/// Rotates one vector of words of each half. MASKED: only its first `count` words.
 template <int W, bool STREAM, bool MASKED = false>
 ROPE_INLINE void rotate_vector(const std::uint16_t* x, std::uint16_t* y, int distance, const float* cosine,
                                const float* sine, int j, int words, int count = 0) {
-  const auto turn = [&](U<W>& a, U<W>& b) {
+  const auto rotate = [&](U<W>& a, U<W>& b) {
     rotate_word_pairs<W>(a, b, load_as<F<W>>(cosine + j), load_as<F<W>>(cosine + words + j), load_as<F<W>>(sine + j),
                          load_as<F<W>>(sine + words + j));
   };
@@ -40,26 +40,26 @@ ROPE_INLINE void rotate_vector(const std::uint16_t* x, std::uint16_t* y, int dis
   if constexpr (MASKED) {
     const auto mask = static_cast<__mmask16>((1U << count) - 1U);
     U<W> a = (U<W>)_mm512_maskz_loadu_epi32(mask, x), b = (U<W>)_mm512_maskz_loadu_epi32(mask, x + distance);
-    turn(a, b);
+    rotate(a, b);
     _mm512_mask_storeu_epi32(y, mask, (__m512i)a);
     _mm512_mask_storeu_epi32(y + distance, mask, (__m512i)b);
     return;
   }
 #endif
   U<W> a = load_as<U<W>>(x), b = load_as<U<W>>(x + distance);
-  turn(a, b);
+  rotate(a, b);
   store_as<STREAM>(y, a);
   store_as<STREAM>(y + distance, b);
 }
 
-/// Words [j, words) of both halves; cosines of the first elements of words, then those of the second ones.
+/// Rotates words [j, words) of both halves; cosines and sines are in split order.
 template <int W, bool STREAM>
 ROPE_INLINE void rotate_words(const std::uint16_t* x, std::uint16_t* y, int distance, const float* cosine,
                               const float* sine, int j, int words) {
   constexpr int L = Vec<W>::L;
 #if defined(__AVX512F__)
   if constexpr (W == 64) {
-    // Few odd words are masked, and come first: a masked load that reaches into bytes just stored waits for them.
+    // Left-over words are masked, and come first: a masked load that overlaps bytes just stored waits for the store.
     const int left = words % L;
     if (left % 4 != 0) {
       rotate_vector<W, STREAM, true>(x, y, distance, cosine, sine, words - left, words, left);
@@ -83,7 +83,8 @@ ROPE_INLINE void rotate_words(const std::uint16_t* x, std::uint16_t* y, int dist
   }
 }
 
-/// All heads of a block, for WORDS words per half known at compile time: cosines stay in registers, for q and for k.
+/// Rotates all heads of a block of tokens, for a constant number of words per half: cosines stay in registers, for q
+/// and for k.
 template <int WORDS, bool STREAM>
 ROPE_INLINE void heads_of_words(const Job& job, const Block& block, Prefetch prefetch) {
   constexpr int W = vector_for(WORDS), L = Vec<W>::L, N = WORDS / L;
@@ -109,11 +110,11 @@ ROPE_INLINE void heads_of_words(const Job& job, const Block& block, Prefetch pre
   });
 }
 
-/// All heads of a block as words.
+/// Rotates all heads of a block of tokens as words.
 template <bool STREAM>
 void heads_of_split(const Job& job, const Block& block, Prefetch prefetch) {
   const int pairs = job.spec->rotation.num_pairs, distance = job.spec->rotation.distance;
-  // Where vectors do not fit, the way for any number of words is as fast.
+  // For numbers of words that vectors do not divide, rotate_words is as fast.
   const auto usual = [&](auto number) {
     if constexpr (number() % 16 == 0) heads_of_words<number() / 2, STREAM>(job, block, prefetch);
   };

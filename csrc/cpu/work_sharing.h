@@ -10,7 +10,7 @@ namespace rope {
 
 class WorkSharing {
  public:
-  /// `count` parts of `tokens`, of which `chunk` at a time are taken.
+  /// `count` parts of `tokens`; threads take `chunk` tokens at a time.
   WorkSharing(std::int64_t tokens, std::int64_t count, std::int64_t chunk)
       : count_(count), chunk_(chunk), parts_(new Part[static_cast<std::size_t>(count)]) {
     for (std::int64_t i = 0; i < count; ++i) {
@@ -19,7 +19,7 @@ class WorkSharing {
     }
   }
 
-  /// Calls `body(first, last)` for chunks until none is left that nobody took. One call for each of the parts.
+  /// Calls `body(first, last)` for chunks, from `part` on, until all are taken. To be called once for each part.
   template <class BODY>
   void work(std::int64_t part, const BODY& body) {
     for (std::int64_t i = 0; i < count_; ++i) {

@@ -1,4 +1,4 @@
-// From a token to the cosines and sines of a thread's pairs.
+// Computes the cosines and sines of a thread's pairs from the positions of a token.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -11,11 +11,11 @@
 
 namespace rope::cuda {
 
-/// Where a token is, and its place in its sequence where positions are counted.
+/// The place of a token: `group` is its sequence, `counted` its index in it.
 struct Place {
   std::uint32_t batch, token;
   std::int64_t group, counted;
-  bool rotated;  // not past the end of all sequences
+  bool rotated;  // false past the end of all packed sequences
 };
 
 __device__ inline std::int64_t bound_of(const Packed& packed, std::int64_t i) {
@@ -78,7 +78,7 @@ __device__ inline bool is_integer(const Positions& p) {
   return p.kind == Number::kNone || p.kind == Number::kInt32 || p.kind == Number::kInt64;
 }
 
-/// What the length of a sequence does to its frequencies.
+/// How the length of a sequence changes its frequencies.
 struct Effect {
   bool is_long;
   double log2_alpha;
@@ -99,19 +99,19 @@ __device__ inline Effect effect_of(const Settings& at, const Lengths& lengths, s
   return effect;
 }
 
-/// A position as an integer and, where it is none, as it is.
+/// A position: `whole` if it is an integer, else `real`.
 struct Position {
   std::int64_t whole;
   double real;
 };
 
-/// Phase of one pair in the general case: see cpu/angles.h's general_phases. Products are rounded before whole turns
-/// are taken off them; nvcc would leave that to ptxas.
+/// Phase of one pair in the general case: see general_phases in cpu/angles.h. __dmul_rn rounds a product before whole
+/// turns are removed from it; else ptxas might fuse the two.
 template <class P>
 __device__ inline std::uint32_t general_phase(const P& p, const Effect& effect, const Position& where, int pair) {
   constexpr double kTurn = 0.15915494309189535;  // 1 / (2 pi)
   const Settings& at = p.at;
-  const std::uint64_t entry = p.entries[(effect.is_long ? at.long_row : 0) + pair];
+  const std::uint64_t entry = p.entries[(effect.is_long ? at.long_start : 0) + pair];
   if (at.entries == Entries::kTurns) return phase_of(where.whole, entry);
   double radians = __longlong_as_double(static_cast<long long>(entry));
   if (effect.log2_alpha != 0.0) {
@@ -127,13 +127,13 @@ __device__ inline std::uint32_t general_phase(const P& p, const Effect& effect, 
   return phase_of_turns(__dmul_rn(where.real, radians * kTurn));
 }
 
-/// Pair `i` of the N that a thread has, from `pair` on; the second half of them further on where rows are split.
+/// The `i`-th of a thread's N pairs, from `pair` on. SPLIT: the second half of them lies `jump` pairs further on.
 template <int N, bool SPLIT>
 __device__ inline int pair_of(const Settings& at, int pair, int i) {
   return pair + i + (SPLIT && 2 * i >= N ? at.jump : 0);
 }
 
-/// Phases of a thread's pairs; which of them have no angle, as a bit for each.
+/// Computes the phases of a thread's pairs; returns a bit for each whose position is NaN or infinite.
 template <bool SPLIT, class P, int N>
 __device__ inline std::uint32_t general_phases(const P& p, const Place& place, const Effect& effect,
                                                std::int64_t counted, int first, std::uint32_t (&phase)[N]) {
@@ -145,9 +145,9 @@ __device__ inline std::uint32_t general_phases(const P& p, const Place& place, c
     const int pair = pair_of<N, SPLIT>(at, first, i);
     Position where{counted, 0.0};
     if (at.positions.kind != Number::kNone) {
-      const std::int64_t row = p.places[pair] >> kIndexBits;
+      const std::int64_t axis = p.places[pair] >> kIndexBits;
       const std::int64_t j =
-          row * at.positions.axis + place.batch * at.positions.batch + place.token * at.positions.token;
+          axis * at.positions.axis + place.batch * at.positions.batch + place.token * at.positions.token;
       if (is_integer(at.positions)) {
         where.whole = integer_at(at.positions, j);
       } else {
@@ -165,7 +165,7 @@ __device__ inline std::uint32_t general_phases(const P& p, const Place& place, c
   return without_angle;
 }
 
-/// `x` as a table of `dtype` would have held it.
+/// Rounds `x` as a table of `dtype` would.
 __device__ inline float rounded(float x, Number dtype) {
   if (dtype == Number::kBFloat16) return __bfloat162float(__float2bfloat16_rn(x));
   if (dtype == Number::kFloat16) return __half2float(__float2half_rn(x));
@@ -179,7 +179,7 @@ struct CosSin {
   float sine[N];
 };
 
-/// Those of a thread's pairs at a token. GENERAL: see Shape.
+/// The cosines and sines of a thread's pairs at a token. GENERAL: see Shape::general.
 template <int N, bool SPLIT, bool GENERAL, class P>
 __device__ inline CosSin<N> cos_sin_of(const P& p, const Place& place, int pair) {
   const Settings& at = p.at;
@@ -194,9 +194,9 @@ __device__ inline CosSin<N> cos_sin_of(const P& p, const Place& place, int pair)
     if (at.positions.kind != Number::kNone) {
       position = integer_at(at.positions, place.batch * at.positions.batch + place.token * at.positions.token);
     }
-    const int row = effect.is_long ? at.long_row : 0;
+    const int start = effect.is_long ? at.long_start : 0;
 #pragma unroll
-    for (int i = 0; i < N; ++i) phase[i] = phase_of(position, p.entries[row + pair_of<N, SPLIT>(at, pair, i)]);
+    for (int i = 0; i < N; ++i) phase[i] = phase_of(position, p.entries[start + pair_of<N, SPLIT>(at, pair, i)]);
   }
   const float scaling = effect.is_long ? at.long_scaling : at.scaling;
   const float s_scaling = at.inverse ? -scaling : scaling;

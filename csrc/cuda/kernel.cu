@@ -1,4 +1,4 @@
-// The CUDA kernels, and how a call becomes one launch of them.
+// The CUDA kernels, and the launcher that runs a call as one launch.
 #include <cuda_runtime.h>
 
 #include "core/job.h"
@@ -11,14 +11,14 @@
 namespace rope::cuda {
 namespace {
 
-/// Where one side of a thread's first head is.
-__device__ inline char* row_of(const Side& side, const Settings& at, const Place& place, int slot) {
-  char* row = side.data + place.token * side.token + slot * side.head;
-  return at.batched ? row + place.batch * side.batch : row;
+/// Where a thread's first head is, as read or as written.
+__device__ inline char* head_of(const Side& side, const Settings& at, const Place& place, int slot) {
+  char* head = side.data + place.token * side.token + slot * side.head;
+  return at.batched ? head + place.batch * side.batch : head;
 }
 
 __device__ inline Heads heads_of(const Tensor& tensor, const Settings& at, const Place& place, int slot) {
-  return {row_of(tensor.from, at, place, slot), row_of(tensor.to, at, place, slot), tensor.heads - slot};
+  return {head_of(tensor.from, at, place, slot), head_of(tensor.to, at, place, slot), tensor.heads - slot};
 }
 
 __device__ inline int offset_of(const Chunks& chunks, int pair, int block) {
@@ -40,7 +40,7 @@ __device__ inline void rotate_tensor(const Tensor& tensor, const Settings& at, c
   }
 }
 
-/// What does not turn, to where it goes.
+/// Copies the channels that are not rotated; whole heads of a token past all sequences.
 template <class Unit>
 __device__ inline void copy_tensor(const Tensor& tensor, const Settings& at, const Place& place, int slot, int lane) {
   const Heads heads = heads_of(tensor, at, place, slot);
@@ -52,16 +52,16 @@ __device__ inline void copy_tensor(const Tensor& tensor, const Settings& at, con
   for (int i = 0; i < at.num_copied; ++i) copy_heads<Unit>(at, tensor, heads, at.copied[i], lane);
 }
 
-/// Rotates q and k. A block has `token_slots` tokens, `head_slots` heads of each, and a thread per lane of a row; a
-/// thread computes the cosines and sines of its pairs once and goes through every `head_slots`-th head with them.
+/// Rotates q and k. A thread block has `token_slots` tokens, `head_slots` heads of each, and a thread per lane of a
+/// head. A thread computes the cosines and sines of its pairs once, and rotates every `head_slots`-th head by them.
 template <class T, bool GENERAL, class P>
 __global__ void __launch_bounds__(T::kMaxThreads, (GENERAL || T::kExchanges ? 640 : 1024) / T::kMaxThreads)
     rotate_kernel(const __grid_constant__ P p) {
   const Settings& at = p.at;
-  const int row = at.lanes.quotient(threadIdx.x);
-  const int lane = threadIdx.x - row * at.lanes.by;
-  const int slot = row & (at.head_slots - 1);
-  std::uint32_t flat = blockIdx.x * at.token_slots + (row >> at.head_slots_log2);
+  const int head = at.lanes.quotient(threadIdx.x);
+  const int lane = threadIdx.x - head * at.lanes.by;
+  const int slot = head & (at.head_slots - 1);
+  std::uint32_t flat = blockIdx.x * at.token_slots + (head >> at.head_slots_log2);
   const bool inside = flat < at.count;
   if (!inside) {
     if (!T::kExchanges) return;
@@ -91,13 +91,13 @@ const char* launch(const Job& job, const Shape& shape, void* stream) {
   void* arguments[] = {&params};
   const cudaError_t error =
       cudaLaunchKernel(&rotate_kernel<T, GENERAL, P>, grid, threads, arguments, 0, static_cast<cudaStream_t>(stream));
-  const cudaError_t pending = cudaGetLastError();  // also so that a failed launch is not reported by the next one
+  const cudaError_t pending = cudaGetLastError();  // cleared, so that the next launch does not report it
   if (error == cudaSuccess && pending == cudaSuccess) return nullptr;
   return cudaGetErrorString(error != cudaSuccess ? error : pending);
 }
 
-/// The usual geometries: halves in or neighbours, the same way out, integer positions on one axis. Distances between
-/// chunks are known to the compiler where heads have 64, 96, 128 or 256 rotated channels.
+/// The usual geometries: halves or neighbours, read and written alike, integer positions on one axis. The distance
+/// between chunks is a constant for heads of 64, 96, 128 or 256 rotated channels.
 template <class D, bool PAIRS>
 const char* launch_usual(const Job& job, const Shape& shape, void* stream) {
   switch (shape.apart) {

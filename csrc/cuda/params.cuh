@@ -1,4 +1,4 @@
-// What a launch of the CUDA kernels is given by value.
+// The parameters of a CUDA kernel, passed by value.
 #pragma once
 
 #include <cstdint>
@@ -19,15 +19,15 @@ struct Divisor {
   __device__ std::uint32_t quotient(std::uint32_t n) const { return n * reciprocal >> 20; }
 };
 
-/// Where the two chunks of a lane are in a row, in bytes from its first channel.
+/// Where the two chunks of a lane are in a head, in bytes from its first channel.
 struct Chunks {
   std::int64_t apart;     // from the first chunk to the second
   std::int32_t first;     // of pair 0
-  std::int32_t per_pair;  // what each pair before the lane's first one adds
-  std::int32_t block;     // what a block adds, besides its pairs
+  std::int32_t per_pair;  // added for each pair before the lane's first one
+  std::int32_t block;     // added for each block of channels, besides its pairs
 };
 
-/// q or k on its way in or out; strides in bytes, `step` that of every `head_slots`-th head.
+/// q or k, as read or as written. Strides in bytes; `step` leads from a head of a thread to its next one.
 struct Side {
   char* data;
   std::int64_t batch, token, head, step;
@@ -38,7 +38,7 @@ struct Tensor {
   std::int32_t heads;
 };
 
-/// What the entries of a table are.
+/// The unit of Params::entries.
 enum class Entries : std::uint8_t {
   kTurns,    // 2^-64 turns per position, modulo one turn
   kRadians,  // float64 radians per position
@@ -53,20 +53,20 @@ struct Lengths {
 /// Dynamic NTK: frequency j is multiplied by alpha^(power j), alpha = 1 + slope max(0, length - start).
 struct Growth {
   std::int64_t start;
-  double slope;  // 0: there is none
+  double slope;  // 0: no growth
   double power;
 };
 
 /// Everything but the frequencies. Strides of positions are in elements.
 struct Settings {
-  Tensor q, k;  // k has no heads if there is none
+  Tensor q, k;  // without k, k.heads is 0
   Chunks read, write;
-  Span copied[3];  // bytes of a head that do not turn
+  Span copied[3];  // bytes of a head that are not rotated
   std::int32_t num_copied;
   std::int32_t head_bytes;
   bool in_place;
-  bool exchanges;  // threads of a row write where others of them read
-  // how threads are laid over a block: lanes of a row, then heads, then tokens
+  bool exchanges;  // threads of a head write where others read
+  // the threads of a block: lanes of a head, then heads, then tokens
   Divisor lanes;
   std::int32_t head_slots;
   std::int32_t head_slots_log2;
@@ -74,8 +74,8 @@ struct Settings {
   // tokens
   std::uint32_t count;
   std::uint32_t tokens_per_batch;
-  std::uint64_t batches_per_token;  // ceil(2^64 / tokens_per_batch), as far as that fits
-  bool batched;                     // else all tokens are of one batch entry
+  std::uint64_t batches_per_token;  // ceil(2^64 / tokens_per_batch), too large for 1
+  bool batched;                     // else all tokens are taken as those of one batch entry
   Packed packed;
   // angles
   Positions positions;
@@ -83,8 +83,8 @@ struct Settings {
   Growth growth;
   std::int64_t switch_length;
   float scaling, long_scaling;
-  std::int32_t jump;      // pairs between a lane's two chunks, where these are halves of a row
-  std::int32_t long_row;  // entries from the initial row of the table to the long one
+  std::int32_t jump;        // pairs between a lane's two chunks, if Tile::kSplit
+  std::int32_t long_start;  // where the long frequencies begin in Params::entries
   Divisor block_pairs;
   Entries entries;
   Phase phase;
@@ -94,17 +94,17 @@ struct Settings {
 
 constexpr int kIndexBits = 10;
 
-/// `ENTRIES` frequencies: a row by pair, or an initial and a long one.
+/// `ENTRIES` frequencies: the initial one of each pair, then the long ones, if there are any.
 template <int ENTRIES, int PAIRS>
 struct Params {
   static constexpr int kEntries = ENTRIES;
 
   Settings at;
   std::uint64_t entries[ENTRIES];  // see Entries
-  std::uint16_t places[PAIRS];     // position row << kIndexBits | frequency index
+  std::uint16_t places[PAIRS];     // position axis << kIndexBits | frequency index
 };
 
-/// 3 KB: every head up to 256 channels with two rows of frequencies, up to 512 with one.
+/// 3 KB: every head of up to 256 channels with long frequencies, of up to 512 without.
 using SmallParams = Params<256, 256>;
 /// 19 KB, under the limit of 32,764 bytes.
 using LargeParams = Params<2 * kMaxPairs, kMaxPairs>;

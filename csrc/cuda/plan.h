@@ -1,4 +1,4 @@
-// From a Job to what a launch is given: host code, of kernel.cu only.
+// Plans the launch of a Job and fills its parameters: host code, of kernel.cu only.
 #pragma once
 
 #include <algorithm>
@@ -22,9 +22,9 @@ constexpr std::int64_t kHeadsPerThread = 4;
 /// Which kernel runs, and how threads are laid over its blocks.
 struct Shape {
   bool read_pairs, write_pairs;
-  bool general;        // angles are more than integer positions, on one axis, times fixed-point turns
+  bool general;        // angles need more than integer positions on one axis, times fixed-point turns
   std::int64_t item;   // bytes of an element
-  std::int64_t chunk;  // bytes that a lane reads at once: 16, 8, or 0 where it goes by elements
+  std::int64_t chunk;  // bytes that a lane reads at once: 16, 8, or 0: element by element
   std::int64_t apart;  // elements between a lane's chunks, unless `read_pairs` and `write_pairs` differ
   std::int64_t lanes, head_slots, token_slots;
 };
@@ -49,7 +49,7 @@ const char* refuse(const Job& job) {
     return "a ramp by frequency with frequencies that grow by length";
   }
   for (const std::int32_t axis : spec.rotation.axis) {
-    if (axis >= 1 << (16 - kIndexBits)) return "more rows of positions than the CUDA kernel has bits for";
+    if (axis >= 1 << (16 - kIndexBits)) return "more position axes than the CUDA kernel has bits for";
   }
   for (std::int32_t pair = 0; pair < spec.rotation.num_pairs; ++pair) {
     if (spec.rotation.frequency_of(pair) >= 1 << kIndexBits) return "a frequency index above 1023";
@@ -57,7 +57,7 @@ const char* refuse(const Job& job) {
   return nullptr;
 }
 
-/// Bytes of the widest chunks to which all places where they begin or end are aligned; 0: go by elements.
+/// Bytes of the widest chunk to which all addresses and offsets of heads are aligned; 0: element by element.
 std::int64_t chunk_of(const Job& job, const Shape& shape) {
   const Rotation& r = job.spec->rotation;
   const std::int64_t width = r.num_pairs / r.blocks;
@@ -93,8 +93,8 @@ bool is_general(const Job& job) {
   return !has_fixed_turns(job) || several_axes || difference || job.spec->rotation.table_dtype != Number::kNone;
 }
 
-/// Few tokens: their heads over several threads, so that there are enough, but not so many that each has few heads
-/// to share an angle between. Then tokens, to fill a block.
+/// Spreads the heads of few tokens over several threads, but leaves each thread enough heads to share its angles. Then
+/// tokens fill the block.
 Shape shape_of(const Job& job) {
   const Rotation& r = job.spec->rotation;
   Shape shape{};
@@ -171,7 +171,7 @@ void fill_angles(const Job& job, Settings& at) {
   at.switch_length = f.switch_length;
   at.scaling = job.unscaled ? 1.0F : static_cast<float>(f.scaling);
   at.long_scaling = job.unscaled ? 1.0F : static_cast<float>(f.long_scaling);
-  at.long_row = f.switch_length > 0 ? r.num_pairs : 0;
+  at.long_start = f.switch_length > 0 ? r.num_pairs : 0;
   at.block_pairs = Divisor(static_cast<std::uint32_t>(r.num_pairs / r.blocks));
   at.phase = r.phase;
   at.table_dtype = r.table_dtype;
@@ -215,8 +215,8 @@ void fill(const Job& job, const Shape& shape, P& params) {
   fill_tokens(job, shape, params.at);
   const Spec& spec = *job.spec;
   const auto pairs = static_cast<std::size_t>(spec.rotation.num_pairs);
-  const auto rows = params.at.long_row > 0 ? 2U : 1U;
-  for (std::size_t i = 0; i < rows * pairs; ++i) {
+  const auto sets = params.at.long_start > 0 ? 2U : 1U;
+  for (std::size_t i = 0; i < sets * pairs; ++i) {
     const Frequencies& f = i < pairs ? spec.initial : spec.beyond;
     const std::size_t pair = i % pairs;
     params.entries[i] = params.at.entries == Entries::kTurns

@@ -1,4 +1,4 @@
-// Operand of heads: their chunks, the elements of these in fp32, the rotation.
+// The part of a head that a thread has: how it is loaded, widened to fp32, rotated and stored.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -10,7 +10,7 @@
 
 namespace rope::cuda {
 
-/// Elements as they are in memory, and in words of 32 bits. Unpacking takes one instruction per element.
+/// Elements in memory and in words of 32 bits, to and from fp32. Unpacking takes one instruction per element.
 struct Float32 {
   using Element = std::uint32_t;
   static constexpr int kPerWord = 1;
@@ -54,7 +54,7 @@ struct Float16 {
   __device__ static Element narrow(float x) { return __half_as_ushort(__float2half_rn(x)); }
 };
 
-/// The members of a pair, turned; by fma, so that no compiler has a choice of rounding.
+/// The members of a pair, rotated. By fma, so that compilers have no choice of rounding.
 template <int N>
 __device__ inline float first_of(float a, float b, const CosSin<N>& cos_sin, int i) {
   return fmaf(-cos_sin.sine[i], b, a * cos_sin.cosine[i]);
@@ -65,7 +65,7 @@ __device__ inline float second_of(float a, float b, const CosSin<N>& cos_sin, in
   return fmaf(cos_sin.sine[i], a, b * cos_sin.cosine[i]);
 }
 
-/// What a lane has of a row: two chunks, `APART` elements (0: known at run time) from each other.
+/// A lane's part of a head: two chunks, `APART` elements (0: known at run time) from each other.
 ///
 /// READ_PAIRS, WRITE_PAIRS: the members of a pair are neighbours, as read and as written; else each chunk has one
 /// member of all pairs.
@@ -75,8 +75,8 @@ struct Tile {
   static constexpr int kWords = static_cast<int>(sizeof(Chunk)) / 4;
   static constexpr int kElements = 2 * kWords * D::kPerWord;
   static constexpr int kPairs = kElements / 2;
-  static constexpr bool kSplit = READ_PAIRS && WRITE_PAIRS;      // chunks are halves of a row: see Settings::jump
-  static constexpr bool kExchanges = READ_PAIRS != WRITE_PAIRS;  // threads of a row may write where others read
+  static constexpr bool kSplit = READ_PAIRS && WRITE_PAIRS;      // see Settings::jump
+  static constexpr bool kExchanges = READ_PAIRS != WRITE_PAIRS;  // threads of a head may write where others read
   static constexpr int kBatch = kElements > 8 ? 2 : 4;           // heads whose loads come before their stores
   static constexpr int kMaxThreads = 256;
 
@@ -147,7 +147,7 @@ struct Heads {
   int count;  // heads from the thread's first one to the last
 };
 
-/// The first `COUNT` of them, all loads before all stores, which no compiler can move them over.
+/// Rotates the first `COUNT` heads: all loads before all stores, which a compiler could not reorder.
 template <class T, int COUNT>
 __device__ inline void rotate_heads(const Settings& at, const Tensor& tensor, const Heads& heads,
                                     const CosSin<T::kPairs>& cos_sin) {
@@ -167,7 +167,7 @@ __device__ inline void advance(const Settings& at, const Tensor& tensor, Heads& 
   heads.count -= steps * at.head_slots;
 }
 
-/// All heads, by threads that keep to themselves.
+/// Rotates all heads where no thread writes what another reads.
 template <class T>
 __device__ inline void rotate_apart(const Settings& at, const Tensor& tensor, Heads heads,
                                     const CosSin<T::kPairs>& cos_sin) {
@@ -179,7 +179,7 @@ __device__ inline void rotate_apart(const Settings& at, const Tensor& tensor, He
   for (; heads.count > 0; advance(at, tensor, heads, 1)) rotate_heads<T, 1>(at, tensor, heads, cos_sin);
 }
 
-/// All heads, by threads of which some write what others read: every thread of a block comes along.
+/// Rotates all heads where a thread may write what another reads: every thread of a block reaches the barriers.
 template <class T>
 __device__ inline void rotate_together(const Settings& at, const Tensor& tensor, Heads heads,
                                        const CosSin<T::kPairs>& cos_sin) {
@@ -196,7 +196,7 @@ __device__ inline void rotate_together(const Settings& at, const Tensor& tensor,
   }
 }
 
-/// Copies bytes [span.first, span.last) of heads in units of `Unit`, by as many lanes as a row has.
+/// Copies bytes [span.first, span.last) of heads in units of `Unit`, by all lanes of a head.
 template <class Unit>
 __device__ inline void copy_heads(const Settings& at, const Tensor& tensor, Heads heads, const Span& span, int lane) {
   constexpr int kBatch = 4, kSize = static_cast<int>(sizeof(Unit));

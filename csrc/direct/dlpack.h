@@ -1,5 +1,5 @@
-// The part of DLPack 1.x that is read here: how a framework shows its tensors to C. torch's own copy of the header is
-// closed to code for its stable ABI. Source: github.com/dmlc/dlpack, include/dlpack/dlpack.h (Apache-2.0).
+// The part of DLPack 1.x that is used here, by which a framework shows its tensors to C. Code for torch's stable ABI
+// cannot include torch's own copy of the header. Source: github.com/dmlc/dlpack, include/dlpack/dlpack.h (Apache-2.0).
 #pragma once
 
 #include <cstdint>

@@ -1,7 +1,7 @@
-// Usual calls on CPU tensors, from Python straight to the kernels: torch's dispatcher takes longer than a decode step.
+// Fast path for plain CPU tensors, from Python to the kernels: torch's dispatcher takes longer than a decode step.
 //
-// A function here does a call, or says that it is not for it (False, None) without having written anything; then the
-// operator is called, which does whatever can be done and explains the rest.
+// A function here does the whole call, or returns False or None without having written anything. The caller then calls
+// the operator, which handles the other cases and words the errors.
 #include <limits>
 
 #include "core/frequency.h"
@@ -15,14 +15,16 @@
 #include "ops/table_job.h"
 #include "ops/tensor_job.h"
 
-namespace rope::ops {
+namespace rope::direct {
 namespace {
+
+using namespace ops;
 
 bool is_same(const View& a, const View& b) {
   return a.data == b.data && a.dim == b.dim && std::equal(a.stride, a.stride + a.dim, b.stride);
 }
 
-/// max(position) + 1 over positions that are given.
+/// max(position) + 1 over given positions.
 std::int64_t longest_given(const View& positions) {
   std::int64_t size[3] = {1, 1, 1}, stride[3] = {0, 0, 0}, most = std::numeric_limits<std::int64_t>::min();
   std::copy(positions.size, positions.size + positions.dim, size);
@@ -40,7 +42,7 @@ std::int64_t longest_given(const View& positions) {
   return most + 1;
 }
 
-/// The same over positions that are counted, as rope_kernels/lengths.py: 0 for a sequence without tokens.
+/// The same over counted positions, as in rope_kernels/api/lengths.py: 0 for a sequence without tokens.
 std::int64_t longest_counted(const Job& job) {
   const Packed& packed = job.packed;
   std::int64_t most = std::numeric_limits<std::int64_t>::min();
@@ -51,7 +53,7 @@ std::int64_t longest_counted(const Job& job) {
   return most;
 }
 
-/// Runs a job while other threads may run Python.
+/// Runs a job without the GIL, so that other threads can run Python.
 void launch_beside_python(Job& job, bool given) {
   PyThreadState* thread = PyEval_SaveThread();
   try {
@@ -63,7 +65,7 @@ void launch_beside_python(Job& job, bool given) {
   PyEval_RestoreThread(thread);
 }
 
-/// One int64, or one a sequence; or None.
+/// An offset or seq_len: one number for all, one per sequence, or None.
 struct Lengths {
   MaybeView view;
   std::optional<std::int64_t> number;
@@ -80,7 +82,7 @@ struct Lengths {
   [[nodiscard]] PerGroup number_for_all() const { return {&*number, 1, 0}; }
 };
 
-/// What a call reads: q, k or None, positions, offset, seq_len, cu_seqlens, each of which may be None, and text.
+/// The arguments of a call: q, k or None, positions, offset, seq_len, cu_seqlens, each of which may be None, and text.
 struct Inputs {
   static constexpr Py_ssize_t kCount = 7;
   View q;
@@ -97,7 +99,7 @@ struct Inputs {
     text = text_of(arguments[6]);
   }
 
-  /// The rotation into given memory, which its writing surely does not harm.
+  /// Rotates into the outputs. Throws NotUsual if `given` outputs might overlap each other or an input.
   void rotate(const View& q_out, const MaybeView& k_out, bool given) const {
     Job job = job_of(q, k ? &*k : nullptr, q_out, k_out ? &*k_out : nullptr, at, text);
     if (given && !is_safe(q_out, k_out)) throw NotUsual();
@@ -127,14 +129,15 @@ struct Inputs {
   }
 };
 
-/// Counts a new version of what was written: nobody else knows of it.
+/// Raises the version counters of the written tensors, as the dispatcher would.
 void count_version(PyObject* first, PyObject* second) {
   const Owned both(second == Py_None ? PyTuple_Pack(1, first) : PyTuple_Pack(2, first, second));
   const Owned done(PyObject_CallFunctionObjArgs(torch_python.increment_version, both.get(), nullptr));
   if (done.get() == nullptr) PyErr_Clear();
 }
 
-/// Whether a call that `tensors`, of which q is the first, take part in is for nobody but the kernel.
+/// Whether a call on these tensors, q first, is for the kernel alone: on the CPU, no other backend chosen, nothing
+/// recorded or watched.
 bool is_for_us(std::initializer_list<PyObject*> tensors) {
   static PyObject* is_cpu = PyUnicode_InternFromString("is_cpu");
   const bool is_here = torch_python.exchange != nullptr && !is_forwarding() && has(*tensors.begin(), is_cpu);
@@ -146,7 +149,7 @@ PyObject* refused(PyObject* how) {
   return how;
 }
 
-/// Runs `body`; whatever it throws means that the call is not for us.
+/// Runs `body`; if it throws, refuses the call: the operator will word the error.
 template <class BODY>
 PyObject* unless_unusual(PyObject* otherwise, const BODY& body) {
   try {
@@ -158,7 +161,7 @@ PyObject* unless_unusual(PyObject* otherwise, const BODY& body) {
   return refused(otherwise);
 }
 
-/// (what Inputs says) -> whether q and k have been rotated in place.
+/// (arguments of Inputs) -> whether q and k have been rotated in place.
 PyObject* rotate_in_place(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   return unless_unusual(Py_False, [arguments, count] {
     if (count != Inputs::kCount || !is_for_us({arguments[0], arguments[1]})) return refused(Py_False);
@@ -169,7 +172,7 @@ PyObject* rotate_in_place(PyObject*, PyObject* const* arguments, Py_ssize_t coun
   });
 }
 
-/// (what Inputs says, q_out, k_out) -> whether the outputs have been written.
+/// (arguments of Inputs, q_out, k_out) -> whether the outputs have been written.
 PyObject* rotate_out(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   return unless_unusual(Py_False, [arguments, count] {
     PyObject* const* outputs = arguments + Inputs::kCount;
@@ -182,7 +185,7 @@ PyObject* rotate_out(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   });
 }
 
-/// New tensors for results, until Python has them.
+/// New tensors for the results; owned until release().
 class Outputs {
  public:
   Outputs(const View& q, const MaybeView& k) {
@@ -217,7 +220,7 @@ class Outputs {
   Made q_, k_;
 };
 
-/// (what Inputs says) -> (q, k or None) rotated; or None.
+/// (arguments of Inputs) -> (q, k or None) rotated; or None.
 PyObject* rotate(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   return unless_unusual(Py_None, [arguments, count] {
     if (count != Inputs::kCount || !is_for_us({arguments[0], arguments[1]})) return refused(Py_None);
@@ -228,7 +231,7 @@ PyObject* rotate(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   });
 }
 
-/// The layout of q from where cos and sin miss its heads: see rope_kernels/table.py.
+/// The layout of q, from the dimension of its heads in cos and sin: see rope_kernels/api/table.py.
 Layout layout_of_table(const View& q, const View& cos, const View& sin, PyObject* unsqueeze_dim) {
   const std::optional<std::int64_t> given = maybe_number(unsqueeze_dim);
   const bool alike = cos.dim == sin.dim && std::equal(cos.size, cos.size + cos.dim, sin.size);
@@ -272,10 +275,10 @@ constexpr PyMethodDef method(const char* name) {
 }
 
 }  // namespace
-}  // namespace rope::ops
+}  // namespace rope::direct
 
 PyMODINIT_FUNC PyInit__native() {
-  using namespace rope::ops;
+  using namespace rope::direct;
   static PyMethodDef methods[] = {
       method<bind>("bind"),     method<rotate_in_place>("rotate_"),   method<rotate_out>("rotate_out"),
       method<rotate>("rotate"), method<rotate_table>("rotate_table"), {},

@@ -1,5 +1,5 @@
-// Whether writing a call's outputs surely harms neither each other nor an input. rope_kernels/overlap.py tells for
-// sure.
+// Sufficient conditions for outputs that overlap neither each other nor an input, in a few comparisons.
+// rope_kernels/api/overlap.py decides the other cases.
 #pragma once
 
 #include <algorithm>
@@ -9,9 +9,11 @@
 
 #include "ops/tensor_job.h"
 
-namespace rope::ops {
+namespace rope::direct {
 
-/// A tensor's dimensions but the last, whose stride is 1: smallest stride first, single ones left out.
+using ops::View;
+
+/// A tensor's dimensions but the last, whose stride is 1: smallest stride first, without those of size 1.
 struct Outer {
   struct Dimension {
     std::int64_t stride, size;
@@ -34,14 +36,14 @@ struct Outer {
   [[nodiscard]] const Dimension* end() const { return dimensions.data() + count; }
   [[nodiscard]] bool is_empty() const { return width == 0; }
 
-  /// Elements from the first to the last, within one step of a dimension of stride `below`.
+  /// Elements from the first to the last, over the dimensions with strides less than `below`.
   [[nodiscard]] std::int64_t extent(std::int64_t below) const {
     std::int64_t elements = width;
     for (const Dimension& d : *this) elements += d.stride < below ? d.stride * (d.size - 1) : 0;
     return elements;
   }
 
-  /// Whether each dimension steps over all that those before it span.
+  /// Whether each dimension's stride is at least what those before it span: then no two elements overlap.
   [[nodiscard]] bool is_nested() const {
     std::int64_t spanned = width;
     for (const Dimension& d : *this) {
@@ -84,4 +86,4 @@ inline bool are_apart(const Outer& a, const Outer& b) {
   return a.start + bytes(a) <= b.start || b.start + bytes(b) <= a.start || are_side_by_side(a, b);
 }
 
-}  // namespace rope::ops
+}  // namespace rope::direct

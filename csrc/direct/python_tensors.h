@@ -1,5 +1,5 @@
-// What the direct calls ask of Python and of torch's own Python. By Python's stable ABI, whose symbols are weak: the
-// library loads also where there is no Python.
+// What the direct calls need of Python and of torch in Python. By Python's stable ABI, whose symbols are weak, so that
+// the library also loads where there is no Python.
 #pragma once
 
 #define Py_LIMITED_API 0x030a0000
@@ -38,20 +38,22 @@
 #pragma weak _Py_FalseStruct
 #pragma weak _Py_NoneStruct
 
-namespace rope::ops {
+namespace rope::direct {
 
-/// What torch's own Python is asked for; set once, by rope_kernels.backends.direct.
+using ops::MaybeView, ops::View;
+
+/// Objects of torch in Python; set once, by rope_kernels.ops.direct.
 struct Torch {
   const dlpack::ExchangeApi* exchange = nullptr;
   PyObject* tensor_type = nullptr;
-  PyObject* watchers = nullptr;  // a tuple of functions: one that returns something true must see every operator
+  PyObject* watchers = nullptr;  // functions; if one returns a true value, operators must not be bypassed
   PyObject* forward_ad = nullptr;
   PyObject* increment_version = nullptr;
-  PyObject* wrap = nullptr;  // a list of tensors' handles in capsules -> a list of the tensors
+  PyObject* wrap = nullptr;  // a tuple of tensors' handles in capsules -> a list of the tensors
 };
 inline Torch torch_python;
 
-/// An owned reference. Counted by functions: the macros of this ABI know nothing of immortal objects.
+/// An owned reference. It calls functions, since the macros of this ABI know nothing of immortal objects.
 class Owned {
  public:
   explicit Owned(PyObject* object) : object_(object) {}
@@ -64,7 +66,7 @@ class Owned {
   PyObject* object_;
 };
 
-/// What the caller sees instead of an exception of Python's: that this call is not for these functions.
+/// Thrown if a call is not for the fast path, in place of a Python exception.
 struct NotUsual {};
 
 inline bool is_true(PyObject* made) {
@@ -74,7 +76,7 @@ inline bool is_true(PyObject* made) {
   return truth != 0;
 }
 
-/// Whether an attribute that torch has for every tensor is true.
+/// Whether an attribute of a tensor is true.
 inline bool has(PyObject* tensor, PyObject* name) { return is_true(PyObject_GetAttr(tensor, name)); }
 
 /// Whether reverse mode would record a call on these tensors, some of which may be None.
@@ -85,7 +87,7 @@ inline bool is_recorded(std::initializer_list<PyObject*> tensors) {
          });
 }
 
-/// Whether a transform, a mode, a tracer or a profiler would miss this call.
+/// Whether a transform, a mode, a tracer or a profiler must see this call.
 inline bool is_watched() {
   for (Py_ssize_t i = 0, n = PyTuple_Size(torch_python.watchers); i < n; ++i) {
     if (is_true(PyObject_CallNoArgs(PyTuple_GetItem(torch_python.watchers, i)))) return true;
@@ -126,7 +128,7 @@ inline bool is_integer(const View& v) {
   return v.dtype == aoti_torch_dtype_int64() || v.dtype == aoti_torch_dtype_int32();
 }
 
-/// An int; nothing for what is none.
+/// The value of an int; nothing for another type.
 inline std::optional<std::int64_t> maybe_number(PyObject* object) {
   if (Py_TYPE(object) != &PyLong_Type) return std::nullopt;
   const long long number = PyLong_AsLongLong(object);
@@ -145,4 +147,4 @@ inline MaybeView maybe_view_of(PyObject* object) {
   return object == Py_None ? MaybeView() : MaybeView(view_of(object));
 }
 
-}  // namespace rope::ops
+}  // namespace rope::direct

@@ -1,4 +1,4 @@
-// How a checked job runs: on torch's threads, or on the current CUDA stream.
+// Runs a checked job on torch's threads, or on the current CUDA stream.
 #pragma once
 
 #include "core/job.h"
@@ -6,16 +6,16 @@
 
 namespace rope::ops {
 
-/// Whether this thread asked for another backend: then nothing runs here.
+/// Whether this thread has chosen another backend with use_backend(): then nothing runs here.
 bool is_forwarding();
 
-/// Runs a job on CPU memory. `given`: the outputs are buffers of the caller's, whose pages exist.
+/// Runs a job on CPU memory. `given`: the outputs are the caller's buffers, whose pages are mapped already.
 void launch_cpu(Job& job, bool given);
 
-/// Runs a job on the memory of a CUDA device, on its current stream. Throws std::runtime_error with CUDA's own words.
+/// Runs a job on the memory of a CUDA device, on its current stream. Throws std::runtime_error with CUDA's message.
 void launch_cuda(Job& job, std::int32_t device_index);
 
-/// One after the other where just one of q and k is rotated in place; `launch` is one of the above.
+/// Calls `launch`, one of the above; for q and k one after the other if only one of them is rotated in place.
 template <class LAUNCH>
 void launch_each(Job& job, const LAUNCH& launch) {
   const auto is_in_place = [](const Operand& operand) { return operand.in == operand.out; };

@@ -1,4 +1,4 @@
-// A job on torch's threads.
+// Runs a job on torch's threads.
 #include "core/job.h"
 #include "core/spec.h"
 #include "cpu/rotate.h"

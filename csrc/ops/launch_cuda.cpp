@@ -1,4 +1,4 @@
-// A job on the current stream of its tensors' device.
+// Runs a job on the current stream of its tensors' device.
 #include <dlfcn.h>
 #include <torch/csrc/stable/accelerator.h>
 
@@ -11,8 +11,8 @@
 namespace rope::ops {
 namespace {
 
-/// torch's current stream. The function is in torch's CUDA library, which is not everywhere: so it is looked for there,
-/// already loaded, when it is needed.
+/// torch's current stream. The function is looked up when it is needed: only a torch with CUDA has it, and has loaded
+/// its library by then.
 void* current_stream(std::int32_t device_index) {
   using Get = AOTITorchError (*)(std::int32_t, void**);
   static void* const library = dlopen("libtorch_cuda.so", RTLD_LAZY | RTLD_NOLOAD);

@@ -1,4 +1,4 @@
-// The operators of rope_kernels on native kernels, through torch's stable ABI.
+// The operators of rope_kernels by the native kernels, through torch's stable ABI.
 #include <dlfcn.h>
 #include <torch/csrc/stable/library.h>
 
@@ -26,7 +26,7 @@ IndexTensors index_tensors(const View& q, const MaybeTensor& positions, const Ma
           view("from_seq_len", from_seq_len), view("cu_seqlens", cu_seqlens)};
 }
 
-/// What new_like makes, with an owner.
+/// A new tensor like `x` that owns its memory.
 struct Output {
   View view;
   Tensor tensor;
@@ -37,7 +37,7 @@ struct Output {
   explicit Output(const Made& made) : view(made.view), tensor(made.tensor) {}
 };
 
-/// Runs a job where q is.
+/// Runs a job on q's device.
 void run(Job job, const View& q, bool given) {
 #if defined(ROPE_WITH_CUDA)
   if (q.device_type == aoti_torch_device_type_cuda()) {
@@ -85,20 +85,20 @@ std::tuple<Tensor, Tensor> rotate_table(const Tensor& q, const MaybeTensor& k, c
   const View qv("q", q), cv("cos", cos, &qv), sv("sin", sin, &qv);
   STD_TORCH_CHECK(qv.dim == 3 || qv.dim == 4, "q: rank");
   STD_TORCH_CHECK(cv.dim == 3 && sv.dim == 3 && cv.size[2] == rotary_dim, "cos, sin: shape");
-  const auto turn = [&](const View* kv, const View& q_out, const View* k_out) {
+  const auto run_into = [&](const View* kv, const View& q_out, const View* k_out) {
     Job job = job_of_table(qv, kv, q_out, k_out, cv, sv, l, pairing);
     job.inverse = inverse;
     run(job, qv, false);
   };
   const Output q_out(qv);
   if (!k) {
-    turn(nullptr, q_out.view, nullptr);
+    run_into(nullptr, q_out.view, nullptr);
     return {q_out.tensor, torch::stable::new_empty(q, {0})};
   }
   const View kv("k", *k, &qv);
   STD_TORCH_CHECK(kv.dim == qv.dim, "k: rank");
   const Output k_out(kv);
-  turn(&kv, q_out.view, &k_out.view);
+  run_into(&kv, q_out.view, &k_out.view);
   return {q_out.tensor, k_out.tensor};
 }
 
@@ -125,17 +125,17 @@ bool is_forwarding() { return forwards; }
 
 namespace {
 
-/// What the call through the dispatcher failed with; torch tells since 2.13.
+/// The error of a failed call through the dispatcher; torch has exported it since 2.13.
 std::string last_error() {
   using What = const char* (*)();
   const auto what = reinterpret_cast<What>(dlsym(RTLD_DEFAULT, "torch_exception_get_what_without_backtrace"));
   const char* text = what != nullptr ? what() : nullptr;
-  return text != nullptr ? text : "the backend asked for with rope_kernels.use_backend failed (torch printed why)";
+  return text != nullptr ? text : "the backend chosen with rope_kernels.use_backend failed (torch printed why)";
 }
 
 using Boxed = void (*)(StableIValue*, std::uint64_t, std::uint64_t);
 
-/// The operator, unless this thread asked for another backend: then the stack goes on to Python's implementation.
+/// Runs the operator; if this thread has chosen another backend, forwards the call to the operator in Python instead.
 template <Boxed NATIVE>
 void or_forward(const char* python, StableIValue* stack, std::uint64_t arguments, std::uint64_t outputs) {
   if (forwards) {
@@ -203,6 +203,6 @@ STABLE_TORCH_LIBRARY_IMPL(rope_kernels, CPU, m) {
 }
 
 #if defined(ROPE_WITH_CUDA)
-// Which kernels rotate CUDA tensors is for Python's dispatch rule to say: this is one of its answers.
+// Python's dispatch rule chooses the kernels for CUDA tensors, and calls this operator if it chooses these.
 STABLE_TORCH_LIBRARY_IMPL(rope_kernels, CUDA, m) { m.impl("native_rotate_out", TORCH_BOX(&rope::ops::rotate_into)); }
 #endif

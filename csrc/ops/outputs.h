@@ -11,8 +11,8 @@
 
 namespace rope::ops {
 
-/// Asks the system to back a new tensor with huge pages, where whole ones fit: the first touch of 4 KiB pages costs
-/// several times the rotation. A hint: a system without them goes on as before.
+/// Advises the system to back a new tensor with huge pages, where whole ones fit: the first touch of 4 KiB pages costs
+/// several times the rotation. A system without them ignores it.
 inline void advise_huge_pages([[maybe_unused]] const View& made) {
 #if defined(MADV_HUGEPAGE)
   constexpr std::uintptr_t kPage = 2 << 20;
@@ -28,8 +28,7 @@ inline void advise_huge_pages([[maybe_unused]] const View& made) {
 constexpr std::int64_t kMaxRank = 4;
 using Order = std::array<std::int64_t, kMaxRank>;
 
-/// The dimensions from the innermost out, as torch orders them: by stride, then by size; a stride of 0 compares to
-/// none.
+/// The dimensions from the innermost out, as torch orders them: by stride, then by size; a stride of 0 is not compared.
 inline Order innermost_first(const View& v) {
   const auto compare = [&v](std::int64_t inner, std::int64_t outer) {
     if (v.stride[inner] == 0 || v.stride[outer] == 0) return 0;
@@ -63,7 +62,7 @@ inline Order strides_like(const View& v) {
   return fills || size == 0 ? kept : dense;
 }
 
-/// A new tensor, owned by who asked for it, and its view.
+/// A new tensor, which the caller owns, and its view.
 struct Made {
   AtenTensorHandle tensor = nullptr;
   View view;

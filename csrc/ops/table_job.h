@@ -1,4 +1,4 @@
-// From torch tensors to a rope::Job by a table that the caller brings.
+// From torch tensors to a Job that rotates by the caller's table.
 #pragma once
 
 #include "core/job.h"
@@ -7,7 +7,7 @@
 
 namespace rope::ops {
 
-/// The spec of a call by a table: a geometry, whose frequencies nobody reads.
+/// The spec of a call by a table: only its geometry is used.
 inline const Spec& table_spec(std::int64_t head_dim, std::int64_t rotary_dim, std::string_view pairing) {
   const std::string pairs = std::to_string(rotary_dim / 2);
   return operation_of("theta=1;freq_dim=2;num_frequencies=" + pairs + ";head_dim=" + std::to_string(head_dim) +
@@ -31,7 +31,7 @@ inline Table table_of(const View& cos, const View& sin, const Job& job) {
   return table;
 }
 
-/// The job of a call by a table, checked as job_of checks its own.
+/// The job of a call by a table, with the checks of job_of.
 inline Job job_of_table(const View& q, const View* k, const View& q_out, const View* k_out, const View& cos,
                         const View& sin, const Layout& l, std::string_view pairing) {
   Job job = job_of_operands(q, k, q_out, k_out, l);

@@ -5,6 +5,7 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <algorithm>
 #include <cstring>
 #include <memory>
 #include <mutex>
@@ -33,6 +34,8 @@ struct View {
 
   View() = default;
 
+  [[nodiscard]] bool is_empty() const { return std::find(size, size + dim, 0) != size + dim; }
+
   /// `q`: the tensor whose device this one must be on.
   View(const char* name, const Tensor& t, const View* q = nullptr) {
     std::int64_t *sizes, *strides;
@@ -50,7 +53,7 @@ struct View {
   }
 };
 
-/// Parsed texts. A thread nearly always repeats its last text; none is ever dropped.
+/// Parses a text, once per process: none is ever dropped. A thread nearly always repeats its last text.
 inline const Operation& operation_of(std::string_view text) {
   thread_local std::string last;
   thread_local const Operation* operation = nullptr;
@@ -94,7 +97,9 @@ inline Operand operand_of(const char* name, const View& x, const View& y, const 
   const bool fits = x.dim == q.dim && x.dtype == q.dtype && x.size[x.dim - 1] == q.size[q.dim - 1] &&
                     x.size[l.tokens] == q.size[l.tokens] && at(x.size, l.batch, 1) == at(q.size, l.batch, 1);
   STD_TORCH_CHECK(fits, name, ": does not match q");
-  STD_TORCH_CHECK(x.stride[x.dim - 1] == 1 && y.stride[y.dim - 1] == 1, name, ": last stride must be 1");
+  // No element of an empty tensor is read, and contiguous() does not change its strides.
+  STD_TORCH_CHECK((x.stride[x.dim - 1] == 1 && y.stride[y.dim - 1] == 1) || x.is_empty(), name,
+                  ": last stride must be 1");
   STD_TORCH_CHECK(y.dim == x.dim && y.dtype == x.dtype && !std::memcmp(y.size, x.size, sizeof(*x.size) * x.dim), name,
                   ": the output does not match it");
   return {x.data, y.data, x.size[l.heads], strides_of(x, l), strides_of(y, l)};
@@ -146,7 +151,7 @@ inline Job job_of_operands(const View& q, const View* k, const View& q_out, cons
   return job;
 }
 
-/// What a call is given beside q and k, on q's device.
+/// What a call has besides q and k, on q's device.
 struct IndexTensors {
   MaybeView positions, offset, seq_len, from_seq_len, cu_seqlens;
 };

@@ -84,8 +84,8 @@ MUTANTS = [
         ),
         (
             "bound",
-            "std::min(first + runs, operand.heads)",
-            "std::min(first + runs, operand.heads - 1)",
+            "std::min(first + group, operand.heads)",
+            "std::min(first + group, operand.heads - 1)",
             "last head of those before tokens",
         ),
     ),
@@ -232,7 +232,7 @@ MUTANTS = [
             "bound",
             "std::min({most, last - flat, job.tokens - at.token})",
             "std::min({most, last - flat, job.tokens})",
-            "a block of tokens goes on in the next row of the batch",
+            "a block of tokens goes on in the next batch entry",
         ),
         (
             "branch",
@@ -256,7 +256,7 @@ MUTANTS = [
         "cpu",
         "csrc/ops/tensor_job.h",
         ("stride", "return p.size[dim] == 1 ? 0 : p.stride[dim];", "return p.stride[dim];",
-         "one row of positions read as one per batch entry"),
+         "one axis of positions read as one per batch entry"),
         ("refusal", "                    x.size[l.tokens] == q.size[l.tokens] && at(", "                    at(",
          "k with other tokens than q's"),
     ),

@@ -36,8 +36,8 @@ MUTANTS = [
         ("sign", "phase[i] -= general_phase", "phase[i] += general_phase", "difference of the phases at two lengths"),
         (
             "stride",
-            "row * at.positions.axis + place.batch",
-            "row * at.positions.token + place.batch",
+            "axis * at.positions.axis + place.batch",
+            "axis * at.positions.token + place.batch",
             "stride of the axes",
         ),
         (
@@ -68,7 +68,7 @@ MUTANTS = [
             "branch",
             "if (without_angle != 0) {",
             "if (false) {",
-            "a position without an angle leaves its token as it is",
+            "a position without an angle leaves its token unchanged",
         ),
         (
             "precision",
