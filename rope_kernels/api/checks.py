@@ -71,7 +71,7 @@ def check_qk(q: Tensor, k: Tensor | None, head_dim: int, layout: str) -> None:
 
 
 def _other_layout(layout: str, fits: Callable[[Layout], bool]) -> str:
-    """A hint where the sizes fit the other layout with a batch: transformers' tensors have heads before tokens."""
+    """A hint if the sizes fit the other layout with a batch: transformers' tensors have heads before tokens."""
     other = {"bshd": "bhsd", "bhsd": "bshd"}.get(layout)
     if other is None or torch.compiler.is_compiling() or not fits(LAYOUTS[other]):
         return ""
@@ -117,7 +117,7 @@ def check_positions(positions: Tensor, q: Tensor, layout: str, num_axes: int) ->
 
 
 def _has_shape(shape: tuple[int, ...], allowed: Sequence[tuple[int, ...]]) -> bool:
-    """Whether a shape is one of those allowed; of sizes that only the data decide, the last that can be meant."""
+    """Whether ``shape`` is one of ``allowed``; with sizes known only at run time, whether it can be the last of them."""
     forms = [form for form in allowed if len(form) == len(shape)]
     if any(all(is_known(x == y) for x, y in zip(shape, form, strict=True)) for form in forms):
         return True

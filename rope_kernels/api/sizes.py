@@ -1,4 +1,4 @@
-"""Comparisons of sizes, some of which only the data decide while ``torch.compile`` traces."""
+"""Comparisons of sizes for code that ``torch.compile`` traces, where some sizes are known only at run time."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["is_known", "is_possible", "same"]
 
 
 def is_known(condition: Any) -> bool:
-    """Whether a condition holds; ``False`` where only the data decide."""
+    """Whether a condition holds; ``False`` if that is known only at run time."""
     if not is_compiling():
         return bool(condition)
     from torch.fx.experimental.symbolic_shapes import guard_or_false
@@ -20,7 +20,7 @@ def is_known(condition: Any) -> bool:
 
 
 def is_possible(condition: Any) -> bool:
-    """Whether a condition holds; ``True`` where only the data decide."""
+    """Whether a condition holds; ``True`` if that is known only at run time."""
     if not is_compiling():
         return bool(condition)
     from torch.fx.experimental.symbolic_shapes import guard_or_true
@@ -29,7 +29,7 @@ def is_possible(condition: Any) -> bool:
 
 
 def same(size: Any, other: Any) -> bool:
-    """Whether two sizes are equal. Where only the data decide, the compiled graph checks it when it runs."""
+    """Whether two sizes are equal. If that is known only at run time, the compiled graph checks it then."""
     if is_known(size == other):
         return True
     if not is_possible(size == other):
