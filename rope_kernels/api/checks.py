@@ -117,7 +117,7 @@ def check_positions(positions: Tensor, q: Tensor, layout: str, num_axes: int) ->
 
 
 def _has_shape(shape: tuple[int, ...], allowed: Sequence[tuple[int, ...]]) -> bool:
-    """Whether ``shape`` is one of ``allowed``; with sizes known only at run time, whether it can be the last of them."""
+    """Whether ``shape`` is one of ``allowed``; if sizes are known only at run time, whether it can be the last one."""
     forms = [form for form in allowed if len(form) == len(shape)]
     if any(all(is_known(x == y) for x, y in zip(shape, form, strict=True)) for form in forms):
         return True

@@ -87,7 +87,7 @@ def _reaches_native(q: Tensor, k: Tensor | None, positions: Tensor | None) -> bo
 
 
 def differentiates_positions(positions: Tensor | None) -> bool:
-    """Whether a derivative of floating positions may be needed. A transform does not tell which tensors it is of."""
+    """Whether a derivative of floating positions may be needed: under a transform it always may."""
     if positions is None or not positions.is_floating_point():
         return False
     return is_transformed() or (_is_grad_enabled() and positions.requires_grad)
