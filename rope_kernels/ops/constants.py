@@ -49,7 +49,7 @@ def _frequencies(text: str) -> tuple[Any, ...]:
 
 
 for _function in (parsed, _axes, _frequencies):
-    _function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    setattr(_function, "_dynamo_marked_constant", True)  # noqa: B010  (functions have no such attribute to mypy)
 
 
 def axes(text: str, device: torch.device) -> Tensor:
@@ -58,7 +58,7 @@ def axes(text: str, device: torch.device) -> Tensor:
 
 
 def inv_freq(args: Arguments, device: torch.device) -> Tensor:
-    """float32 (pairs,) or (batch or 1, tokens or 1, pairs): radians per position, or their difference at two lengths."""
+    """float32 (pairs,) or (batch or 1, tokens or 1, pairs): radians per position, at two lengths their difference."""
     frequencies = _Frequencies(*_frequencies(args.text))
     found = _at(frequencies, args.seq_len, args, device)
     return found if args.from_seq_len is None else found - _at(frequencies, args.from_seq_len, args, device)
