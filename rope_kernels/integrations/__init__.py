@@ -1,1 +1,1 @@
-"""Bridges to other libraries; nothing else in the package imports them."""
+"""Integrations with other libraries. Only the ``coverage`` command imports them from elsewhere in the package."""

@@ -41,7 +41,7 @@ def test_report_names_what_replaces_what() -> None:
     assert str(report).splitlines() == [
         "model.rotary_emb  LlamaRotaryEmbedding: angles forward [llama3]",
         "model.layers.*.self_attn (2)  LlamaAttention: rotation apply_rotary_pos_emb [half]",
-        "1 angles, 2 rotation, 0 tables, 0 left alone",
+        "patched: 1 rotary embedding, 2 attention layers (fused); 0 via cos/sin tables; 0 skipped",
     ]
 
 
@@ -249,7 +249,7 @@ def test_a_rotation_without_a_table_is_left_alone_and_said() -> None:
 def test_modules_without_rope_are_reported_as_nothing() -> None:
     report = patch_model(nn.Sequential(nn.Linear(2, 2)))
     assert report.entries == ()
-    assert str(report) == "0 angles, 0 rotation, 0 tables, 0 left alone"
+    assert str(report) == "patched: 0 rotary embeddings, 0 attention layers (fused); 0 via cos/sin tables; 0 skipped"
 
 
 def test_what_is_no_module_is_refused() -> None:

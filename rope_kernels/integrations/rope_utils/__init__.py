@@ -1,6 +1,6 @@
-"""A drop-in for ``transformers.modeling_rope_utils`` (5.23), usable without transformers.
+"""A drop-in for ``transformers.modeling_rope_utils`` (5.23) that works without transformers.
 
-The same names, signatures, results, warnings and errors; the frequencies come from
+Names, signatures, results, warnings and errors are the same. The frequencies come from
 :data:`rope_kernels.ROPE_TYPES`, in double precision, rounded once to float32.
 """
 
@@ -20,7 +20,7 @@ from .log import logger
 from .mixin import RopeParameters, RotaryEmbeddingConfigMixin
 from .update import dynamic_rope_update
 
-# The private functions are transformers' names too, and code outside of it imports them.
+# The names that begin with "_" are transformers' own, and code outside transformers imports them.
 __all__ = [
     "ROPE_INIT_FUNCTIONS",
     "RopeParameters",

@@ -1,4 +1,4 @@
-"""What transformers keeps for code written against its older releases."""
+"""The deprecated function that transformers keeps for code written for its older releases."""
 
 from __future__ import annotations
 

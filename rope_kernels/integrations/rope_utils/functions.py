@@ -1,6 +1,7 @@
-"""``ROPE_INIT_FUNCTIONS``: a config in, ``(inv_freq, attention_factor)`` out, by the package's own rope types.
+"""``ROPE_INIT_FUNCTIONS``: from a config to ``(inv_freq, attention_factor)``, by the package's own rope types.
 
-What transformers only logs about is computed here as there; what it fails on fails here with the same kind of error.
+A config that transformers only logs about gets the same result here; one that it fails on raises the same kind of
+error.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ InvFreq = tuple[Tensor, float]
 
 # PhiMoE's model code applies its two scalings itself, so transformers' longrope does not read them.
 _FIELDS = {field.name for field in fields(RopeFields)} - {"head_dim", "short_mscale", "long_mscale"}
-# These types compute the size of a head from the model's even where the config names it.
+# For these types transformers computes the size of a head from the model's size before it reads the config's own.
 _READS_SHAPE = ("dynamic", "yarn", "longrope")
 _SMALLEST = math.ulp(0.0)
 
@@ -61,7 +62,7 @@ def _compute(
 
 
 def _of_layer(config: Any, layer_type: str | None) -> Any:
-    """The layers' own config where they differ; labels that are no layer types (DeepSeek-V4) share one."""
+    """The config of the layers, if layers have their own; labels that are not layer types (DeepSeek-V4) share one."""
     try:
         return config if layer_type is None else config.per_layer_config[layer_type]
     except ValueError:
@@ -80,18 +81,18 @@ def _fields(rope_type: str, config: Any, parameters: dict[str, Any], head_dim_ke
     if rope_type == "dynamic" or (rope_type in _READS_SHAPE and values.get("factor") is None):
         values["max_position_embeddings"] = config.max_position_embeddings
     if rope_type == "yarn":
-        # transformers reads the outer dict alone, so that a layer type's own value has no effect there.
+        # transformers reads only the outer dict, so there a layer type's own value has no effect.
         values["truncate"] = bool(parameters.get("truncate", config.rope_parameters.get("truncate", True)))
-    # Tensors and arrays, which transformers takes too, as numbers and lists.
+    # transformers also takes tensors and arrays; they become numbers and lists.
     values = {key: value.tolist() if hasattr(value, "tolist") else value for key, value in values.items()}
     _fail_as_transformers(rope_type, values, head_dim)
     if values.get("factor") == 0:
-        values["factor"] = _SMALLEST  # transformers divides tensors, to infinity
+        values["factor"] = _SMALLEST  # transformers divides tensors by 0, which gives infinity
     return RopeFields(head_dim=head_dim, **values)
 
 
 def _fail_as_transformers(rope_type: str, values: dict[str, Any], head_dim: int) -> None:
-    """Where its arithmetic fails and the one formula here does not, or fails with another kind of error."""
+    """Raise transformers' error where its arithmetic fails and ours does not, or fails with another error."""
     for key in ("rope_theta",) if rope_type in ("yarn", "longrope") else ("rope_theta", "factor"):
         if key in values and not isinstance(values[key], Real):
             raise TypeError(f"{key}: got {values[key]!r}, must be a number")
@@ -106,7 +107,7 @@ def _fail_as_transformers(rope_type: str, values: dict[str, Any], head_dim: int)
 
 
 def _one_row(params: FrequencyParams, seq_len: int | None) -> FrequencyParams:
-    """Longrope's list for ``seq_len``, which may be one number for all frequencies."""
+    """``params`` with longrope's list for ``seq_len`` only, which may have one number for all frequencies."""
     if not params.multipliers:
         return params
     row, expected = params.multipliers[int(params.is_long(seq_len))], params.num_frequencies
@@ -123,12 +124,12 @@ def _compute_default_rope_parameters(
 
     Args:
         config: a transformers config, or anything with its attributes and ``standardize_rope_params``.
-        device: where the frequencies are made; ``None`` is torch's default.
-        seq_len: length in tokens, an int or a scalar tensor; read by dynamic and longrope only.
-        layer_type: whose parameters to read where they are nested.
+        device: of the frequencies; ``None`` is torch's default.
+        seq_len: length in tokens, an int or a scalar tensor; only dynamic and longrope read it.
+        layer_type: whose parameters to read if they are nested.
 
     Returns:
-        Float32 ``(ceil(rotary_dim / 2),)`` in radians per position, and what cos and sin are multiplied by.
+        Float32 ``(ceil(rotary_dim / 2),)`` in radians per position, and the factor on cos and sin.
 
     Raises:
         KeyError: a required key of the rope parameters is missing.
@@ -139,10 +140,10 @@ def _compute_default_rope_parameters(
 def _compute_axial_rope_parameters(
     config: Any, device: Device = None, seq_len: int | Tensor | None = None, layer_type: str | None = None
 ) -> InvFreq:
-    """A vision tower's table: the ladder that its two axes share, or both axes' parts of it one after the other.
+    """A vision tower's frequencies: the ladder that its two axes share, or the parts of both axes in sequence.
 
     Raises:
-        RopeConfigError: how the model shares its axes is not known.
+        RopeConfigError: it is unknown how the model splits its ladder between the axes.
     """
     cfg = RopeConfig.from_hf(config, layer_type, strict=False)
     table = cfg.frequency_params.inv_freqs(dict.fromkeys(cfg.rotation().index))
@@ -152,7 +153,7 @@ def _compute_axial_rope_parameters(
 def _compute_linear_scaling_rope_parameters(
     config: Any, device: Device = None, seq_len: int | Tensor | None = None, layer_type: str | None = None
 ) -> InvFreq:
-    """Position interpolation; otherwise as :func:`_compute_default_rope_parameters`."""
+    """Position interpolation; arguments as of :func:`_compute_default_rope_parameters`."""
     return _compute("linear", config, device, seq_len, layer_type)
 
 
@@ -163,43 +164,43 @@ def _compute_proportional_rope_parameters(
     layer_type: str | None = None,
     head_dim_key: str = "head_dim",
 ) -> InvFreq:
-    """Gemma 4's ladder over the whole head, ``config.<head_dim_key>``, with zeros past the rotated share."""
+    """Gemma 4's ladder over the whole head, ``config.<head_dim_key>``, with zeros for the channels not rotated."""
     return _compute("proportional", config, device, seq_len, layer_type, head_dim_key)
 
 
 def _compute_dynamic_ntk_parameters(
     config: Any, device: Device = None, seq_len: int | Tensor | None = None, layer_type: str | None = None
 ) -> InvFreq:
-    """Dynamic NTK at ``seq_len``, of which no more than ``max_position_embeddings`` counts as none."""
+    """Dynamic NTK at ``seq_len``; up to ``max_position_embeddings`` it has no effect."""
     return _compute("dynamic", config, device, seq_len, layer_type)
 
 
 def _compute_yarn_parameters(
     config: Any, device: Device = None, seq_len: int | Tensor | None = None, layer_type: str | None = None
 ) -> InvFreq:
-    """YaRN. A layer type's own ``truncate`` counts, which transformers overlooks."""
+    """YaRN. Unlike transformers, it respects a layer type's own ``truncate``."""
     return _compute("yarn", config, device, seq_len, layer_type)
 
 
 def _compute_longrope_parameters(
     config: Any, device: Device = None, seq_len: int | Tensor | None = None, layer_type: str | None = None
 ) -> InvFreq:
-    """LongRoPE: the long list for ``seq_len`` above the original context, otherwise the short one."""
+    """LongRoPE: the long list if ``seq_len`` is above the original context, else the short one."""
     return _compute("longrope", config, device, seq_len, layer_type)
 
 
 def _compute_llama3_parameters(
     config: Any, device: Device = None, seq_len: int | Tensor | None = None, layer_type: str | None = None
 ) -> InvFreq:
-    """Llama 3.1; a step where ``low_freq_factor`` is not below ``high_freq_factor``."""
+    """Llama 3.1; its ramp is a step if ``low_freq_factor`` is not below ``high_freq_factor``."""
     return _compute("llama3", config, device, seq_len, layer_type)
 
 
 class _InitFunctions(dict[str, Callable[..., InvFreq]]):
-    """A dict that also finds ``"default"`` and ``"axial"``, without listing them.
+    """A dict that also finds ``"default"`` and ``"axial"``, but does not list them among its keys.
 
-    transformers merges its dict over the functions of a model's own module, and goes through its keys to see which
-    types need parameters; there these two, which it leaves to its models, must not appear.
+    transformers merges its dict over the functions of a model's own module, and reads its keys to see which types need
+    parameters. These two must not be among the keys, as each model has its own functions for them.
     """
 
     _of_models: ClassVar[dict[str, Callable[..., InvFreq]]] = {
@@ -214,7 +215,7 @@ class _InitFunctions(dict[str, Callable[..., InvFreq]]):
         return super().__contains__(rope_type) or rope_type in self._of_models
 
     def get(self, rope_type: str, default: Any = None) -> Any:
-        """As of a dict, for every name that is found."""
+        """``dict.get``, which finds the same names."""
         return super().get(rope_type) or self._of_models.get(rope_type, default)
 
 
@@ -226,4 +227,4 @@ ROPE_INIT_FUNCTIONS: dict[str, Callable[..., InvFreq]] = _InitFunctions(
     llama3=_compute_llama3_parameters,
     proportional=_compute_proportional_rope_parameters,
 )
-"""By ``rope_type``; add your own with the same signature, as with transformers' dict."""
+"""Functions by ``rope_type``. Add your own with the same signature, as with transformers' dict."""

@@ -9,12 +9,12 @@ __all__ = ["KEYS", "Keys"]
 
 @dataclass(frozen=True)
 class Keys:
-    """Keys beside ``rope_type``, ``rope_theta`` and ``partial_rotary_factor``, which go with every type.
+    """A rope type's keys besides ``rope_type``, ``rope_theta`` and ``partial_rotary_factor``, which all types have.
 
     Attributes:
-        required: computing and validation fail without them; in the order in which they are read.
-        optional: validation knows them.
-        needs_theta: whether validation fails without ``rope_theta``; computing always does.
+        required: computation and validation fail without them; in the order of reading.
+        optional: validation accepts them.
+        needs_theta: whether validation fails without ``rope_theta``; computation always does.
     """
 
     required: tuple[str, ...] = ()

@@ -1,4 +1,4 @@
-"""The logger of transformers' own module, so that its verbosity, handlers and log assertions hold."""
+"""The logger of transformers' own module, so that its verbosity, handlers and log assertions apply here too."""
 
 from __future__ import annotations
 
@@ -16,5 +16,5 @@ def _first_time(message: str) -> None:
 
 
 def warning_once(message: str) -> None:
-    """Log a message the first time it comes; by transformers' own cache where transformers is loaded."""
+    """Log a message the first time only, by transformers' own cache if transformers is loaded."""
     getattr(logger, "warning_once", _first_time)(message)

@@ -1,7 +1,7 @@
-"""``RotaryEmbeddingConfigMixin``: how a config standardizes and validates its rope parameters, as in transformers."""
+"""``RotaryEmbeddingConfigMixin``: standardizes and validates the rope parameters of a config, as in transformers."""
 
-# No `from __future__ import annotations`: the fields of RopeParameters are real types, which transformers' validating
-# dataclasses read without the names of this module.
+# No `from __future__ import annotations`: transformers' validating dataclasses read the types of RopeParameters, and
+# cannot resolve names of this module.
 
 from typing import Any, ClassVar, TypedDict
 
@@ -11,13 +11,13 @@ from .validators import RopeValidators
 __all__ = ["RopeParameters", "RotaryEmbeddingConfigMixin"]
 
 _SCALED = ("llama3", "yarn", "longrope")
-_SMALL_HEAD = 4  # channels up to which transformers lets an odd head pass, for its test models
+_SMALL_HEAD = 4  # transformers accepts an odd head up to so many channels, for its test models
 
 
 class RopeParameters(TypedDict, total=False):
-    """The rope parameters of a config, or of one layer type; keys mean what they do in ``RopeConfig``.
+    """The rope parameters of a config, or of one layer type; keys have the same meaning as in ``RopeConfig``.
 
-    ``rope_theta`` left out is the model's ``default_theta``, ``rope_type`` left out is "default".
+    Without ``rope_theta`` it is the model's ``default_theta``, without ``rope_type`` it is "default".
     """
 
     rope_theta: float | None
@@ -39,12 +39,12 @@ class RopeParameters(TypedDict, total=False):
 
 
 class RotaryEmbeddingConfigMixin(RopeValidators):
-    """For config classes with ``rope_parameters``: flat, or one dict per layer type, ``None`` for one without rotation.
+    """Mixin for configs with ``rope_parameters``: a flat dict, or one per layer type, ``None`` without rotation.
 
     Attributes:
-        default_theta: ``rope_theta`` of configs that name none.
-        default_rope_type: what "default" stands for; "axial" in vision towers.
-        ignore_keys_at_rope_validation: keys that validation does not call unrecognized.
+        default_theta: ``rope_theta`` of configs without one.
+        default_rope_type: the type that "default" means; "axial" in vision towers.
+        ignore_keys_at_rope_validation: keys that validation does not report as unrecognized.
     """
 
     default_theta = 10_000.0
@@ -54,19 +54,18 @@ class RotaryEmbeddingConfigMixin(RopeValidators):
     def nested_rope_parameter_keys(self: Any, rope_parameters: dict[str, Any]) -> list[str]:
         """The layer types of the config that are keys of ``rope_parameters``; none for a flat dict.
 
-        ``_rope_type_labels`` names them where they are no ``layer_types`` (DeepSeek-V4, LFM3).
+        ``_rope_type_labels`` names them if they are not ``layer_types`` (DeepSeek-V4, LFM3).
         """
         labels = getattr(self, "_rope_type_labels", None) or getattr(self, "layer_types", None) or ()
         return [key for key in rope_parameters if key in labels]
 
     def convert_rope_params_to_dict(self: Any, **kwargs: Any) -> dict[str, Any]:
-        """Gather the rope parameters from ``rope_scaling`` and values beside it, then standardize them.
+        """Collect the rope parameters from ``rope_scaling`` and from keys outside it, then standardize them.
 
-        A value in ``rope_parameters`` comes first, then one in ``kwargs``, then the config's attribute, then the
-        default.
+        A value in ``rope_parameters`` wins over one in ``kwargs``, then the config's attribute, then the default.
 
         Returns:
-            ``kwargs`` without what was read.
+            ``kwargs`` without the keys that were read.
         """
         self.rope_parameters = kwargs.pop("rope_scaling", None) or self.rope_parameters
         if self.rope_parameters is None:
@@ -103,18 +102,18 @@ class RotaryEmbeddingConfigMixin(RopeValidators):
         self.rope_parameters = rope_parameters
 
     def validate_rope(self: Any) -> None:
-        """Check the rope parameters of every layer type by its type's validator; configs without any pass.
+        """Check the rope parameters of every layer type with its rope type's validator; configs without any pass.
 
         Raises:
             KeyError: a required key is missing.
-            ValueError: all of an odd head would turn.
+            ValueError: all channels of an odd head would be rotated.
         """
         rope_parameters = getattr(self, "rope_parameters", None)
         if not rope_parameters:
             return
         nested_keys = self.nested_rope_parameter_keys(rope_parameters)
         layers = {key: rope_parameters[key] for key in nested_keys} or {"full_attention": rope_parameters}
-        # A heterogeneous config has no head size of its own to read.
+        # A heterogeneous config has no single head size.
         head_dim = None if self.is_heterogeneous else getattr(self, "head_dim", None)
         for layer_type, parameters in layers.items():
             if parameters is None:
@@ -140,7 +139,7 @@ def _fill(parameters: dict[str, Any], rope_theta: Any, share: Any) -> None:
 def _fill_original(config: Any, parameters: dict[str, Any], is_flat: bool) -> None:
     key = "original_max_position_embeddings"
     if is_flat and hasattr(config, key):
-        # Phi-3 keeps it beside the rope parameters; there it comes first.
+        # Phi-3 has it outside the rope parameters, and that value wins.
         parameters[key] = getattr(config, key)
     else:
         parameters.setdefault(key, config.max_position_embeddings)

@@ -1,4 +1,4 @@
-"""``dynamic_rope_update``: a module's frequencies follow the sequence length, as in transformers."""
+"""``dynamic_rope_update``: updates a module's frequencies for the sequence length, as in transformers."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ __all__ = ["dynamic_rope_update"]
 def dynamic_rope_update(rope_forward: Callable[..., Any]) -> Callable[..., Any]:
     """Decorate ``forward(self, x, position_ids, layer_type=None)`` of a rotary embedding module of transformers.
 
-    Before each call, for types whose frequencies depend on the length, ``inv_freq`` (or ``{layer_type}_inv_freq``)
-    is set to those of ``max(position_ids) + 1`` tokens: ``dynamic`` grows with the longest length so far and goes
-    back on one below the original, ``longrope`` takes one of two tables by the length of the call alone.
+    If the frequencies depend on the length, each call first sets ``inv_freq`` (or ``{layer_type}_inv_freq``) to those
+    of ``max(position_ids) + 1`` tokens. ``dynamic`` grows with the longest length so far and goes back at one below the
+    original; ``longrope`` chooses one of two tables by the length of the call alone.
     """
 
     @wraps(rope_forward)
@@ -50,7 +50,7 @@ def _choose(module: Any, rope_type: str, position_ids: Tensor, device: Device, l
     setattr(module, f"{prefix}long_inv_freq", long)
     short = getattr(module, f"{prefix}original_inv_freq").to(device)
     is_long = torch.max(position_ids) + 1 > original
-    # In place and without a branch: one graph for both tables, and CUDA graphs replay from the buffer's address.
+    # In place and without a branch: both tables need one graph, and CUDA graphs can replay from the buffer's address.
     getattr(module, f"{prefix}inv_freq").copy_(torch.where(is_long, long, short))
 
 
@@ -70,7 +70,7 @@ def _grow_or_reset(module: Any, rope_type: str, position_ids: Tensor, device: De
         setattr(module, f"{prefix}max_seq_len_cached", module.original_max_seq_len)
 
 
-# The branch before it has ended any compiled graph; this one reads the length, which is no use to compile.
+# The branch before the call has already ended any compiled graph, and reading the length gains nothing from one.
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def _at_length(
     rope_type: str, config: Any, device: Device, seq_len: Tensor, layer_type: str | None

@@ -1,6 +1,6 @@
-"""The per-type validators of a config: a missing key is an error, anything else odd is logged.
+"""The validators of rope parameters by type: a missing key is an error, other problems are logged.
 
-Conditions and words are transformers', so that what looks for its messages finds them.
+Conditions and messages are transformers', so that code which looks for its messages finds them.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ def _check_factor(factor: Any) -> None:
 
 
 class RopeValidators:
-    """One method per rope type, found by name: ``_validate_{rope_type}_rope_parameters``.
+    """One method per rope type, found by its name: ``_validate_{rope_type}_rope_parameters``.
 
-    Each takes the flat parameters of one layer type, with their ``rope_type``, and keys that are not to be called
-    unrecognized. Subclasses may add or override them.
+    Each takes the flat parameters of one layer type, with their ``rope_type``, and the keys not to report as
+    unrecognized. Subclasses may add or override methods.
     """
 
     def _validate_default_rope_parameters(
@@ -73,7 +73,7 @@ class RopeValidators:
 
     def _check_implied_factor(self: Any, factor: Any, original: Any) -> None:
         implied = self.max_position_embeddings / original
-        # 1 where the original length was filled in by standardizing.
+        # 1 if standardizing filled in the original length
         if implied not in (factor, 1):
             warning_once(
                 f"The explicitly set RoPE scaling factor (config.rope_parameters['factor'] = {factor}) does not match "
@@ -161,12 +161,12 @@ class RopeValidators:
         optional_keys: set[str] | None = None,
         ignore_keys: set[str] | None = None,
     ) -> None:
-        """Compare the keys that came with those that a type needs and those that it knows.
+        """Compare the received keys with those that a type needs and those that it accepts.
 
         Raises:
             KeyError: a required key is missing, or is among ``ignore_keys``.
         """
-        # The old name of "rope_type".
+        # the old name of "rope_type"
         if "type" in received_keys:
             received_keys -= {"type"}
             required_keys.add("rope_type")

@@ -1,4 +1,4 @@
-"""Fused rotation inside a model that transformers loaded, for training and inference."""
+"""patch_model: the fused rotation in a model loaded by transformers, for training and inference."""
 
 from .hub import register_kernels
 from .patching import patch_model, unpatch_model

@@ -1,4 +1,4 @@
-"""What travels through a patched model in place of cos and sin: positions, and what to rotate by."""
+"""The objects that a patched model passes instead of cos and sin: positions, and the config to rotate by."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from ...api.cos_sin import cos_sin
 from ...config import RopeConfig
 from ...errors import RopeConfigError
 
-__all__ = ["FORMS", "Angles", "Rows", "Source"]
+__all__ = ["FORMS", "AngleInputs", "Angles", "Source"]
 
 FORMS = ("halves", "neighbours", "half_width", "complex")
-"""How a table holds a pair's angle: at both halves, at both neighbours, once, or once as a complex number."""
+"""Where a table has a pair's angle: in both halves, at both neighbours, once, or once as a complex number."""
 
 
 class Source:
-    """What one rotary embedding computes for one layer type, as its probe found.
+    """What one rotary embedding computes for one layer type, as measured by its probe.
 
     Args:
-        cfg: the frequencies, with the axes of the positions.
+        cfg: the frequencies, and the axes of positions.
         form: one of :data:`FORMS`.
-        follows_dtype: whether the table has the dtype of the hidden states, or else float32.
+        follows_dtype: whether the table has the dtype of the hidden states instead of float32.
     """
 
     def __init__(self, cfg: RopeConfig, form: str, follows_dtype: bool) -> None:
@@ -36,9 +36,9 @@ class Source:
         self._fitted: dict[tuple[int, str, bool], RopeConfig | None] = {}
 
     def fitted(self, head_dim: int, pairing: str, trailing: bool) -> RopeConfig | None:
-        """The same frequencies for the heads and the pairs that an apply function has, or ``None``.
+        """The config with the same frequencies for an apply function's heads and pairs, or ``None``.
 
-        What was not asked for before is not made while a graph is traced: the table serves there.
+        A traced graph only gets configs that exist already; without one, the table kernel serves the call.
         """
         key = (head_dim, pairing, trailing)
         if key not in self._fitted and not torch.compiler.is_compiling():
@@ -48,7 +48,7 @@ class Source:
     def prepare(self, head_dim: int, pairing: str, trailing: bool) -> None:
         """Make the config of :meth:`fitted` ahead of time."""
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the config has warned where it was read
+            warnings.simplefilter("ignore")  # the config warned when it was read
             try:
                 self._fitted[head_dim, pairing, trailing] = _fitted(self.cfg, head_dim, pairing, trailing)
             except RopeConfigError:
@@ -56,12 +56,12 @@ class Source:
 
 
 def _fitted(cfg: RopeConfig, head_dim: int, pairing: str, trailing: bool) -> RopeConfig:
-    """``cfg`` on heads of another size: the frequencies stay, or it is an error."""
+    """``cfg`` for heads of another size; RopeConfigError if its frequencies would differ."""
     changes: dict[str, Any] = {"pairing": pairing, "rotary_offset": head_dim - cfg.rotary_dim if trailing else 0}
     if head_dim != cfg.head_dim:
         changes["head_dim"] = head_dim
         if cfg.inv_freq_table is None:
-            # Half a channel more, so that rounding cannot lose one.
+            # half a channel more, so that rounding cannot drop one
             share = min(1.0, (cfg.ladder_dim + 0.5) / head_dim)
             changes["partial_rotary_factor"] = 1.0 if cfg.ladder_dim == head_dim else share
     made = cfg.replace(**changes)
@@ -70,15 +70,15 @@ def _fitted(cfg: RopeConfig, head_dim: int, pairing: str, trailing: bool) -> Rop
     return made
 
 
-class Rows:
-    """The positions of one call and how they are turned into angles; both members of a pair share it.
+class AngleInputs:
+    """The inputs from which the angles of one call are computed; its cos and its sin share them.
 
     Args:
         positions: (batch or 1, tokens), or with several axes (axes, batch or 1, tokens).
         lead: the table's dimensions before its last.
         seq_len: 0-d int64, for the types whose frequencies depend on it.
-        source: what to rotate by.
-        dtype: of the table that the model's own code would have.
+        source: the config and the form of the table.
+        dtype: of the table that the model's own code would build.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class Rows:
         self.dtype = dtype
 
     def table(self) -> tuple[Tensor, Tensor]:
-        """cos and sin as the model's own rotary embedding lays them out."""
+        """cos and sin in the form of the model's own rotary embedding."""
         source, dtype = self.source, torch.float32 if self.source.form == "complex" else self.dtype
         seq_len = self.seq_len if source.cfg.depends_on_length else None
         cos, sin = cos_sin(self.positions, source.table_cfg, dtype, seq_len=seq_len)
@@ -101,28 +101,28 @@ class Rows:
 
 
 class Angles:
-    """Stands for a table of cosines, of sines, or of both as complex numbers.
+    """A lazy table of cosines, of sines, or of both as complex numbers.
 
-    Passed from hand to hand it stays what it is, and a replaced apply function computes the angles in its kernel.
-    Any other use of it builds the table, exactly, and goes on with that tensor.
+    Layers can pass it on as it is, and a replaced apply function computes the angles in its kernel. Any other use
+    builds the exact table and continues with that tensor.
 
-    It is a plain object: FSDP2 and autocast cast tensors, checkpointing keeps tensors, accelerate moves what has a
-    ``to``, and Dynamo traces its attributes.
+    It is a plain object and no tensor: FSDP2 and autocast cast tensors, checkpointing keeps tensors, accelerate moves
+    objects that have a ``to``, and Dynamo traces its attributes.
 
     Args:
-        rows: the positions and what to rotate by.
+        inputs: the positions and the config to rotate by.
         part: ``"cos"``, ``"sin"`` or ``"complex"``.
-        negated: whether the sign was turned.
+        negated: whether the sign is flipped.
     """
 
-    def __init__(self, rows: Rows, part: str, negated: bool = False) -> None:
-        self.rows = rows
+    def __init__(self, inputs: AngleInputs, part: str, negated: bool = False) -> None:
+        self.inputs = inputs
         self.part = part
         self.negated = negated
 
     def to(self, *args: Any, **kwargs: Any) -> Angles | Tensor:
-        """Moved to another device, as ``Tensor.to``; a change of dtype makes a table of it."""
-        rows, device = self.rows, kwargs.get("device")
+        """A copy on another device, as ``Tensor.to``; for another dtype, the table in that dtype."""
+        inputs, device = self.inputs, kwargs.get("device")
         for arg in args:
             if isinstance(arg, (torch.device, str, int)) and not isinstance(arg, bool):
                 device = arg
@@ -130,21 +130,21 @@ class Angles:
                 return self.tensor().to(*args, **kwargs)
         if kwargs.get("dtype") is not None:
             return self.tensor().to(*args, **kwargs)
-        if device is None or torch.device(device) == rows.positions.device:
+        if device is None or torch.device(device) == inputs.positions.device:
             return self
-        seq_len = None if rows.seq_len is None else rows.seq_len.to(device)
-        moved = Rows(rows.positions.to(device), rows.lead, seq_len, rows.source, rows.dtype)
+        seq_len = None if inputs.seq_len is None else inputs.seq_len.to(device)
+        moved = AngleInputs(inputs.positions.to(device), inputs.lead, seq_len, inputs.source, inputs.dtype)
         return Angles(moved, self.part, self.negated)
 
     def tensor(self) -> Tensor:
-        """The table itself."""
-        cos, sin = self.rows.table()
+        """The table as a tensor."""
+        cos, sin = self.inputs.table()
         table = {"cos": cos, "sin": sin}.get(self.part)
         table = torch.complex(cos, sin) if table is None else table
         return -table if self.negated else table
 
     def __neg__(self) -> Angles:
-        return Angles(self.rows, self.part, not self.negated)
+        return Angles(self.inputs, self.part, not self.negated)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -155,17 +155,17 @@ class Angles:
         return self.tensor()[index]
 
     def __len__(self) -> int:
-        return self.rows.lead[0]
+        return self.inputs.lead[0]
 
     def __repr__(self) -> str:
         """The part and the shape of the table, without its values."""
-        return f"Angles({self.part}, {(*self.rows.lead, self.rows.source.table_cfg.rotary_dim)})"
+        return f"Angles({self.part}, {(*self.inputs.lead, self.inputs.source.table_cfg.rotary_dim)})"
 
     @classmethod
     def __torch_function__(
         cls, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """A torch function sees the table."""
+        """Call a torch function with the table."""
         return func(*_as_tensors(args), **_as_tensors(kwargs or {}))
 
 
@@ -186,6 +186,6 @@ def _operator(name: str) -> Callable[..., Any]:
     return apply
 
 
-# Python looks these up on the class, past __getattr__.
+# Python looks operators up on the class, without __getattr__.
 for _name in ("add", "radd", "sub", "rsub", "mul", "rmul", "truediv", "rtruediv", "matmul", "pow"):
     setattr(Angles, f"__{_name}__", _operator(f"__{_name}__"))

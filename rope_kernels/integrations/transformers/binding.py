@@ -1,4 +1,4 @@
-"""Which methods of a module class call apply functions, and copies of them that call our kernels."""
+"""Finds the methods of a module class that call apply functions, and copies them to call our kernels."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _ROTATES = re.compile("apply_rotary|apply_rope")
 
 
 class ModelingFile:
-    """The apply functions of a modeling file, measured once.
+    """The apply functions of a modeling file, each measured once.
 
     Args:
         code: the imported file.
@@ -37,14 +37,14 @@ class ModelingFile:
         self.relays = {
             name: self._called_by(name) & self.conventions.keys() for name in callers(code, self.conventions.keys())
         }
-        # A function that only hands on to one that is replaced needs no convention of its own.
+        # A function that only calls a replaced one needs no convention of its own.
         self.reasons = {
             name: value for name, value in measured.items() if isinstance(value, str) and name not in self.relays
         }
 
     @cached_property
     def namespace(self) -> dict[str, Any]:
-        """The file's globals with our kernels behind the apply functions."""
+        """The file's globals, with apply functions that call our kernels."""
         own = vars(self.code)
         return copied_namespace(self.code, {name: replacement(own[name], c) for name, c in self.conventions.items()})
 
@@ -55,12 +55,12 @@ class ModelingFile:
 
 @dataclass
 class Binding:
-    """What of one class can be bound to the kernels.
+    """How a module class is bound to the kernels.
 
     Attributes:
-        methods: by name, copies that call our kernels.
-        conventions: of the apply functions that those call.
-        reasons: of those that cannot be replaced.
+        methods: by name, copies of methods that call our kernels.
+        conventions: by name, those of the apply functions that these methods call.
+        reasons: by name, why other apply functions cannot be replaced.
     """
 
     methods: dict[str, Any] = field(default_factory=dict)
@@ -74,20 +74,20 @@ class Binding:
 
 
 class Binder:
-    """Bindings by class, each modeling file read once."""
+    """Bindings by class; each modeling file is measured once."""
 
     def __init__(self) -> None:
         self._files: dict[str, ModelingFile] = {}
         self._bindings: dict[type, Binding] = {}
 
     def file(self, code: types.ModuleType) -> ModelingFile:
-        """What was measured of a modeling file."""
+        """The measured apply functions of a modeling file."""
         if code.__name__ not in self._files:
             self._files[code.__name__] = ModelingFile(code)
         return self._files[code.__name__]
 
     def binding_of(self, cls: type) -> Binding:
-        """What of a class can be bound."""
+        """The binding of a class."""
         if cls not in self._bindings:
             self._bindings[cls] = self._bind(cls)
         return self._bindings[cls]
@@ -107,7 +107,7 @@ class Binder:
             if called or used & file.relays.keys():
                 binding.methods[name] = copied(function, file.namespace)
         if not binding.called:
-            # Only to say so: what has no table to hand over is not touched.
+            # Only for the report: a rotation without a table cannot be replaced.
             rotating = [name for name in vars(cls) if _ROTATES.search(name)]
             binding.reasons.update(dict.fromkeys(rotating, "it rotates in this method, with no table to hand over"))
         return binding
@@ -118,7 +118,7 @@ def _is_torch(code: types.ModuleType) -> bool:
 
 
 def _methods(cls: type) -> Iterator[tuple[str, Any]]:
-    """The methods of a module class, an overriding one and not the overridden."""
+    """The methods of a module class and its bases, without overridden ones."""
     seen: set[str] = set()
     for base in cls.__mro__:
         if base is nn.Module:

@@ -1,4 +1,4 @@
-"""How an apply function takes its arguments, pairs channels and reads its table."""
+"""The conventions of apply functions: their arguments, how they pair channels, how they read the table."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import nn
 __all__ = ["COLUMNS", "Convention", "Signature", "read_signature"]
 
 COLUMNS = ("full", "first_half", "half_width", "complex")
-"""What of the table is read: an entry per channel, the first half, an entry per pair, or a complex one per pair."""
+"""The part of the table that is read: an entry per channel, the first half, an entry or a complex number per pair."""
 
 _UNSQUEEZE = "unsqueeze_dim"
 _COMPLEX = ("freqs_cis", "freqs_ci")
@@ -23,11 +23,11 @@ class Signature:
     """The parameters of an apply function.
 
     Attributes:
-        names: all of them, in order.
-        rotated: those that are rotated, one or two.
+        names: all parameters, in order.
+        rotated: the tensors to rotate, one or two.
         tables: ``("cos", "sin")``, or the one complex table.
-        defaults: values of the others, which a call must not change for the kernels to serve it.
-        insert: where the table gets the dimension of the heads, if that is an argument, by default.
+        defaults: values of the other parameters; the kernels serve only calls that do not change them.
+        insert: default of the argument that says where the table gets the dimension of the heads, if there is one.
     """
 
     names: tuple[str, ...]
@@ -38,12 +38,12 @@ class Signature:
 
 
 def read_signature(function: Callable[..., Any]) -> Signature | str | None:
-    """The roles of a function's parameters by their names, or why they cannot be told; ``None`` if there is no table.
+    """The roles of a function's parameters by their names, or why they are unclear; ``None`` if there is no table.
 
-    Names only tell what to probe; what the function does with its arguments is measured.
+    Names only decide what to probe. What the function does with its arguments is measured.
     """
     try:
-        # With the kernels package, decorated functions are modules.
+        # decorated functions are modules if the kernels package is installed
         called = function.forward if isinstance(function, nn.Module) else function
         parameters = [p for p in inspect.signature(called).parameters.values() if p.kind is not p.VAR_KEYWORD]
     except (TypeError, ValueError):
@@ -63,18 +63,18 @@ def read_signature(function: Callable[..., Any]) -> Signature | str | None:
 
 @dataclass(frozen=True)
 class Convention:
-    """What an apply function was measured to do.
+    """How an apply function rotates, as measured.
 
     Attributes:
         signature: its parameters.
         pairing: "half", "interleaved" or "interleaved_to_half".
         columns: one of :data:`COLUMNS`.
-        inverse: whether it turns the other way, as nanochat's.
-        trailing: whether the last channels of a head turn, not the first.
-        tokens_first: whether tokens come before heads, where no argument says so.
-        batched: whether, where tokens come last, the function itself makes room for the heads in a batch of tables.
-        prefix: whether tokens before those of a shorter table stay as they are.
-        reshapes: whether the function gives the table its shape, so that only its size matters.
+        inverse: whether it rotates backwards, as nanochat's does.
+        trailing: whether it rotates the last channels of a head, not the first.
+        tokens_first: whether tokens come before heads, if no argument says so.
+        batched: whether, with heads before tokens, the function itself adds the heads' dimension to a batch of tables.
+        prefix: whether a shorter table is for the last tokens, and those before stay unchanged.
+        reshapes: whether the function reshapes the table, so that only its size matters.
     """
 
     signature: Signature
@@ -89,7 +89,7 @@ class Convention:
 
     @property
     def name(self) -> str:
-        """For reports: the pairing, and what else is unusual."""
+        """For reports: the pairing, and any other unusual property."""
         words = [self.pairing]
         if self.columns != "full" and (self.pairing, self.columns) != ("interleaved_to_half", "first_half"):
             words.append({"first_half": "repeat-2", "half_width": "half-width", "complex": "complex"}[self.columns])
@@ -101,13 +101,13 @@ class Convention:
         return ", ".join(words)
 
     def reads(self, form: str) -> bool:
-        """Whether a pair finds one and the same angle at its two members in a table of this form."""
+        """Whether the function reads one angle for both members of each pair from a table of this form."""
         if self.columns == "full":
             return (form, self.pairing) in {("halves", "half"), ("neighbours", "interleaved")}
         return form == {"first_half": "halves", "half_width": "half_width", "complex": "complex"}[self.columns]
 
     def tokens_are_first(self, insert: int | None, rank: int) -> bool | None:
-        """The order of q's tokens and heads for a table of ``rank`` dimensions; ``None`` where it has neither."""
+        """Whether q's tokens come before its heads, for a table of ``rank`` dimensions; ``None`` if neither fits."""
         if insert is None:
             return self.tokens_first
         axis = insert if insert >= 0 else insert + rank + 1

@@ -1,4 +1,4 @@
-"""Which modeling files of the installed transformers the kernels can serve, probed file by file."""
+"""Lists the modeling files of the installed transformers that patch_model can accelerate, and why others cannot be."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .binding import Binder
 
 __all__ = ["FileCoverage", "as_text", "coverage", "modeling_files", "summary"]
 
-# A file has RoPE if it defines a function or class that is named for it; names decide nothing beyond that.
+# A file has RoPE if it defines a function or class with such a name. Names decide nothing else.
 _NAMED_FOR_IT = re.compile(
     r"^\s*(def|class) \w*(rotary|rope|rotate_half|rotate_pairwise|rotate_every_two)\w*", re.I | re.M
 )
@@ -29,12 +29,12 @@ _NO_FUNCTION = "it rotates nothing: no function of it takes q and k with cos and
 
 @dataclass(frozen=True)
 class FileCoverage:
-    """One modeling file.
+    """The probe's result for one modeling file.
 
     Attributes:
-        name: of the model, as its folder in transformers is called.
-        conventions: what its attention's apply functions were measured to do, those that can be replaced.
-        reasons: why other functions, or the whole file, cannot be served.
+        name: of the model, that of its file in transformers.
+        conventions: the measured conventions of the apply functions that can be replaced.
+        reasons: why other functions, or all of the file, cannot be replaced.
     """
 
     name: str
@@ -43,7 +43,7 @@ class FileCoverage:
 
     @property
     def is_covered(self) -> bool:
-        """Whether every apply function that the file's modules call is replaced, and there is one."""
+        """Whether the file's modules call apply functions, and all of these can be replaced."""
         return bool(self.conventions) and not self.reasons
 
 
@@ -103,7 +103,7 @@ def _modules_of(code: Any) -> Iterator[type]:
 
 
 def summary(found: list[FileCoverage]) -> dict[str, Any]:
-    """The counts, the files of every convention, and the rest with their reasons; fit for JSON."""
+    """Counts, the files of every convention, and the other files with the reasons; for JSON."""
     covered = [file for file in found if file.is_covered]
     by_convention: dict[str, list[str]] = {}
     for file in covered:
@@ -120,7 +120,7 @@ def summary(found: list[FileCoverage]) -> dict[str, Any]:
 
 
 def as_text(counted: dict[str, Any], width: int = 110) -> str:
-    """What :func:`summary` returns, to read: each convention with its files, then the files left and why."""
+    """The :func:`summary` as text: each convention with its files, then the other files and why."""
     lines = [
         f"transformers {counted['transformers']}: {counted['covered']} of {counted['files']} files with RoPE covered"
     ]

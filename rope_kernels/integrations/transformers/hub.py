@@ -1,4 +1,4 @@
-"""The route of the ``kernels`` package: our rotation behind the layer name ``rotary_pos_emb``."""
+"""register_kernels: our rotation for the ``kernels`` package, under the layer name ``rotary_pos_emb``."""
 
 from __future__ import annotations
 
@@ -21,37 +21,37 @@ _functions: dict[str, Callable[..., Any]] = {}
 
 
 class RotaryPosEmb(nn.Module):
-    """What ``kernels.kernelize`` puts in the place of an ``apply_rotary_pos_emb``: the table kernel.
+    """The layer by which ``kernels.kernelize`` replaces an ``apply_rotary_pos_emb``: the table kernel.
 
-    ``kernels`` knows functions by a layer's name, and three of the functions with this name turn in other ways than
-    the rest (gpt-oss, nanochat and the privacy filter). So the function that is replaced is measured first, as
-    everywhere here; one of no known convention goes on by itself.
+    ``kernels`` finds functions by a layer's name, and three of the functions with this name rotate in other ways than
+    the rest (gpt-oss, nanochat and the privacy filter). So the replaced function is measured first; if its convention
+    is unknown, it runs itself.
     """
 
     can_torch_compile = True
     has_backward = True
 
     def forward(self, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1) -> Any:
-        """The rotation of the function that this layer replaces, whose arguments these are."""
+        """The rotation of the function that this layer replaces, with that function's arguments."""
         return _functions[_measured(type(self))](q, k, cos, sin, unsqueeze_dim)
 
 
 def _measured(replaced: type) -> str:
-    """The key of our function for the one that ``kernels`` made the class ``replaced`` of; or of that function."""
+    """The key in ``_functions`` for ``replaced``, the class that ``kernels`` made of an apply function."""
     key = f"{replaced.__module__}.{replaced.__qualname__}.{id(replaced)}"
     if key not in _functions:
-        original = replaced().forward  # a new instance's, which is not replaced; kept here, so the id stays its own
+        original = replaced().forward  # of a new instance, so not replaced; kept here, so that the id stays unique
         convention = probe_function(original)
         _functions[key] = replacement(original, convention) if isinstance(convention, Convention) else original
     return key
 
 
-# What torch.compiler.assume_constant_result sets; calling that imports all of Dynamo with the package.
+# torch.compiler.assume_constant_result would set the same mark, but it imports all of Dynamo with the package.
 _measured._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 class _Repository:
-    """What ``kernels`` loads a layer from; ours is here already."""
+    """The repository object from which ``kernels`` loads our layer; it needs no download."""
 
     def load(self) -> type[nn.Module]:
         return RotaryPosEmb
@@ -63,9 +63,9 @@ class _Repository:
 def register_kernels() -> None:
     """Register the table kernel for ``rotary_pos_emb``, for training, inference and ``torch.compile``, on CPU and CUDA.
 
-    Then ``kernels.kernelize(model, mode=...)`` lets a model of the transformers library use it, and so does
-    ``model.set_use_kernels(True)``. transformers must have been imported with a ``kernels`` that it accepts.
-    :func:`patch_model` needs none of this and computes the angles besides.
+    After that, ``kernels.kernelize(model, mode=...)`` or ``model.set_use_kernels(True)`` lets a model of transformers
+    use it. transformers must have been imported with a ``kernels`` version that it accepts. :func:`patch_model` needs
+    none of this, and computes the angles in the kernel too.
 
     Raises:
         ImportError: ``kernels`` is not installed.

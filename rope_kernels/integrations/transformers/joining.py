@@ -1,4 +1,4 @@
-"""Models whose code joins cos or sin with other tensors, where angles may not travel in their place."""
+"""Finds models whose code joins cos or sin with other tensors, where :class:`Angles` cannot replace the tables."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _TABLES = {"cos", "sin", "position_embeddings", "freqs_cis", "freqs_ci"}
 
 
 def joins_tables(code: ModuleType) -> str | None:
-    """The first call of a modeling file that puts a table into a list for ``torch.cat`` or ``torch.stack``, if any.
+    """The first call in a modeling file that puts a table into a list for ``torch.cat`` or ``torch.stack``, if any.
 
-    In eager mode torch asks the members of such a list what they are; Dynamo does not. This reads names in the source:
-    a wrong guess only keeps the model's own tables, for the table kernel.
+    In eager mode torch finds an :class:`Angles` in such a list; Dynamo does not. The search goes by names in the
+    source: if it errs, the model's own tables stay, for the table kernel.
     """
     try:
         tree = ast.parse(inspect.getsource(code))
@@ -31,7 +31,7 @@ def joins_tables(code: ModuleType) -> str | None:
 
 
 def _calls(tree: ast.Module) -> Iterator[ast.Call]:
-    """The calls of a file; not those in functions that are handed a table, which are replaced or called by those."""
+    """The calls of a file, except in functions with a table as an argument: they are replaced, or called from those."""
     for statement in tree.body:
         if isinstance(statement, ast.FunctionDef) and _TABLES & {argument.arg for argument in statement.args.args}:
             continue

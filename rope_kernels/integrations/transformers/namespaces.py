@@ -1,7 +1,7 @@
-"""Methods of a modeling file with other functions behind its names, for some modules and not for others.
+"""Copies of a modeling file's namespace and methods, which replace functions for some modules only.
 
-A modeling file calls its apply function by a global name. Putting another function there would reach every model in
-the process; a private copy of the file's namespace reaches only the methods that are bound to it.
+A modeling file calls its apply function by a global name. Replacing it there would affect every model in the process; a
+private copy of the namespace affects only the methods that are bound to it.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ _PREFIX = "rope_kernels_namespace."
 
 
 def plain_function(function: Any) -> types.FunctionType | None:
-    """The function that decorators wrapped, or ``None`` for what is none."""
+    """The function without its decorators; ``None`` if it is not a Python function."""
     while hasattr(function, "__wrapped__"):
         function = function.__wrapped__
     return function if isinstance(function, types.FunctionType) else None
 
 
 def global_names(function: types.FunctionType) -> set[str]:
-    """The global names that a function uses, those of functions inside it included."""
+    """The global names that a function and the functions inside it use."""
 
     def inside(code: types.CodeType) -> Iterator[str]:
         yield from code.co_names
@@ -38,7 +38,7 @@ def global_names(function: types.FunctionType) -> set[str]:
 
 
 def callers(module: types.ModuleType, names: Collection[str]) -> set[str]:
-    """The module's own functions that call one of ``names``, or each other on the way there."""
+    """The module's own functions that call one of ``names``, directly or through each other."""
     own = {
         key: global_names(inner)
         for key, value in vars(module).items()
@@ -53,10 +53,10 @@ def callers(module: types.ModuleType, names: Collection[str]) -> set[str]:
 
 
 def copied_namespace(module: types.ModuleType, replaced: Mapping[str, Function]) -> dict[str, Any]:
-    """The module's globals with ``replaced`` in them, its own functions that call those bound to these globals.
+    """A copy of the module's globals with ``replaced`` in them; functions that call those use the copy too.
 
-    The same copy is returned for the same module, brought up to date. It is a module that can be imported, since
-    Dynamo looks a function's globals up by the name of their module.
+    The same module always gets the same copy, updated. The copy is in ``sys.modules``, as Dynamo looks a function's
+    globals up by the name of their module.
     """
     name = f"{_PREFIX}{module.__name__}"
     values = vars(sys.modules.setdefault(name, types.ModuleType(name)))
@@ -68,7 +68,7 @@ def copied_namespace(module: types.ModuleType, replaced: Mapping[str, Function])
 
 
 def copied(function: Any, namespace: dict[str, Any]) -> Any:
-    """The function, and what it wraps, with other globals."""
+    """A copy of the function, and of the function that it decorates, with other globals."""
     wrapped = getattr(function, "__wrapped__", None)
     if wrapped is None:
         return _copy(function, namespace, function.__closure__)

@@ -1,4 +1,4 @@
-"""Replacing the rotary embedding and the apply function of a loaded model, and putting them back."""
+"""patch_model replaces the rotary embedding and the apply function of a loaded model; unpatch_model restores them."""
 
 from __future__ import annotations
 
@@ -28,25 +28,24 @@ _HEAD_DIMS = ("head_dim", "attention_head_size", "head_size", "qk_rope_head_dim"
 
 
 def patch_model(model: nn.Module, *, dynamic_state: DynamicState | None = None) -> PatchReport:
-    """Let a loaded model rotate by our kernels, without a change to its code or its weights.
+    """Make a loaded model rotate with our kernels, without a change to its code or its weights.
 
-    Its rotary embedding then returns positions and what to rotate by; its attention hands them to a function that
-    computes the angles in the kernel. What the model itself does with cos and sin gets exact tables, and a table that
-    reaches the apply function is rotated by the table kernel. Every apply function was measured on random tensors,
-    every rotary embedding at positions on both sides of its thresholds, before it is replaced. Other models of the
-    same class in the process are not touched. What is exchanged in the modeling file later, as another library may
-    do, reaches the model when it is patched anew.
+    Its rotary embedding then returns positions and a config, and its attention passes them to a function that computes
+    the angles in the kernel. If a layer computes with cos and sin, it gets exact tables; if it passes a table to the
+    apply function, the table kernel rotates. Before anything is replaced, every apply function is measured on random
+    tensors, and every rotary embedding at positions on both sides of its thresholds. Other models of the same class in
+    the process stay unchanged. If another library later replaces functions in the modeling file, patch the model again.
 
     Args:
-        model: a transformers model, or any module with such parts; a model that is patched is patched anew.
-        dynamic_state: so that ``rope_type="dynamic"`` keeps the grown frequencies from call to call, as transformers
-            does; without one, the frequencies are those of the call alone.
+        model: a transformers model, or any module with such parts; a patched model is patched again.
+        dynamic_state: lets ``rope_type="dynamic"`` keep the grown frequencies between calls, as transformers does;
+            without it, the length of each call alone decides the frequencies.
 
     Returns:
-        What was replaced, and what was not and why.
+        What was replaced, and what was skipped and why.
 
     Raises:
-        TypeError: ``model`` is no module, or ``dynamic_state`` no :class:`DynamicState`.
+        TypeError: ``model`` is not a module, or ``dynamic_state`` not a :class:`DynamicState`.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: got {type(model).__name__}, must be a torch.nn.Module")
@@ -72,7 +71,7 @@ def patch_model(model: nn.Module, *, dynamic_state: DynamicState | None = None) 
 
 
 def unpatch_model(model: nn.Module) -> nn.Module:
-    """Take back what :func:`patch_model` did; the model's outputs are again bit for bit what they were.
+    """Undo :func:`patch_model`; the model's outputs are again bit for bit as before.
 
     Returns:
         The model.
@@ -99,7 +98,7 @@ def _warn_of_newer() -> None:
 
 
 def _replace_method(module: nn.Module, name: str, function: Any) -> None:
-    """Bind a function to one module; accelerate's hooks keep the forward that they wrap in ``_old_forward``."""
+    """Bind a function to one module. accelerate's hooks keep the wrapped forward in ``_old_forward``."""
     if name == "forward" and "_old_forward" in module.__dict__:
         name = "_old_forward"
     module.__dict__.setdefault(_UNDO, {}).setdefault(name, module.__dict__.get(name, _ABSENT))
@@ -117,7 +116,7 @@ def _entry(name: str, module: nn.Module, binding: Binding) -> Entry:
 def _replace_rotary(
     name: str, module: nn.Module, conventions: set[Convention], head_dims: set[int], dynamic_state: DynamicState | None
 ) -> Entry:
-    """Let a rotary embedding hand on positions, if it could be read."""
+    """Make a rotary embedding return positions instead of tables, if its probe succeeds."""
     kind = type(module).__name__
     if not conventions:
         return Entry(name, kind, "left alone", reason="nothing in the model calls an apply function that is known here")
@@ -136,12 +135,14 @@ def _replace_rotary(
         if source.cfg.depends_on_length:
             plan.state = dynamic_state
     module.__dict__[_PLAN] = plan
-    _replace_method(module, "forward", _hand_on)
+    _replace_method(module, "forward", _return_angles)
     return Entry(name, kind, "angles", "forward", ", ".join(words))
 
 
-def _hand_on(self: nn.Module, x: Tensor, position_ids: Tensor | None = None, layer_type: str | None = None) -> Any:
-    """In place of a rotary embedding's forward; positions of an unknown shape still get the module's own tables."""
+def _return_angles(
+    self: nn.Module, x: Tensor, position_ids: Tensor | None = None, layer_type: str | None = None
+) -> Any:
+    """Replaces a rotary embedding's forward. Positions of an unknown shape still get the module's own tables."""
     plan: RotaryPlan = self.__dict__[_PLAN]
     angles = None if position_ids is None else plan.angles(x, position_ids, layer_type)
     if angles is not None:

@@ -1,4 +1,4 @@
-"""What an apply function does, measured on random tensors against every convention that is known here."""
+"""Measures which known convention an apply function follows, on random tensors."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from .rotating import by_table
 
 __all__ = ["probe_function"]
 
-# All different, so that nothing broadcasts by accident.
+# all different, so that nothing broadcasts by accident
 BATCH, TOKENS, HEADS, HEAD_DIM = 2, 5, 3, 24
 _WIDTHS = (HEAD_DIM, HEAD_DIM // 2, HEAD_DIM // 3)
-_TOLERANCE = 1e-5  # of sums of two fp32 products of numbers around one
+_TOLERANCE = 1e-5  # for sums of two fp32 products of numbers around one
 _SHAPES = {True: (BATCH, TOKENS, HEADS, HEAD_DIM), False: (BATCH, HEADS, TOKENS, HEAD_DIM)}
 
 _known: weakref.WeakKeyDictionary[Callable[..., Any], Convention | str | None] = weakref.WeakKeyDictionary()
 
 
 def probe_function(function: Callable[..., Any]) -> Convention | str | None:
-    """The convention of an apply function; or why it has none that is known; or ``None``: it takes no table.
+    """The convention of an apply function; or why it follows no known one; or ``None`` if it takes no table.
 
     The function gets random q, k and tables with independent entries, of several widths, layouts and ranks. A
-    convention is accepted if our table kernel, told of it, gives the same numbers in every trial that the function
-    itself can do.
+    convention is accepted if our table kernel with that convention gives the same results in every trial that the
+    function accepts.
     """
     if function not in _known:
         signature = read_signature(function)
@@ -43,7 +43,7 @@ def probe_function(function: Callable[..., Any]) -> Convention | str | None:
 
 
 class _Trial:
-    """One call: tensors to rotate, a table, and what the function made of them."""
+    """One call: tensors to rotate, a table, and the function's results."""
 
     def __init__(self, tensors: list[Tensor], tables: list[Tensor], insert: int | None, tokens_first: bool) -> None:
         self.tensors = tensors
@@ -53,13 +53,13 @@ class _Trial:
         self.result: list[Tensor] = []
 
     def run(self, function: Callable[..., Any], signature: Signature) -> bool:
-        """Call the function; whether it can do this."""
+        """Call the function. Returns whether it accepts the arguments."""
         names = (*signature.rotated, *signature.tables)
         given = {name: t.clone() for name, t in zip(names, (*self.tensors, *self.tables), strict=True)}
         insert = {} if self.insert is None else {"unsqueeze_dim": self.insert}
         try:
             result = function(**given, **insert)
-        except Exception:  # whatever a function says of arguments that it does not take
+        except Exception:  # a function may raise anything for arguments that it does not take
             return False
         is_pair = isinstance(result, (tuple, list))
         self.result = list(result) if is_pair else [result]
@@ -69,14 +69,14 @@ class _Trial:
         return all(isinstance(y, Tensor) and y.shape == x.shape for x, y in zip(self.tensors, self.result, strict=True))
 
     def keeps_dtype(self, function: Callable[..., Any], signature: Signature) -> bool:
-        """Whether the same in bf16 comes back in bf16."""
+        """Whether the same call in bf16 has results in bf16."""
         tensors = [x.to(torch.bfloat16) for x in self.tensors]
         tables = [t if t.is_complex() else t.to(torch.bfloat16) for t in self.tables]
         low = _Trial(tensors, tables, self.insert, self.tokens_first)
         return low.run(function, signature) and all(y.dtype == torch.bfloat16 for y in low.result)
 
     def agrees(self, convention: Convention) -> bool:
-        """Whether the table kernel makes the same of it."""
+        """Whether the table kernel with this convention has the same results."""
         q, k = self.tensors[0], self.tensors[1] if len(self.tensors) == 2 else None
         mine = by_table(convention, q, k, self.tables, self.insert)
         if mine is None:
@@ -102,7 +102,7 @@ def _measure(function: Callable[..., Any], signature: Signature) -> Convention |
 
 
 def _with_odd_tables(function: Callable[..., Any], convention: Convention) -> Convention | str:
-    """What the function does with a table that is shorter than q or has its tokens elsewhere, if it takes one."""
+    """The convention with ``prefix`` or ``reshapes`` set, if the function takes a shorter or reshaped table."""
     signature, first = convention.signature, convention.tokens_first
     generator = torch.Generator("cpu").manual_seed(1)
     width = HEAD_DIM // 2 if convention.columns in ("half_width", "complex") else HEAD_DIM
@@ -151,7 +151,7 @@ def _trials(signature: Signature) -> Iterator[_Trial]:
 
 
 def _layouts(signature: Signature) -> list[tuple[bool, tuple[int, ...], int]]:
-    """Whether tokens come first, the table's leading dimensions, and the rank of q."""
+    """(whether tokens come first, the table's leading dimensions, rank of q) of each trial."""
     layouts: list[tuple[bool, tuple[int, ...], int]] = [
         (True, (BATCH, TOKENS), 4),
         (False, (BATCH, TOKENS), 4),

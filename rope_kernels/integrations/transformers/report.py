@@ -1,4 +1,4 @@
-"""What :func:`patch_model` did to each module, and why not."""
+"""PatchReport: what :func:`patch_model` replaced in each module, and why it skipped others."""
 
 from __future__ import annotations
 
@@ -9,21 +9,22 @@ from dataclasses import dataclass
 
 __all__ = ["Entry", "PatchReport"]
 
-_ACTIONS = ("angles", "rotation", "tables", "left alone")
+_SKIPPED = "left alone"
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One module.
+    """The report on one module.
 
     Attributes:
         module: its name in the model.
         kind: its class.
-        action: "angles" (a rotary embedding that hands on positions), "rotation" (a module whose apply function is
-            replaced), "tables" (a rotary embedding whose own tables are kept, for the table kernel), "left alone".
-        what: what was replaced: a method, or the apply functions that a method calls.
-        convention: how the pairs lie, or what the frequencies are.
-        reason: why the module was left alone, or its tables kept.
+        action: "angles" (a rotary embedding that returns positions), "rotation" (a module whose apply functions are
+            replaced), "tables" (a rotary embedding whose own tables are kept, for the table kernel), "left alone"
+            (skipped).
+        what: the replaced method, or the replaced apply functions that a method calls.
+        convention: the pairing of the channels, or the rope type of the frequencies.
+        reason: why the module was skipped, or why its tables are kept.
     """
 
     module: str
@@ -34,14 +35,15 @@ class Entry:
     reason: str = ""
 
     def line(self) -> str:
-        """For the text of a report, without the module's name."""
-        parts = [self.action, self.what, self.convention and f"[{self.convention}]", self.reason and f"({self.reason})"]
+        """The module's line in the report, without its name."""
+        action = "skipped" if self.action == _SKIPPED else self.action
+        parts = [action, self.what, self.convention and f"[{self.convention}]", self.reason and f"({self.reason})"]
         return f"{self.kind}: {' '.join(part for part in parts if part)}"
 
 
 @dataclass(frozen=True)
 class PatchReport:
-    """What was replaced by what, module by module; ``print`` it.
+    """What was replaced in each module, and why others were skipped; ``print`` it.
 
     Attributes:
         entries: one per rotary embedding and per module that calls an apply function.
@@ -56,19 +58,22 @@ class PatchReport:
 
     @property
     def tables(self) -> tuple[Entry, ...]:
-        """The rotary embeddings whose own tables go to the table kernel, each with the reason."""
+        """The rotary embeddings whose own tables are used by the table kernel, each with the reason."""
         return tuple(entry for entry in self.entries if entry.action == "tables")
 
     @property
     def left_alone(self) -> tuple[Entry, ...]:
-        """The modules that were not, each with its reason."""
-        return tuple(entry for entry in self.entries if entry.action == "left alone")
+        """The modules that were skipped, each with its reason."""
+        return tuple(entry for entry in self.entries if entry.action == _SKIPPED)
 
     def __str__(self) -> str:
-        """A line per module; layers that only differ by number share one."""
+        """A line per module, and the counts; layers that differ only by number share a line."""
         lines = [f"{name}  {line}" for name, line in _grouped(self.entries)]
-        counts = ", ".join(f"{Counter(e.action for e in self.entries)[action]} {action}" for action in _ACTIONS)
-        return "\n".join([*lines, counts])
+        count = Counter(entry.action for entry in self.entries)
+        embeddings = f"{count['angles']} rotary embedding{'' if count['angles'] == 1 else 's'}"
+        layers = f"{count['rotation']} attention layer{'' if count['rotation'] == 1 else 's'} (fused)"
+        others = f"{count['tables']} via cos/sin tables; {count[_SKIPPED]} skipped"
+        return "\n".join([*lines, f"patched: {embeddings}, {layers}; {others}"])
 
 
 def _grouped(entries: tuple[Entry, ...]) -> Iterator[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""What a rotary embedding module computes, measured against the configs that could describe it."""
+"""Measures which config describes a rotary embedding module, by comparing its tables with ours."""
 
 from __future__ import annotations
 
@@ -18,29 +18,29 @@ from torch import Tensor, nn
 from ...config import RopeConfig
 from ...core.rotation import AXIAL_MAPS, MROPE_MAPS
 from ...errors import RopeConfigError
-from .angles import FORMS, Rows, Source
+from .angles import FORMS, AngleInputs, Source
 from .rotary_plan import Order, RotaryPlan
 
 __all__ = ["is_rotary", "probe_rotary"]
 
-# Positions of a probe: near ones, where the product of an fp32 position and frequency is still good.
+# Near positions of a probe, where the product of an fp32 position and frequency is still accurate.
 _NEAR = (0, 1, 2, 3, 5, 17, 100, 611)
 _ANGLE_ERROR = 3e-5  # relative: transformers' fp32 frequencies are off by up to 7e-6, its phases by more
 _TABLE_ERROR = 2e-6  # absolute: two roundings of cos and sin in fp32
 _LOW = (torch.bfloat16, torch.float16)
 _SIZES = (("hidden_size", "embed_dim"), ("num_attention_heads", "num_heads"))
 _TOKENS = 7
-# Plain modules take positions of any rank, so they are tried last; modules of rows take plain ones, too.
+# Modules with one axis take positions of any rank, so they are tried last.
 _SHAPES: tuple[tuple[Order, tuple[int, ...]], ...] = (
-    *((Order("rows", n), (n, 1, _TOKENS)) for n in (4, 3, 2)),
-    *((Order("columns", n, batched=False), (_TOKENS, n)) for n in (2, 3)),
-    *((Order("columns", n), (1, _TOKENS, n)) for n in (2, 3)),
+    *((Order("axes first", n), (n, 1, _TOKENS)) for n in (4, 3, 2)),
+    *((Order("axes last", n, batched=False), (_TOKENS, n)) for n in (2, 3)),
+    *((Order("axes last", n), (1, _TOKENS, n)) for n in (2, 3)),
     (Order("plain"), (1, _TOKENS)),
 )
 
 
 def is_rotary(module: nn.Module) -> bool:
-    """Whether the module is worth a probe: it keeps frequencies, and takes positions."""
+    """Whether the module looks like a rotary embedding and should be probed."""
     names = [name for name, _ in module.named_buffers(recurse=False)]
     return any(name.endswith("inv_freq") for name in names) or "RotaryEmbedding" in type(module).__name__
 
@@ -63,21 +63,21 @@ def probe_rotary(module: nn.Module) -> RotaryPlan | str:
 
 
 class _UnlikeError(Exception):
-    """The probe's message why a module's tables are kept."""
+    """No plan describes the module; the message says why its own tables are kept."""
 
 
 def _on_cpu(module: nn.Module) -> nn.Module:
-    """A copy to call: as it is, or made anew where its buffers hold nothing, or no longer what they were made with."""
+    """A copy to call. If the buffers are on meta or were cast, it is built again from the config."""
     tensors = list(module.buffers()) + list(module.parameters())
     harmed = any(t.is_meta or t.dtype in _LOW for t in tensors)
     if not harmed:
         made = copy.deepcopy(module).to("cpu")
-        made.__dict__.pop("forward", None)  # what hooks have put before the class's own
+        made.__dict__.pop("forward", None)  # a forward that hooks have put over the class's own
         return made
     try:
         return type(module)(module.config)
     except Exception as error:
-        raise _UnlikeError(f"its buffers are cast or on meta, and it cannot be made anew: {error}") from error
+        raise _UnlikeError(f"its buffers are cast or on meta, and it cannot be built again: {error}") from error
 
 
 def _measure(module: nn.Module) -> RotaryPlan:
@@ -104,14 +104,14 @@ def _layer_types(module: nn.Module) -> list[str | None]:
 def _call(
     module: nn.Module, positions: Tensor, layer_type: str | None, dtype: torch.dtype = torch.float32
 ) -> list[Tensor]:
-    """The tables for positions, without a trace in the module."""
+    """The tables for positions; the module's state does not change."""
     return _tables(copy.deepcopy(module), positions, layer_type, dtype)
 
 
 def _tables(
     module: nn.Module, positions: Tensor, layer_type: str | None, dtype: torch.dtype = torch.float32
 ) -> list[Tensor]:
-    """The tables for positions; raises whatever the module raises."""
+    """The tables for positions. Passes on any exception of the module."""
     extra = {} if layer_type is None else {"layer_type": layer_type}
     result = module(torch.zeros(1, positions.shape[-1], 8, dtype=dtype), position_ids=positions, **extra)
     tables = [result] if isinstance(result, Tensor) else list(result)
@@ -121,25 +121,25 @@ def _tables(
 
 
 def _orders(module: nn.Module) -> list[tuple[Order, bool]]:
-    """The shapes of positions that the module takes, found by trying, and whether its table leads with a one more."""
+    """The orders of positions that the module accepts when called, and whether its table has an extra leading 1."""
     layer_type, problem = _layer_types(module)[0], ""
     found: list[tuple[Order, bool, int]] = []
     for order, shape in _SHAPES:
-        positions = torch.arange(_TOKENS).expand(shape) if order.kind != "columns" else _columns(shape)
+        positions = _same_on_all_axes(order, shape)
         try:
             table = _call(module, positions.contiguous(), layer_type)[0]
-        except Exception as error:  # whatever a module says of positions that it does not take
+        except Exception as error:  # a module may raise anything for positions that it does not take
             problem = f"{type(error).__name__}: {error}"
             continue
         lead = tuple(table.shape[:-1])
-        want = shape[:-1] if order.kind == "columns" else shape[-2:]
-        if lead == want or (order.kind == "columns" and lead == (1, *want)):
+        want = shape[:-1] if order.kind == "axes last" else shape[-2:]
+        if lead == want or (order.kind == "axes last" and lead == (1, *want)):
             found.append((order, lead != want, table.shape[-1]))
     if not found:
         raise _UnlikeError(f"it takes positions in no known shape ({problem})")
-    # Modules of rows take plain positions, too, for all axes; some make a wider table of every further column.
+    # Modules with axes first also take plain positions for all axes. With axes last, some widen the table per axis.
     same = [f for f in found if f[0].kind == found[0][0].kind]
-    fitting = [f for f in same if f[0].kind != "columns" or f[2] <= _head_dim(module)] or same
+    fitting = [f for f in same if f[0].kind != "axes last" or f[2] <= _head_dim(module)] or same
     return [f[:2] for f in fitting if f[2] == max(g[2] for g in fitting)]
 
 
@@ -150,27 +150,28 @@ def _head_dim(module: nn.Module) -> float:
     return values.get("head_dim") or (hidden // heads if heads else math.inf)
 
 
-def _columns(shape: tuple[int, ...]) -> Tensor:
-    return torch.arange(_TOKENS)[:, None].expand(shape)
+def _same_on_all_axes(order: Order, shape: tuple[int, ...]) -> Tensor:
+    token = torch.arange(_TOKENS)
+    return (token[:, None] if order.kind == "axes last" else token).expand(shape)
 
 
 def _positions(order: Order, near: Tensor) -> Tensor:
     """Positions that differ from axis to axis."""
     if order.kind == "plain":
         return near[None]
-    rows = torch.stack([near * (axis + 1) + axis for axis in range(order.axes)])
-    if order.kind == "rows":
-        return rows[:, None]
-    return rows.T.contiguous()[None] if order.batched else rows.T.contiguous()
+    by_axis = torch.stack([near * (axis + 1) + axis for axis in range(order.axes)])
+    if order.kind == "axes first":
+        return by_axis[:, None]
+    return by_axis.T.contiguous()[None] if order.batched else by_axis.T.contiguous()
 
 
 def _source(module: nn.Module, layer_type: str | None, order: Order, leads_with_one: bool) -> tuple[Source, Order]:
-    """The first config that gives the module's own tables, on both sides of every threshold."""
+    """The first config with the module's own tables on both sides of every threshold."""
     module = copy.deepcopy(module)
-    _tables(module, _positions(order, torch.zeros(1, dtype=torch.int64)), layer_type)  # dynamic goes back to its start
+    _tables(module, _positions(order, torch.zeros(1, dtype=torch.int64)), layer_type)  # resets a grown dynamic module
     measured = []
     for length in _lengths(module, layer_type):
-        # The last position is the longest: it decides which frequencies the others get.
+        # The last position is the largest, so it decides the frequencies of all.
         positions = _positions(order, torch.tensor([*(near for near in _NEAR if near < length), length]))
         measured.append((positions, _call(module, positions, layer_type)))
     follows_dtype = _call(module, measured[0][0], layer_type, torch.bfloat16)[0].dtype == torch.bfloat16
@@ -181,7 +182,7 @@ def _source(module: nn.Module, layer_type: str | None, order: Order, leads_with_
             tried.append(f"{name} ({cfg})")
             continue
         tried.append(name)
-        for form, flipped in itertools.product(forms, (False, True) if order.kind == "columns" else (False,)):
+        for form, flipped in itertools.product(forms, (False, True) if order.kind == "axes last" else (False,)):
             with contextlib.suppress(RopeConfigError):
                 source, of_axes = Source(cfg, form, follows_dtype), replace(order, flipped=flipped)
                 plan = RotaryPlan({layer_type: source}, of_axes, leads_with_one)
@@ -191,31 +192,31 @@ def _source(module: nn.Module, layer_type: str | None, order: Order, leads_with_
 
 
 def _same(plan: RotaryPlan, layer_type: str | None, positions: Tensor, tables: list[Tensor]) -> bool:
-    """Whether the plan's tables are the module's, as far as the module's fp32 can tell."""
-    rows, at_one = _rows(plan, layer_type, positions), _rows(plan, layer_type, torch.ones_like(positions))
-    if rows is None or at_one is None or rows.source.cfg.num_axes != plan.order.axes:
+    """Whether the plan's tables are the module's, within the error of the module's fp32."""
+    inputs, at_one = _inputs(plan, layer_type, positions), _inputs(plan, layer_type, torch.ones_like(positions))
+    if inputs is None or at_one is None or inputs.source.cfg.num_axes != plan.order.axes:
         return False
-    at_one.seq_len = rows.seq_len
-    cos, sin = (table.double() for table in rows.table())
+    at_one.seq_len = inputs.seq_len
+    cos, sin = (table.double() for table in inputs.table())
     want = [tables[0].real, tables[0].imag] if len(tables) == 1 else tables
     if cos.shape != want[0].shape:
         return False
-    # The error of an angle grows with it. At position 1 the angle is the frequency.
+    # An angle's error grows with the angle. At position 1 the angle is the frequency.
     cos_1, sin_1 = (table.double() for table in at_one.table())
-    angle = torch.atan2(sin_1, cos_1).abs() * rows.positions.reshape(-1, *cos.shape[:-1], 1).amax(0)
+    angle = torch.atan2(sin_1, cos_1).abs() * inputs.positions.reshape(-1, *cos.shape[:-1], 1).amax(0)
     bound = (_TABLE_ERROR + _ANGLE_ERROR * angle) * torch.hypot(cos, sin).clamp(min=1.0)
     return bool(((cos - want[0]).abs() <= bound).all() and ((sin - want[1]).abs() <= bound).all())
 
 
-def _rows(plan: RotaryPlan, layer_type: str | None, positions: Tensor) -> Rows | None:
+def _inputs(plan: RotaryPlan, layer_type: str | None, positions: Tensor) -> AngleInputs | None:
     angles = plan.angles(torch.zeros(1), positions, layer_type)
     if isinstance(angles, tuple):
         angles = angles[0]
-    return None if angles is None else angles.rows
+    return None if angles is None else angles.inputs
 
 
 def _lengths(module: nn.Module, layer_type: str | None) -> list[int]:
-    """Last positions of the calls of a probe: one that is anywhere, and those around the lengths that matter."""
+    """Last positions of the calls of a probe: a near one, and some around each length in the config."""
     config = getattr(module, "config", None)
     table = getattr(config, "rope_parameters", None) or {}
     table = table.get(layer_type) or table
@@ -229,7 +230,7 @@ def _lengths(module: nn.Module, layer_type: str | None) -> list[int]:
 def _candidates(
     module: nn.Module, layer_type: str | None, order: Order
 ) -> Iterator[tuple[RopeConfig | RopeConfigError, str]]:
-    """Configs that could describe the module: its own, that without the model's name, and its bare frequencies."""
+    """Configs that could describe the module: its own, the same read as Llama's, and one from its ``inv_freq``."""
     config = getattr(module, "config", None)
     if config is not None:
         values = config.to_dict()
@@ -249,9 +250,9 @@ def _candidates(
 def _of_frequencies(inv_freq: Tensor, scaling: float, order: Order, sections: Any) -> Iterator[RopeConfig]:
     width = 2 * inv_freq.shape[0]
     choices: list[tuple[int, dict[str, Any]]] = [(width, {})]
-    if order.kind == "rows" and sections is not None:
+    if order.kind == "axes first" and sections is not None:
         choices = [(width, {"axis_map": name, "mrope_section": tuple(sections)}) for name in MROPE_MAPS]
-    elif order.kind == "columns":
+    elif order.kind == "axes last":
         choices = [(size, {"axis_map": name}) for name in AXIAL_MAPS for size in (width, 2 * width)]
     for head_dim, fields in choices:
         with contextlib.suppress(RopeConfigError):

@@ -1,4 +1,4 @@
-"""What stands in for a rotary embedding's forward, once a probe has found it."""
+"""RotaryPlan: replaces a rotary embedding's forward after a successful probe."""
 
 from __future__ import annotations
 
@@ -8,30 +8,31 @@ import torch
 from torch import Tensor
 
 from ...api.dynamic_state import DynamicState
-from .angles import Angles, Rows, Source
+from .angles import AngleInputs, Angles, Source
 
 __all__ = ["Order", "RotaryPlan"]
 
 
 @dataclass(frozen=True)
 class Order:
-    """How positions come: plain (batch, tokens), rows (axes, batch, tokens), or columns (..., tokens, axes)."""
+    """The order of a module's positions: "plain" (batch, tokens), "axes first" (axes, batch, tokens) or "axes last"
+    (..., tokens, axes)."""
 
     kind: str
     axes: int = 1
     batched: bool = True
     flipped: bool = False
 
-    def rows(self, positions: Tensor) -> tuple[Tensor, tuple[int, ...]] | None:
+    def axes_first(self, positions: Tensor) -> tuple[Tensor, tuple[int, ...]] | None:
         """Positions as the kernels take them, and the leading dimensions of the table; ``None`` for other shapes."""
-        if self.kind == "columns":
+        if self.kind == "axes last":
             if positions.dim() not in (2, 3) or positions.shape[-1] != self.axes:
                 return None
             lead = tuple(positions.shape[:-1])
             positions = positions.movedim(-1, 0)
             positions = positions[:, None] if positions.dim() == 2 else positions
             return (positions.flip(0) if self.flipped else positions), lead
-        if positions.dim() == 3 and self.kind == "rows" and positions.shape[0] == self.axes:
+        if positions.dim() == 3 and self.kind == "axes first" and positions.shape[0] == self.axes:
             return (positions.flip(0) if self.flipped else positions), tuple(positions.shape[1:])
         if positions.dim() == 1 and self.kind == "plain":
             return positions[None], tuple(positions.shape)
@@ -39,13 +40,13 @@ class Order:
 
 
 class RotaryPlan:
-    """What stands in for a rotary embedding's forward.
+    """Replaces a rotary embedding's forward.
 
     Args:
-        sources: by layer type; ``None`` where the module has no layer types.
-        order: how its positions come.
-        leads_with_one: whether its tables have one more leading dimension of one.
-        state: the history of ``dynamic``, if it is to be kept.
+        sources: by layer type; ``None`` if the module has no layer types.
+        order: of its positions.
+        leads_with_one: whether its tables have an extra leading dimension of size 1.
+        state: the history of ``dynamic``, if it is kept.
     """
 
     def __init__(
@@ -61,18 +62,18 @@ class RotaryPlan:
         self.state = state
 
     def angles(self, x: Tensor, positions: Tensor, layer_type: str | None) -> tuple[Angles, Angles] | Angles | None:
-        """What to return in place of the tables, or ``None`` for positions of another shape."""
+        """The angles to return instead of the tables, or ``None`` for positions of another shape."""
         source = self.sources.get(layer_type)
-        normal = self.order.rows(positions)
-        if source is None or normal is None:
+        ordered = self.order.axes_first(positions)
+        if source is None or ordered is None:
             return None
-        rows, lead = normal
+        by_axis, lead = ordered
         seq_len = None
         if source.cfg.depends_on_length:
             history = self.state
             seq_len = positions.amax().to(torch.int64) + 1 if history is None else history.update(positions, layer_type)
         dtype = x.dtype if source.follows_dtype else torch.float32
-        made = Rows(rows, (1, *lead) if self.leads_with_one else lead, seq_len, source, dtype)
+        inputs = AngleInputs(by_axis, (1, *lead) if self.leads_with_one else lead, seq_len, source, dtype)
         if source.form == "complex":
-            return Angles(made, "complex")
-        return Angles(made, "cos"), Angles(made, "sin")
+            return Angles(inputs, "complex")
+        return Angles(inputs, "cos"), Angles(inputs, "sin")

@@ -1,4 +1,4 @@
-"""An apply function's rotation by our kernels: from angles that travelled, or from a table."""
+"""Replacements for apply functions: rotate with our kernels, by angles computed there or by a table."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Pair = tuple[Tensor, Tensor | None]
 
 
 def replacement(original: Callable[..., Any], convention: Convention) -> Callable[..., Any]:
-    """A function to stand in for ``original``, which it still calls for what the kernels do not do."""
+    """A function that replaces ``original``, and still calls it for calls that the kernels cannot do."""
     signature = convention.signature
 
     def rotated(*args: Any, **kwargs: Any) -> Any:
@@ -58,7 +58,7 @@ def _rotated(convention: Convention, tensors: list[Any], tables: list[Any], inse
 
 
 def _fit(tensors: list[Any]) -> bool:
-    """Whether the kernels take these as q and k."""
+    """Whether the kernels accept these tensors as q and k."""
     if not all(isinstance(x, Tensor) and x.dtype in _FLOATS for x in tensors):
         return False
     first = tensors[0]
@@ -74,23 +74,23 @@ def _fit(tensors: list[Any]) -> bool:
 def by_angles(
     convention: Convention, q: Tensor, k: Tensor | None, tables: list[Angles], insert: int | None
 ) -> Pair | None:
-    """Rotate with the angles computed in the kernel; ``None`` where that would not be the same rotation."""
+    """Rotate with the angles computed in the kernel; ``None`` if that would be another rotation."""
     first, last = tables[0], tables[-1]
     parts = [table.part for table in tables]
-    rows = first.rows
-    source = rows.source
-    if first.rows is not last.rows or first.negated or parts not in (["cos", "sin"], ["complex"]):
+    inputs = first.inputs
+    source = inputs.source
+    if first.inputs is not last.inputs or first.negated or parts not in (["cos", "sin"], ["complex"]):
         return None
-    layout = _layout(convention, q, k, rows.lead, insert)
+    layout = _layout(convention, q, k, inputs.lead, insert)
     cfg = source.fitted(q.shape[-1], convention.pairing, convention.trailing)
     if layout is None or cfg is None or not convention.reads(source.form):
         return None
-    positions = rows.positions
+    positions = inputs.positions
     if positions.shape[-1] != q.shape[_TOKEN_AXIS[layout]]:
         return None
     if layout == "thd":
         positions = positions[..., 0, :]
-    seq_len = rows.seq_len if cfg.depends_on_length else None
+    seq_len = inputs.seq_len if cfg.depends_on_length else None
     inverse = convention.inverse != last.negated
     return apply_rope(q, k, positions, cfg, layout=layout, seq_len=seq_len, inverse=inverse)
 
@@ -98,7 +98,7 @@ def by_angles(
 def by_table(
     convention: Convention, q: Tensor, k: Tensor | None, tables: list[Tensor], insert: int | None
 ) -> Pair | None:
-    """Rotate by a table with the table kernel; ``None`` where the table does not fit it."""
+    """Rotate by a table with the table kernel; ``None`` if the kernel cannot take the table."""
     cos, sin = (tables[0].real, tables[0].imag) if convention.columns == "complex" else tables
     if convention.reshapes:
         cos, sin = cos.flatten(0, -2), sin.flatten(0, -2)
@@ -113,7 +113,7 @@ def by_table(
         return None
     before = (channels if convention.trailing else 0, 0, tokens, 0)
     if any(before):
-        # What stays as it is turns by nothing.
+        # channels and tokens that stay unchanged are rotated by 0
         cos, sin = pad(cos, before, value=1.0), pad(sin, before)
     if layout == "thd" and cos.dim() == 3:
         cos, sin = cos[0], sin[0]
@@ -128,7 +128,7 @@ def by_table(
 def _layout(
     convention: Convention, q: Tensor, k: Tensor | None, lead: tuple[int, ...], insert: int | None
 ) -> str | None:
-    """The layout of q and k for tables with these leading dimensions, if the kernels have it."""
+    """The layout of q and k for tables with these leading dimensions; ``None`` if the kernels have no such layout."""
     tokens_first = convention.tokens_are_first(insert, len(lead) + 1)
     if tokens_first is None or len(lead) not in (1, 2):
         return None
@@ -136,7 +136,7 @@ def _layout(
     if q.dim() == 3:
         layout = "thd" if tokens_first and batch == 1 and len(lead) == 1 else None
     else:
-        # With no dimension inserted for the heads, that of the batch would meet them.
+        # Without a dimension inserted for the heads, the table's batch would be broadcast over them.
         is_aligned = insert is not None or tokens_first or convention.batched or batch == 1
         fits = q.dim() == 4 and is_aligned and batch in (1, q.shape[0])
         layout = ("bshd" if tokens_first else "bhsd") if fits else None
@@ -157,5 +157,5 @@ def _per_channel(convention: Convention, table: Tensor) -> Tensor:
 
 
 def _neighbours_apart(x: Tensor) -> Tensor:
-    """Channels 0, 2, 4, ... and then 1, 3, 5, ...: neighbours become halves."""
+    """Reorder channels to 0, 2, 4, ..., 1, 3, 5, ...: neighbours become halves."""
     return x.unflatten(-1, (-1, 2)).transpose(-1, -2).flatten(-2)
