@@ -188,27 +188,34 @@ class RopeConfig(RopeFields):
     def from_hf(cls, config: object, layer_type: str | None = None, strict: bool = True) -> RopeConfig:
         """The config of a transformers config object or of the dict of a config.json, old or new spelling.
 
+        Also reads params.json of Meta and Mistral, GGUF metadata, and the arguments of Megatron-LM, torchtune and some
+        models outside transformers; huggingface/vendors.py lists them with their sources.
+
         Args:
             config: the object or dict; also what :meth:`to_dict` and :meth:`to_hf` return. Of a multimodal config
                 its text part is read.
-            layer_type: which layers' parameters, where they differ by layer type.
-            strict: ``False`` turns errors about what transformers only logs into warnings.
+            layer_type: which layers' parameters, where they differ by layer: a key of :meth:`per_layer`.
+            strict: ``False`` turns errors about unread keys, contradictions and what transformers only logs into
+                warnings.
 
         Raises:
-            RopeConfigError: an unknown key, spellings that disagree, a layer type that is missing, unknown or not
-                rotated, a model that no config describes, or a value that the constructor refuses.
+            RopeConfigError: a model or layers that do not rotate, a key that looks like RoPE and is not read, spellings
+                that disagree, a layer type that is missing or unknown, a model whose rotation no config describes, or
+                a value that the constructor refuses.
         """
         return cls(**fields_from_hf(config, layer_type, strict))
 
     @classmethod
     def per_layer(cls, config: object, strict: bool = True) -> dict[str, RopeConfig]:
-        """A config per layer type that rotates; layer types whose parameters are null are left out.
+        """A config per layer type that rotates, for models whose layers may differ.
 
-        Flat parameters give every distinct entry of ``layer_types`` the same config, or, where there are none, the
-        single key ``"full_attention"``.
+        Layer types without rotation are left out: linear attention and the like, full attention of models that do
+        not rotate in it, and layers that ``rope_parameters``, ``no_rope_layers`` or ``layer_rope_theta`` exclude.
+        ``explain()`` of each config names them. Where layers of one type differ, their keys say how, as in
+        ``"full_attention, rope_theta 10000"``. Without layer types the single key is ``"full_attention"``.
 
         Raises:
-            RopeConfigError: as :meth:`from_hf`.
+            RopeConfigError: as :meth:`from_hf`; or no layer rotates.
         """
         return {name: cls.from_hf(config, name, strict) for name in layer_types_of(config, strict)}
 

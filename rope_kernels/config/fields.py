@@ -9,7 +9,7 @@ from typing import Any
 __all__ = ["OTHER_NAMES", "RopeFields"]
 
 OTHER_NAMES = {
-    "attn_factor": "attention_factor",
+    "attn_factor": "attention_factor, their product with yarn's own (from_hf multiplies)",
     "base": "rope_theta",
     "dim": "head_dim",
     "interleaved": "pairing='interleaved'",
@@ -39,7 +39,8 @@ class RopeFields:
         max_position_embeddings: longest trained sequence, in tokens.
         original_max_position_embeddings: the same before the context was extended.
         factor: how many times the context was extended.
-        attention_factor: multiplies cos and sin (``None``: what the type prescribes).
+        attention_factor: multiplies cos and sin (``None``: what the type prescribes). ``attn_factor`` of a HuggingFace
+            config multiplies what yarn prescribes.
         beta_fast: yarn, turns over the original context above which a pair is unchanged.
         beta_slow: yarn, turns below which a pair is divided by ``factor``.
         mscale: yarn, DeepSeek's numerator of the attention factor.

@@ -1,4 +1,4 @@
-"""One function per rope type: maps a config's values into the parameters of :mod:`rope_kernels.core.frequency`.
+"""One function per rope type: maps a config's values onto the parameters of :mod:`rope_kernels.core.frequency`.
 
 No other module knows the types' names. A new type is one decorated function, or :func:`register_rope_type`.
 """
@@ -6,7 +6,7 @@ No other module knows the types' names. A new type is one decorated function, or
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from ..core.rotation import AXIAL_MAPS, AXIS_MAPS, MROPE_MAPS
 from ..errors import RopeConfigError
 from .fields import RopeFields
 
-__all__ = ["DEFAULTS", "ROPE_TYPES", "RopeType", "register_rope_type"]
+__all__ = ["DEFAULTS", "ROPE_TYPES", "YARN_SCALING", "RopeType", "register_rope_type", "yarn_scaling"]
 
 # transformers' values for keys that are not given.
 DEFAULTS = {"beta_fast": 32.0, "beta_slow": 1.0, "truncate": True}
@@ -169,18 +169,35 @@ def _mscale(scale: float, mscale: float = 1.0) -> float:
 def _yarn(config: RopeFields) -> FrequencyParams:
     """YaRN: https://arxiv.org/abs/2309.00071; attention factor as in DeepSeek."""
     original = _given(config, "original_max_position_embeddings")
-    factor = config.factor
-    if factor is None:
-        factor = _need("max_position_embeddings", config.max_position_embeddings, "yarn without factor needs it")
-        factor = factor / original
+    factor = _yarn_factor(config.factor, config.max_position_embeddings, original)
     scaling = config.attention_factor
-    if scaling is None and config.mscale and config.mscale_all_dim:
-        scaling = _mscale(factor, config.mscale) / _mscale(factor, config.mscale_all_dim)
-    elif scaling is None:
-        scaling = _mscale(factor)
+    if scaling is None:
+        scaling = yarn_scaling({name: getattr(config, name) for name in YARN_SCALING})
     low, high = _yarn_range(config, original)
     ramp = (-1.0 / (high - low), 0.0, 1.0 + low / (high - low))
     return _ladder(config, factor=factor, ramp=ramp, attention_scaling=scaling)
+
+
+YARN_SCALING = ("factor", "mscale", "mscale_all_dim", "max_position_embeddings", "original_max_position_embeddings")
+
+
+def yarn_scaling(values: Mapping[str, Any]) -> float:
+    """YaRN's own attention factor, from the values of :data:`YARN_SCALING`.
+
+    Raises:
+        RopeConfigError: neither ``factor`` nor the two lengths are given.
+    """
+    factor = _yarn_factor(*(values[key] for key in ("factor", *YARN_SCALING[3:])))
+    if values["mscale"] and values["mscale_all_dim"]:
+        return _mscale(factor, values["mscale"]) / _mscale(factor, values["mscale_all_dim"])
+    return _mscale(factor)
+
+
+def _yarn_factor(factor: float | None, longest: int | None, original: int | None) -> float:
+    if factor is not None:
+        return factor
+    longest = _need("max_position_embeddings", longest, "yarn without factor needs it")
+    return longest / _need("original_max_position_embeddings", original, "yarn needs it")
 
 
 def _yarn_range(config: RopeFields, original: int) -> tuple[float, float]:

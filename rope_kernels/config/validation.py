@@ -60,9 +60,9 @@ _CHOICES = {"pairing": PAIRINGS, "phase": PHASES, "table_dtype": TABLE_DTYPES, "
 
 
 def raise_or_warn(field: str, problem: str, strict: bool) -> None:
-    """Raise a :class:`RopeConfigError`, or without ``strict`` warn with the same text."""
+    """Raise a :class:`RopeConfigError`, or without ``strict`` warn about the same problem."""
     if strict:
-        raise RopeConfigError(field, problem)
+        raise RopeConfigError(field, f"{problem} (strict=False only warns)")
     # All warnings come from this line, so that Python's filter shows each text once, wherever configs are made.
     warnings.warn(f"{field}: {problem}", RopeConfigWarning, stacklevel=1)
 
@@ -175,6 +175,8 @@ def resolve_axis_map(config: RopeFields) -> str | None:
         raise RopeConfigError(
             "mrope_section", f"got {list(config.mrope_section or ())}, axis_map {name!r} has no sections"
         )
+    if name == "contiguous" and len(config.mrope_section or ()) > 3:
+        raise RopeConfigError("mrope_section", f"got {list(config.mrope_section or ())}, must have at most 3 sections")
     if not sections and name in MROPE_MAPS:
         raise RopeConfigError("mrope_section", f"missing; axis_map {name!r} needs it")
     return name
@@ -255,8 +257,8 @@ def _check_pairs_of_values(config: RopeFields) -> None:
     if fast < slow:
         raise_or_warn("beta_fast", f"got {fast!r}, must be at least beta_slow, {slow!r}", strict)
     low, high = config.low_freq_factor, config.high_freq_factor
-    if low is not None and high is not None and low >= high:
-        raise RopeConfigError("high_freq_factor", f"got {high!r}, must be over low_freq_factor, {low!r}")
+    if low is not None and high is not None and low > high:
+        raise RopeConfigError("high_freq_factor", f"got {high!r}, must be at least low_freq_factor, {low!r}")
     _check_lengths(config)
 
 

@@ -53,7 +53,7 @@ def test_mrope_like_transformers(model_type: str, sections: tuple[int, ...], the
     assert_same_table(mine, cos, sin, positions)
 
 
-@pytest.mark.parametrize("model_type", sorted(set(AXIAL_MAP) - {"dinov3_vit", "eomt_dinov3", "glm_image_vision"}))
+@pytest.mark.parametrize("model_type", sorted(set(AXIAL_MAP) - {"dinov3_vit", "eomt_dinov3", "glm_image_vision", "sapiens2"}))
 def test_axial_like_transformers(model_type: str) -> None:
     theirs = CONFIG_MAPPING[model_type]() if model_type in CONFIG_MAPPING else sub_config(model_type)
     cls = next(c for c in comparisons.rotary_classes(theirs) if hasattr(c, "compute_axial_rope_parameters"))

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, NoReturn
 
 from ...errors import RopeConfigError
 from ..validation import raise_or_warn
+from .model_sizes import HEAD_DIM, SIZES
 from .model_types import AXIAL_MAP, GLOBAL_HEAD_DIM, MROPE_MAP, PAIRING, PARTIAL, SECTIONS, THETA, TRAILING, UNSUPPORTED
-from .sources import Values
+from .sources import PART
+from .values import Values
 
 __all__ = ["read_model"]
 
@@ -83,13 +85,42 @@ def _head_dim(source: Mapping[str, Any], layer_type: str | None, model: str) -> 
         if source.get(key) is not None:
             return _count(source, key), key
     hidden, heads = (next((k for k in keys if source.get(k) is not None), None) for keys in (_HIDDEN, _HEADS))
+    part = source.get(PART)  # a composite config saves only what differs from the class
+    if model in HEAD_DIM and (part or hidden):
+        return HEAD_DIM[model], f"model_type table: {model}"
+    if part and model in SIZES and (hidden is None or heads is None):
+        sizes = (_count(source, key) if key else size for key, size in zip((hidden, heads), SIZES[model], strict=True))
+        return next(sizes) // next(sizes), f"hidden_size // num_attention_heads, model_type table: {model}"
     if hidden is None or heads is None:
-        raise RopeConfigError("head_dim", "missing; head_dim, qk_rope_head_dim or hidden_size and num_attention_heads")
+        _refuse_without_head(source)
     return _count(source, hidden) // _count(source, heads), f"{hidden} // {heads}"
+
+
+def _refuse_without_head(source: Mapping[str, Any]) -> NoReturn:
+    parts = list(_parts_with_heads(source, ""))
+    hint = f"; parts with heads of their own are {', '.join(parts)}: pass one of them" if parts else ""
+    raise RopeConfigError(
+        "head_dim", f"missing; head_dim, qk_rope_head_dim or hidden_size and num_attention_heads are needed{hint}"
+    )
+
+
+def _parts_with_heads(source: Mapping[str, Any], path: str) -> Iterator[str]:
+    """Paths of the nested configs that have the size of a head, or a model type whose size is known."""
+    for key, value in source.items():
+        part = value.to_dict() if hasattr(value, "to_dict") else value
+        if not isinstance(part, Mapping):
+            continue
+        sized = any(part.get(k) for k in _HEAD_DIM) or all(any(part.get(k) for k in x) for x in (_HIDDEN, _HEADS))
+        if sized or str(part.get("model_type")) in HEAD_DIM.keys() | SIZES.keys():
+            yield f"{path}{key}"
+        else:
+            yield from _parts_with_heads(part, f"{path}{key}.")
 
 
 def _count(source: Mapping[str, Any], key: str) -> int:
     value = source[key]
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
     if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
         raise RopeConfigError(key, f"got {value!r} ({type(value).__name__}), must be an integer over 0")
     return value

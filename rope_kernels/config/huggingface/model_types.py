@@ -11,6 +11,7 @@ from typing import Any
 
 __all__ = [
     "AXIAL_MAP",
+    "DEFAULT_PARAMETERS",
     "GLOBAL_HEAD_DIM",
     "LAYERS",
     "LAYER_KEYS",
@@ -36,7 +37,8 @@ PAIRING = _by_name(
             "blt blt_global_transformer blt_local_decoder blt_local_encoder blt_patcher codegen cohere cohere2 "
             "cohere2_moe deepseek_v2 deepseek_v4 ernie4_5 ernie4_5_moe ernie4_5_vl_moe ernie4_5_vl_moe_text glm glm4 "
             "glm4v glm4v_text glm_ocr glm_ocr_text gptj helium llama4_text moonshine moonshine_streaming "
-            "openai_privacy_filter pe_audio_encoder pe_audio_video_encoder pe_video_encoder sam3_vit_model"
+            "openai_privacy_filter pe_audio_encoder pe_audio_video_encoder pe_video_encoder roformer sam3_vit_model "
+            "ernie4_5_moe_vl"
         ),
         "interleaved_to_half": (
             "axk1 axk2 bailing_hybrid deepseek_v3 deepseek_v32 dots3_note_text glm4_moe_lite glm_moe_dsa kimi_k2 "
@@ -52,7 +54,7 @@ MROPE_MAP = _by_name(
             "cohere_compass_text cosmos3_edge_text qwen3_5_text qwen3_5_moe_text qwen3_omni_moe_text "
             "qwen3_omni_moe_talker_text qwen3_vl qwen3_vl_text qwen3_vl_moe qwen3_vl_moe_text qwen4_exp_text"
         ),
-        "ernie": "ernie4_5_vl_moe ernie4_5_vl_moe_text",
+        "ernie": "ernie4_5_moe_vl ernie4_5_vl_moe ernie4_5_vl_moe_text",
     }
 )
 
@@ -88,7 +90,7 @@ AXIAL_MAP = _by_name(
             "lfm3_vl_vision mlcd_vision_model muse_glimmer_vision muse_spark_vision paddleocr_vl_vision "
             "qwen2_5_omni_vision_encoder qwen2_5_vl_vision qwen2_vl_vision qwen3_5_moe_vision qwen3_5_vision "
             "qwen3_omni_moe_vision_encoder qwen3_vl_moe_vision qwen3_vl_vision qwen4_exp_vision sam3_vit_model "
-            "video_llama_3_vision"
+            "sapiens2 video_llama_3_vision"
         ),
         "pixtral": "pixtral",
         "kimi": "kimi_k25_vision",
@@ -100,7 +102,7 @@ AXIAL_MAP = _by_name(
 THETA = {
     name: theta
     for theta, names in {
-        100.0: "dinov3_vit eomt_dinov3 gemma4_vision",
+        100.0: "dinov3_vit eomt_dinov3 gemma4_vision sapiens2",
         1000.0: "nomic_bert",
         20000.0: "jina_embeddings_v3",
         100000.0: "helium",
@@ -191,13 +193,51 @@ LAYER_KEYS = {"rope_local_base_freq": "gemma3_text", "local_rope_theta": "modern
 # head_dim of full attention in models whose full attention has wider heads than the config's head_dim.
 GLOBAL_HEAD_DIM = {name: 512 for name, layers in LAYERS.items() if layers is _GEMMA4 or name == "embedding_gemma2_text"}
 
+_LLAMA3 = {"rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+_GPT_OSS = {
+    "rope_type": "yarn",
+    "rope_theta": 150000.0,
+    "factor": 32.0,
+    "truncate": False,
+    "original_max_position_embeddings": 4096,
+}
+_MISTRAL = {"rope_type": "yarn", "mscale": 1.0, "mscale_all_dim": 1.0}
+
+# Rope parameters of config classes that scale by default, for a config without any.
+DEFAULT_PARAMETERS: dict[str, dict[str, Any]] = {
+    "apertus": {**_LLAMA3, "rope_theta": 12e6, "factor": 8.0, "original_max_position_embeddings": 8192},
+    "cwm": {**_LLAMA3, "rope_theta": 1e6, "factor": 16.0, "original_max_position_embeddings": 8192},
+    "gpt_oss": _GPT_OSS,
+    "openai_privacy_filter": _GPT_OSS,
+    "higgs_audio_v2": {
+        "rope_type": "llama3",
+        "rope_theta": 500000.0,
+        "factor": 32.0,
+        "low_freq_factor": 0.125,
+        "high_freq_factor": 0.5,
+        "original_max_position_embeddings": 1024,
+    },
+    "ministral3": {**_MISTRAL, "rope_theta": 1e6, "factor": 16.0, "original_max_position_embeddings": 16384},
+    "mistral4": {**_MISTRAL, "rope_theta": 1e4, "factor": 128.0, "original_max_position_embeddings": 8192},
+    "mistral_large4_text": {
+        "rope_type": "yarn",
+        "rope_theta": 1e4,
+        "factor": 2048.0,
+        "original_max_position_embeddings": 512,
+        "attention_factor": 1.0,
+    },
+}
+
 # Models that rotate the last channels of a head, not the first.
 TRAILING = {"deepseek_v4"}
 
 # Models whose rotation no config describes, with the reason.
 UNSUPPORTED = {
+    "clvp_encoder": "its rotary width comes from projection_dim",
     "efficientloftr": "its rotary embedding spans several heads' channels",
+    "lightglue": "it rotates by learned projections of the positions",
     "llama4_vision_model": "its vision tower's complex table has no axis map here",
     "nanochat": "it rotates in the other direction; pass the negated table to RopeConfig.from_inv_freq",
     "neomme": "its text layers share one ladder between image rows and columns",
+    "vjepa2": "its heads rotate by frame, row and column in three parts",
 }

@@ -3,83 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from ...errors import RopeConfigError
-from ..rope_types import ROPE_TYPES
 from ..validation import nearest, raise_or_warn
-from .model_types import LAYER_KEYS, LAYERS
+from .model_types import DEFAULT_PARAMETERS, LAYER_KEYS, LAYERS
+from .objects import as_dict, looks_like_rope
+from .values import Table
 
-__all__ = ["TEXT_CONFIGS", "Table", "Values", "layers_of", "read_source", "tables_of"]
+__all__ = ["PART", "TEXT_CONFIGS", "layers_of", "read_source", "tables_of"]
 
 TEXT_CONFIGS = ("text_config", "llm_config", "language_config")
-_ROPE_KEYS = ("rope_scaling", "rope_parameters", "rope_theta", "partial_rotary_factor")
-
-
-@dataclass(frozen=True)
-class Table:
-    """A dict of rope parameters.
-
-    Attributes:
-        name: its name in messages.
-        values: its keys and values.
-        fallback: whether its values are only defaults.
-        lone: whether ``name`` is itself the key of the value.
-    """
-
-    name: str
-    values: Mapping[str, Any]
-    fallback: bool = False
-    lone: bool = False
-
-    def origin(self, key: str) -> str:
-        """Where the value of ``key`` came from."""
-        return self.name if self.fallback or self.lone else f"{self.name}.{key}"
-
-
-class Values:
-    """Fields found so far, each with its origin. Two spellings of one field must agree."""
-
-    def __init__(self, strict: bool) -> None:
-        self.strict = strict
-        self.fields: dict[str, Any] = {}
-        self.extra: dict[str, Any] = {}
-        self.origins: dict[str, str] = {}
-
-    @property
-    def rope_type(self) -> str:
-        """The rope type found so far."""
-        return str(self.fields.get("rope_type", "default"))
-
-    def takes(self, field: str) -> bool:
-        """Whether the type reads ``field``."""
-        return self.rope_type in ROPE_TYPES and ROPE_TYPES[self.rope_type].takes(field)
-
-    def put(self, field: str, value: Any, origin: str) -> None:
-        """Record a value unless it is ``None``. Without ``strict`` the first of two different values wins."""
-        if value is None:
-            return
-        if field not in self.fields:
-            self.replace(field, value, origin)
-        elif self.fields[field] != value:
-            first = f"{self.fields[field]!r} from {self.origins[field]}"
-            raise_or_warn(field, f"got {first} and {value!r} from {origin}; they must agree", self.strict)
-
-    def default(self, field: str, value: Any, origin: str) -> None:
-        """Record a value unless there is one."""
-        if value is not None and field not in self.fields:
-            self.replace(field, value, origin)
-
-    def replace(self, field: str, value: Any, origin: str) -> None:
-        """Record a value in place of an earlier one."""
-        self.fields[field] = value
-        self.origins[field] = origin
-
-    def note(self, origin: str, value: Any, why: str) -> None:
-        """Record a key that is known but not used, for ``explain()``."""
-        if value is not None:
-            self.origins[origin] = f"{value!r} is not used: {why}"
+PART = "part of a composite config"
+"""The key under which :func:`read_source` keeps the name of a text part."""
 
 
 def read_source(config: object, strict: bool) -> dict[str, Any]:
@@ -88,32 +24,19 @@ def read_source(config: object, strict: bool) -> dict[str, Any]:
     Raises:
         RopeConfigError: no config; or with ``strict``, rope keys beside a text part that says otherwise.
     """
-    source = _as_dict(config)
+    source = as_dict(config)
     for name in TEXT_CONFIGS:
         part = source.get(name)
         if part is None:
             continue
-        text = _as_dict(part)
+        text = as_dict(part)
         text.setdefault("model_type", f"{source.get('model_type', '')}_text")
-        for key in _ROPE_KEYS:
-            if source.get(key) is not None and source[key] != text.get(key):
-                raise_or_warn(
-                    key, f"got {source[key]!r} beside {name}, which has {text.get(key)!r} and is read", strict
-                )
+        text[PART] = name
+        for key, value in source.items():
+            if value and looks_like_rope(key) and value != text.get(key):
+                raise_or_warn(key, f"got {value!r} beside {name}, which has {text.get(key)!r} and is read", strict)
         return text
     return source
-
-
-def _as_dict(config: object) -> dict[str, Any]:
-    if isinstance(config, Mapping):
-        return dict(config)
-    to_dict = getattr(config, "to_dict", None)
-    values = getattr(config, "__dict__", None)
-    if callable(to_dict) and not isinstance(config, type):
-        values = to_dict()
-    if not isinstance(values, Mapping) or isinstance(config, type):
-        raise RopeConfigError("config", f"got {type(config).__name__}, must be a transformers config or a dict")
-    return dict(values)
 
 
 def layers_of(source: Mapping[str, Any]) -> dict[str, list[Table] | None] | None:
@@ -164,6 +87,14 @@ def _split(source: Mapping[str, Any], flat: list[Table]) -> dict[str, list[Table
     return layers
 
 
+def _flat(source: Mapping[str, Any]) -> list[Table]:
+    names, model = ("rope_scaling", "rope_parameters"), str(source.get("model_type") or "")
+    tables = [Table(name, source[name]) for name in names if source.get(name)]
+    if model in DEFAULT_PARAMETERS and not source.keys() & {*names, "rope_theta"}:
+        tables.append(Table(f"model_type table: {model}", DEFAULT_PARAMETERS[model], fallback=True))
+    return tables
+
+
 def tables_of(source: Mapping[str, Any], layer_type: str | None) -> list[Table]:
     """The tables to read for a layer type; for flat parameters it does not matter.
 
@@ -172,7 +103,7 @@ def tables_of(source: Mapping[str, Any], layer_type: str | None) -> list[Table]:
     """
     layers = layers_of(source)
     if layers is None:
-        return [Table(n, source[n]) for n in ("rope_scaling", "rope_parameters") if source.get(n)]
+        return _flat(source)
     listed = ", ".join(layers)
     if layer_type is None:
         raise RopeConfigError("layer_type", f"missing; the parameters differ by layer type, one of {listed}")
