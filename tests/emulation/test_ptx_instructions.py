@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from emulation.ptx import Memory, Program, PTXError, run
@@ -125,12 +125,29 @@ def test_telling_values(name):
 ROUNDED = sorted(n for n in COMPUTING if n.startswith(("add.rn", "mul.rn", "fma", "cvt.rn", "rcp", "mul.hi")))
 
 
-@pytest.mark.parametrize("name", ROUNDED)
-@given(values=st.binary(min_size=24 * 16, max_size=24 * 16))
-def test_any_values(name, values):
+def check_any(name, values):
     words = np.frombuffer(values, np.uint64).reshape(3, -1)
     types = COMPUTING[name].operands
     check(name, [(w >> np.uint64(64 - 8 * TYPES[t].itemsize)).tolist() for w, t in zip(words, types, strict=False)])
+
+
+ANY = st.binary(min_size=24 * 16, max_size=24 * 16)
+"""16 values for each of three operands."""
+
+
+@pytest.mark.parametrize("name", ROUNDED)
+@settings(max_examples=15)
+@given(values=ANY)
+def test_any_values(name, values):
+    check_any(name, values)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", ROUNDED)
+@settings(max_examples=200)
+@given(values=ANY)
+def test_more_values(name, values):
+    check_any(name, values)
 
 
 def test_what_is_not_in_a_table_is_refused():

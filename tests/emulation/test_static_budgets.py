@@ -37,6 +37,8 @@ OTHERS = [
     for head_dim, pairing, phase in product((64, 96, 128, 256), ("half", "interleaved"), PHASES)
     if (head_dim, pairing) != (128, "half")
 ]
+SOME_OTHERS = [OTHERS[2 * i + i % 2] for i in range(len(OTHERS) // 2)]
+"""Every size and pairing of heads, in one phase each."""
 DTYPES = [
     Shape(dtype, 128, phase, pairing)
     for dtype, phase, pairing in product((torch.float16, torch.float32), PHASES, ("half", "interleaved"))
@@ -71,7 +73,7 @@ def test_heads_of_128_channels(figures_of, shape, target):
     check_code(figures)
 
 
-@pytest.mark.parametrize(("shape", "target"), [(s, NVIDIA[i // 2 % 4]) for i, s in enumerate(OTHERS)], ids=str)
+@pytest.mark.parametrize(("shape", "target"), [(s, NVIDIA[i % 4]) for i, s in enumerate(SOME_OTHERS)], ids=str)
 @pytest.mark.parametrize("figures_of", KERNELS)
 def test_other_heads(figures_of, shape, target):
     test_heads_of_128_channels(figures_of, shape, target)

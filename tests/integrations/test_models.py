@@ -16,7 +16,9 @@ from rope_kernels.integrations.transformers import angles, patch_model, rotating
 # Of logits and gradients around one: transformers rounds every angle and every product, here there is one rounding.
 FP32 = {"rtol": 0.0, "atol": 1e-5}
 # In bf16 the two may be further apart than that, but not from the truth.
-BF16_SEEDS, BF16_RATIO = 6, 1.05
+BF16_SEEDS, BF16_RATIO = 20, 1.05
+# Rounding may send a token to other experts, which moves a seed's ratio far.
+ROUTED = ("gpt_oss", "deepseek_v3", "llama4")
 NEW_TOKENS = 8
 
 families = pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
@@ -156,8 +158,13 @@ def own_tables(model: Any) -> Any:
     model.to(torch.float32)
 
 
-@families
-@pytest.mark.parametrize("seeds", [BF16_SEEDS, pytest.param(20, marks=pytest.mark.full)])
+@pytest.mark.parametrize(
+    ("family", "seeds"),
+    [
+        *(pytest.param(f, BF16_SEEDS if f.name in ROUTED else 6, id=f.name) for f in FAMILIES),
+        *(pytest.param(f, BF16_SEEDS, id=f"{f.name}-all", marks=pytest.mark.full) for f in FAMILIES),
+    ],
+)
 def test_bf16_is_no_further_from_fp32(family: Family, seeds: int) -> None:
     ratios, tokens = [], lengths(family)[-1]
     for seed in range(seeds):

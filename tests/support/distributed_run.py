@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import socket
 from collections.abc import Callable
@@ -14,11 +15,15 @@ __all__ = ["on_processes"]
 
 
 def on_processes(count: int, function: Callable[[], None]) -> None:
-    """Run ``function``, which must be importable, on ``count`` ranks of one group."""
+    """Run ``function``, which must be importable, on ``count`` ranks of one group.
+
+    The ranks are forked from a server that has imported the function's module once for all of them.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    mp.spawn(_rank, args=(count, port, function), nprocs=count)
+    multiprocessing.set_forkserver_preload([__name__, function.__module__])
+    mp.start_processes(_rank, args=(count, port, function), nprocs=count, start_method="forkserver")
 
 
 def _rank(rank: int, count: int, port: int, function: Callable[[], None]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -30,6 +31,15 @@ TABLE_SHAPES = [(64, 64), (96, 24), (80, 18)]
 """(head_dim, rotary_dim)"""
 TABLE_DTYPES = [(torch.float32, torch.float32), (torch.bfloat16, torch.bfloat16)]
 """Of q and k, and of the table."""
+TABLES = [
+    (*dtypes, *shape, pairing, inverse)
+    for dtypes, shape, pairing, inverse in product(
+        TABLE_DTYPES, TABLE_SHAPES, ("half", "interleaved", "interleaved_to_half"), (False, True)
+    )
+]
+"""Arguments of :func:`run_table`."""
+SOME_TABLES = TABLES[::5]
+"""Every dtype, shape, pairing and direction at least once."""
 
 
 def launch(case: Case, made: Made, outputs, rotate=triton_launch.rotate, given=None, **changes) -> None:

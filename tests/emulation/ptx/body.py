@@ -73,6 +73,8 @@ class Body:
         self._scopes.pop()
 
     def _register(self, name: str) -> Register | None:
+        if isinstance(known := self._scopes[-1].get(name), Register):
+            return known
         numbered = _NUMBERED.match(name)
         for scope in reversed(self._scopes):
             found = scope.get(name) or (scope.get(numbered[1] + "#") if numbered else None)
@@ -85,6 +87,8 @@ class Body:
         return None
 
     def _operand(self, text: str) -> Operand:
+        if isinstance(known := self._scopes[-1].get(text), Register):
+            return known
         if text[0] == "{":
             return Vector(tuple(self._operand(part.strip()) for part in text[1:-1].split(",")))
         if text[0] == "[":
