@@ -255,7 +255,9 @@ def positions_of(case: Case, rows: np.ndarray) -> torch.Tensor | None:
         made = made[0]
         if case.positions == "seq":
             return made[0]
-        return made[0] if case.layout == "thd" else made[:1] if case.positions == "one" else made
+        if case.positions == "one":
+            return torch.cat((made[:1], made[:1] + 1))[:1]  # in memory other numbers follow, which no batch entry has
+        return made[0] if case.layout == "thd" else made
     return made[:, 0] if case.layout == "thd" else made
 
 
