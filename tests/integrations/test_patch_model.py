@@ -219,8 +219,8 @@ def test_an_unknown_function_is_left_alone_and_still_served(edited: Any) -> None
     want = logits(model)
     report = patch_model(model)
     assert [entry.action for entry in report.entries] == ["left alone"] * 3
-    assert report.left_alone[0].reason == "nothing in the model calls an apply function that is known here"
-    assert report.left_alone[1].reason == "apply_rotary_pos_emb: its results are none of the known conventions'"
+    assert report.left_alone[0].reason == "no module calls an apply function of a known convention"
+    assert report.left_alone[1].reason == "apply_rotary_pos_emb: its results match no known convention"
     assert not report.patched
     assert torch.equal(logits(model), want)
 
@@ -241,7 +241,7 @@ def test_a_rotation_without_a_table_is_left_alone_and_said() -> None:
     values = {key: TEXT[key] for key in ("vocab_size", "hidden_size", "intermediate_size", "num_attention_heads")}
     model = RoFormerModel(RoFormerConfig(**values, num_hidden_layers=1)).eval()
     report = patch_model(model)
-    reason = "apply_rotary_position_embeddings: it rotates in this method, with no table to hand over"
+    reason = "apply_rotary_position_embeddings: it rotates inside this method, without a cos/sin table"
     assert [entry.reason for entry in report.entries] == [reason]
     assert report.left_alone == report.entries
 

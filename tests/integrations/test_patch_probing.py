@@ -127,7 +127,7 @@ def k_the_other_way(q, k, cos, sin, unsqueeze_dim=1):
     ],
 )
 def test_what_only_looks_like_a_rotation_is_refused(function: Any) -> None:
-    assert probe_function(function) == "its results are none of the known conventions'"
+    assert probe_function(function) == "its results match no known convention"
 
 
 def test_a_function_that_widens_its_result_is_refused() -> None:
@@ -146,7 +146,7 @@ def test_functions_that_cannot_be_called_are_refused() -> None:
         return q, k
 
     assert probe_function(with_values) == "it takes (q, k, v, cos, sin), not one or two tensors and a table"
-    assert probe_function(broken) == "it takes none of the tables of the known conventions"
+    assert probe_function(broken) == "it takes no table of a known convention"
     assert probe_function(no_table) is None
 
 

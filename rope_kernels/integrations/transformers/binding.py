@@ -109,7 +109,7 @@ class Binder:
         if not binding.called:
             # Only for the report: a rotation without a table cannot be replaced.
             rotating = [name for name in vars(cls) if _ROTATES.search(name)]
-            binding.reasons.update(dict.fromkeys(rotating, "it rotates in this method, with no table to hand over"))
+            binding.reasons.update(dict.fromkeys(rotating, "it rotates inside this method, without a cos/sin table"))
         return binding
 
 

@@ -24,7 +24,7 @@ _NAMED_FOR_IT = re.compile(
     r"^\s*(def|class) \w*(rotary|rope|rotate_half|rotate_pairwise|rotate_every_two)\w*", re.I | re.M
 )
 
-_NO_FUNCTION = "it rotates nothing: no function of it takes q and k with cos and sin or with complex numbers"
+_NO_FUNCTION = "it rotates nothing: no function in it takes q and k with cos and sin, or with complex numbers"
 
 
 @dataclass(frozen=True)

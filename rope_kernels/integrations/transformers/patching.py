@@ -119,13 +119,13 @@ def _replace_rotary(
     """Make a rotary embedding return positions instead of tables, if its probe succeeds."""
     kind = type(module).__name__
     if not conventions:
-        return Entry(name, kind, "left alone", reason="nothing in the model calls an apply function that is known here")
+        return Entry(name, kind, "left alone", reason="no module calls an apply function of a known convention")
     plan = probe_rotary(module)
     if isinstance(plan, str):
         return Entry(name, kind, "tables", reason=plan)
     joining = joins_tables(sys.modules[type(module).__module__])
     if joining is not None:
-        return Entry(name, kind, "tables", reason=f"its model joins tables, which Dynamo has to see: {joining}")
+        return Entry(name, kind, "tables", reason=f"its model joins tables, which Dynamo must see: {joining}")
     words = []
     for layer_type, source in plan.sources.items():
         for head_dim in head_dims | {source.cfg.head_dim, source.cfg.rotary_dim}:

@@ -91,14 +91,14 @@ class _Trial:
 def _measure(function: Callable[..., Any], signature: Signature) -> Convention | str:
     done = [trial for trial in _trials(signature) if trial.run(function, signature)]
     if not done:
-        return "it takes none of the tables of the known conventions"
+        return "it takes no table of a known convention"
     for convention in _candidates(signature):
         mine = [t for t in done if signature.insert is not None or t.tokens_first == convention.tokens_first]
         if mine and all(trial.agrees(convention) for trial in mine):
             if not mine[0].keeps_dtype(function, signature):
                 return "its results have another dtype than q"
             return _with_odd_tables(function, convention)
-    return "its results are none of the known conventions'"
+    return "its results match no known convention"
 
 
 def _with_odd_tables(function: Callable[..., Any], convention: Convention) -> Convention | str:
@@ -122,7 +122,7 @@ def _with_odd_tables(function: Callable[..., Any], convention: Convention) -> Co
         ]
         done = [trial for trial in trials if trial.run(function, signature)]
         if done and not all(trial.agrees(changed) for trial in done):
-            return "it does more than rotate where the table is shorter than q or of another shape"
+            return "it does more than rotate if the table is shorter than q or has another shape"
         if done:
             return changed
     return convention
