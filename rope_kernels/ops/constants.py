@@ -1,7 +1,7 @@
-"""What a text says, as constants for a graph that is being traced.
+"""The frequencies and axes of an operator's text, as constants of a traced graph.
 
-Dynamo runs a function that has the mark of ``torch.compiler.assume_constant_result`` and takes its result as a
-constant. The mark is set by hand here: the call that sets it imports all of Dynamo with the package.
+Dynamo runs a function marked by ``torch.compiler.assume_constant_result`` and treats its result as a constant. The mark
+is set by hand here, as that call would import all of Dynamo with the package.
 """
 
 from __future__ import annotations
