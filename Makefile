@@ -1,12 +1,14 @@
 PYTHON ?= python3
-PYTEST_ARGS ?= -n 2
+PYTEST_ARGS ?= -n 2 --dist worksteal
+CPP_BUILD ?= build/cmake
+CPP_OBJECTS ?= $(CURDIR)/build/native
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 READY := .venv/.ready
 CPP_SOURCES := $(shell find csrc tests/cpp tests/emulation/cuda -name "*.c" -o -name "*.cpp" -o -name "*.h" -o -name "*.cu" -o -name "*.cuh")
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all cpp-test bench bench-check gpu-check mutants docs lint format clean
+.PHONY: help demo test test-all test-full cpp-test bench bench-check gpu-check mutants docs lint format clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -17,13 +19,17 @@ demo: $(READY) ## Set up .venv, then rotate every shipped model's q and k and pr
 test: $(READY) cpp-test ## Set up .venv, then run the tests, those in C++ first
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
+test-full: $(READY) cpp-test ## Only what `make test` leaves out, and the C++ library built by CMake alone
+	$(MAKE) cpp-test CPP_BUILD=build/cmake-full CPP_OBJECTS=
+	$(BIN)/python -m pytest $(PYTEST_ARGS) -m full
+
 test-all: PYTEST_ARGS += -m ""
 test-all: test ## The same with every case that the default run leaves out
 
 cpp-test: $(READY) ## Build the C++ library without torch and its Python module, and run the C++ tests
-	@$(BIN)/cmake -S . -B build/cmake -G Ninja --log-level=WARNING -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python
-	$(BIN)/ninja -C build/cmake -j $$(nproc)
-	$(BIN)/ctest --test-dir build/cmake -j $$(nproc) --output-on-failure
+	@$(BIN)/cmake -S . -B $(CPP_BUILD) -G Ninja --log-level=WARNING -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python -DROPE_KERNELS_OBJECTS=$(CPP_OBJECTS)
+	$(BIN)/ninja -C $(CPP_BUILD) -j $$(nproc)
+	$(BIN)/ctest --test-dir $(CPP_BUILD) -j $$(nproc) --output-on-failure
 
 bench: $(READY) ## Measure against peers and memory floors, and write benchmarks/results/<processor>/
 	@mkdir -p build

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import multiprocessing
+import importlib
 import os
 import socket
+import subprocess
+import sys
 from collections.abc import Callable
 
 import torch
@@ -17,13 +19,12 @@ __all__ = ["on_processes"]
 def on_processes(count: int, function: Callable[[], None]) -> None:
     """Run ``function``, which must be importable, on ``count`` ranks of one group.
 
-    The ranks are forked from a server that has imported the function's module once for all of them.
+    A new process imports the function's module once and forks the ranks: imports are most of what they take.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    multiprocessing.set_forkserver_preload([__name__, function.__module__])
-    mp.start_processes(_rank, args=(count, port, function), nprocs=count, start_method="forkserver")
+    command = [sys.executable, __file__, str(count), function.__module__, function.__name__]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def _rank(rank: int, count: int, port: int, function: Callable[[], None]) -> None:
@@ -35,3 +36,15 @@ def _rank(rank: int, count: int, port: int, function: Callable[[], None]) -> Non
         dist.barrier()  # nobody leaves while another still listens
     finally:
         dist.destroy_process_group()
+
+
+def _main(count: int, module: str, name: str) -> None:
+    function = getattr(importlib.import_module(module), name)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    mp.start_processes(_rank, args=(count, port, function), nprocs=count, start_method="fork")
+
+
+if __name__ == "__main__":
+    _main(int(sys.argv[1]), *sys.argv[2:])
