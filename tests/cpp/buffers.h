@@ -1,4 +1,4 @@
-// Tensors of every layout that notice writes between and around their elements, and the rotation they should show.
+// Tensors of any layout that detect writes between and around their elements, and the rotation to expect.
 #pragma once
 
 #include <sys/mman.h>
@@ -29,7 +29,7 @@ inline float value_of(rope::DType dtype, const std::byte* from) {
   return static_cast<float>(std::bit_cast<_Float16>(static_cast<std::uint16_t>(bits)));
 }
 
-/// Stores an element; bf16 is cut off, which is as good a number as any.
+/// Stores an element; bf16 by truncation, since any number will do.
 inline void put(rope::DType dtype, std::byte* to, float x) {
   const auto half = static_cast<_Float16>(x);
   if (dtype == rope::DType::kFloat32) std::memcpy(to, &x, 4);
@@ -46,7 +46,7 @@ inline double half_unit(rope::DType dtype, double x) {
   return std::ldexp(1.0, std::max(exponent, smallest) - digits - 1);
 }
 
-/// Memory whose end is the end of what may be touched: ASan sees to both sides, a page without access to the last.
+/// Memory that ends where access ends: ASan guards both sides; without it, a page without access follows.
 class Memory {
  public:
   explicit Memory(std::size_t bytes) : bytes_(bytes) {
@@ -84,7 +84,8 @@ struct Shape {
   std::int64_t batch, tokens, heads, head_dim;
 };
 
-/// Elements before the first one and after the last one of every head, token and batch; and what of these comes first.
+/// Unused elements: `before` the first one, and after every head, token and batch entry. `head_first`: heads lie before
+/// tokens in memory.
 struct Gaps {
   std::int64_t before, head, token, batch;
   bool head_first = false;
@@ -179,7 +180,7 @@ inline std::pair<std::int32_t, std::int32_t> channels(const rope::Rotation& r, s
   return {first, first + r.distance};
 }
 
-/// One head in double, for `positions[pair]`.
+/// One head, rotated in double by `angle[pair]`.
 inline std::vector<double> rotated(const rope::Spec& spec, const std::vector<double>& x,
                                    const std::vector<double>& angle, bool inverse) {
   std::vector<double> y = x;
@@ -187,9 +188,9 @@ inline std::vector<double> rotated(const rope::Spec& spec, const std::vector<dou
     const auto [r1, r2] = channels(spec.rotation, i, !inverse);
     const auto [w1, w2] = channels(spec.rotation, i, inverse);
     const double a = x[static_cast<std::size_t>(r1)], b = x[static_cast<std::size_t>(r2)];
-    const double turn = angle[static_cast<std::size_t>(i)];
-    const double c = std::cos(turn) * spec.params.scaling;
-    const double s = std::sin(inverse ? -turn : turn) * spec.params.scaling;
+    const double radians = angle[static_cast<std::size_t>(i)];
+    const double c = std::cos(radians) * spec.params.scaling;
+    const double s = std::sin(inverse ? -radians : radians) * spec.params.scaling;
     y[static_cast<std::size_t>(w1)] = a * c - b * s;
     y[static_cast<std::size_t>(w2)] = b * c + a * s;
   }

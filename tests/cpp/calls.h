@@ -59,7 +59,7 @@ struct Call {
   }
 };
 
-/// Angle of every pair at an integer position; the product in extended precision.
+/// Angle of every pair at an integer position, multiplied in extended precision.
 inline std::vector<double> angles(const rope::Spec& spec, std::int64_t position) {
   std::vector<double> out;
   for (const double radians : spec.initial.radians) {
@@ -69,7 +69,7 @@ inline std::vector<double> angles(const rope::Spec& spec, std::int64_t position)
   return out;
 }
 
-/// Values of `y` against the rotation of `x` in double, within the contract and one rounding.
+/// Checks `y` against the rotation of `x` in double, within the documented error and one rounding.
 inline void check_values(const Call& call, const Tensor& x, const Tensor& y, const std::string& what) {
   const double absolute = 5e-7 * std::max(1.0, call.spec.params.scaling);
   const Shape& s = x.shape();

@@ -21,7 +21,7 @@ using rope::portable::BFloat16, rope::portable::Float16;
 std::uint32_t bits_of(float x) { return std::bit_cast<std::uint32_t>(x); }
 float float_of(std::uint32_t bits) { return std::bit_cast<float>(bits); }
 
-/// Every value of fp32 that can go wrong: around all halves and the middles between them, and random bits.
+/// fp32 numbers where rounding can go wrong: around all fp16 numbers and the middles between them, and random bits.
 template <class Check>
 void for_many_floats(Check check) {
   for (std::uint32_t high = 0; high < 0x10000; ++high) {

@@ -19,7 +19,7 @@ std::mt19937_64 random_bits(20240607);
 constexpr std::array<std::uint32_t, 8> kInverseTurn = {0xf7aef158, 0x7f9458ea, 0x4f10e410, 0x36d8a566,
                                                        0x7d4d3770, 0x7f09d5f4, 0x9391054a, 0x28be60db};
 
-/// 80 bits below the point of |inv_freq| / (2 pi), rounded down: 16 more than fixed_point_turns gives.
+/// |inv_freq| / (2 pi) in units of 2^-80, rounded down: 16 bits more than fixed_point_turns gives.
 Wide exact_turns(double inv_freq) {
   int exponent;
   const auto digits = static_cast<std::uint64_t>(std::ldexp(std::frexp(std::fabs(inv_freq), &exponent), 53));
@@ -44,7 +44,7 @@ Wide exact_turns(double inv_freq) {
   return out;
 }
 
-/// fixed_point_turns is the nearest integer, and within 2^-15 of a tie either neighbour.
+/// Checks that fixed_point_turns is the nearest integer; within 2^-15 of a tie, either neighbour.
 void check_turns(double inv_freq) {
   const Wide mask = (Wide{1} << 80) - 1;
   const Wide exact = inv_freq < 0 ? (Wide{0} - exact_turns(inv_freq)) & mask : exact_turns(inv_freq);
@@ -62,7 +62,7 @@ void check_sin_cos(std::uint32_t phase) {
   const long double off_sine = std::fabs(sine - std::sin(angle)), off_cosine = std::fabs(cosine - std::cos(angle));
   CHECK(off_sine < 1.5e-7L, phase, sine, std::sin(angle));
   CHECK(off_cosine < 2.6e-7L, phase, cosine, std::cos(angle));
-  CHECK(off_sine + off_cosine < 3.2e-7L, phase, off_sine, off_cosine);  // what a rotation can be off before it rounds
+  CHECK(off_sine + off_cosine < 3.2e-7L, phase, off_sine, off_cosine);  // the error of a rotation before it rounds
 }
 
 TEST(sine_and_cosine_of_a_dense_grid) {
@@ -79,7 +79,7 @@ TEST(sine_and_cosine_around_quarter_turns) {
   }
 }
 
-TEST(no_turn_is_exactly_nothing) {
+TEST(phase_zero_is_exact) {
   float sine, cosine;
   rope::sin_cos(0, sine, cosine);
   CHECK(sine == 0.0F && cosine == 1.0F, sine, cosine);
@@ -109,7 +109,7 @@ TEST(phases_of_turns_drop_whole_turns) {
   }
 }
 
-TEST(turns_of_ladders) {
+TEST(turns_of_powers_of_theta) {
   for (const double theta : {1e4, 5e5, 1e6, 1e8}) {
     for (int j = 0; j < 128; ++j) check_turns(std::pow(theta, -j / 128.0));
   }
@@ -129,13 +129,13 @@ TEST(turns_of_extreme_frequencies) {
     check_turns(x);
     check_turns(-x);
   }
-  // Beyond 2^42 the last places are lost; what is left must be defined, so that UBSan stays silent.
+  // Beyond 2^42 the last places are lost; the rest must be defined, so that UBSan stays silent.
   for (const double x : {1e13, 3e16, 1e17, 1e300, 1.7976931348623157e308}) {
     CHECK(rope::fixed_point_turns(-x) == 0 - rope::fixed_point_turns(x), x);
   }
 }
 
-TEST(frequencies_of_the_ladder) {
+TEST(frequencies_are_powers_of_theta) {
   rope::FrequencyParams p;
   p.theta = 1e4;
   p.freq_dim = 128;

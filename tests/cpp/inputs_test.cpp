@@ -1,4 +1,4 @@
-// What a call can be given besides positions per token: packed sequences, other numbers, axes, tables, lengths.
+// The other inputs of a call: packed sequences, positions of other dtypes, several axes, tables, lengths.
 #include "calls.h"
 
 namespace {
@@ -31,7 +31,7 @@ TEST(packed_sequences_count_from_their_bounds) {
   rope::force_isa("");
 }
 
-/// Positions of every kind at the same places give what int64 gives, to the precision of a float64 product.
+/// Checks that positions of dtype `kind` give what int64 gives, to the precision of a float64 product.
 template <class T>
 void check_positions(const std::string& isa, rope::Number kind, const std::vector<T>& given) {
   std::mt19937 random(4);
@@ -54,17 +54,17 @@ TEST(positions_of_every_kind) {
   rope::force_isa("");
 }
 
-TEST(axes_take_their_rows_of_positions) {
+TEST(axes_take_their_positions) {
   std::mt19937 random(5);
   const std::string axes = "axis=0,1,2,0,1,2,0,1,2", index = ";freq_index=0,0,0,1,1,1,2,2,2";
   for (const std::string& isa : rope::isas()) {
     rope::force_isa(isa);
     Call call(spec_of(18, 9, 9, axes + index), rope::DType::kFloat32, {0, 0, 0, 0}, {0, 0, 0, 0}, random);
-    const std::vector<std::int64_t> rows = {5, 5, 5, 5, 5, 5, 7, 7, 7, 7, 7, 7, 900, 900, 900, 900, 900, 900};
-    call.job.positions = {rows.data(), rope::Number::kInt64, 6, Call::kTokens, 1};
+    const std::vector<std::int64_t> positions = {5, 5, 5, 5, 5, 5, 7, 7, 7, 7, 7, 7, 900, 900, 900, 900, 900, 900};
+    call.job.positions = {positions.data(), rope::Number::kInt64, 6, Call::kTokens, 1};
     rope::rotate_cpu(call.job, 0, 6);
     std::vector<double> angle, head;
-    for (std::size_t i = 0; i < 9; ++i) angle.push_back(rows[6 * (i % 3)] * call.spec.initial.radians[i]);
+    for (std::size_t i = 0; i < 9; ++i) angle.push_back(positions[6 * (i % 3)] * call.spec.initial.radians[i]);
     for (std::int64_t c = 0; c < 18; ++c) head.push_back(call.q.value(1, 1, 1, c));
     const std::vector<double> expected = buffers::rotated(call.spec, head, angle, false);
     for (std::int64_t c = 0; c < 18; ++c) {
@@ -91,7 +91,8 @@ std::vector<double> by_table(Call& call, const Tensor& cosine, const Tensor& sin
   return out;
 }
 
-/// Forward is the formula with both halves of the table, which differ; inverse is its adjoint: <Rx, y> = <x, R'y>.
+/// Checks forward against the formula, with different halves of the table, and inverse as its adjoint:
+/// <Rx, y> = <x, R'y>.
 void check_table(const std::string& isa, const std::string& pairing, rope::DType dtype, rope::Number kind) {
   std::mt19937 random(6);
   constexpr int kPairs = 13, kDim = 2 * kPairs;
@@ -124,7 +125,7 @@ void check_table(const std::string& isa, const std::string& pairing, rope::DType
   CHECK(std::fabs(left - right) < 1e-5, isa, pairing, left, right);
 }
 
-TEST(tables_turn_what_they_say_and_their_adjoint_back) {
+TEST(tables_rotate_and_their_adjoint_rotates_back) {
   for (const std::string& isa : rope::isas()) {
     rope::force_isa(isa);
     for (const char* pairing : {"half", "interleaved", "interleaved_to_half"}) {

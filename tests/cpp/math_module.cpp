@@ -90,8 +90,9 @@ PYBIND11_MODULE(rope_kernels_math, m) {
   m.doc() = "The mathematics of rope_kernels' C++ code over numpy arrays; a spec is what RopeConfig.spec() returns.";
   m.def("inv_freq", &inv_freq, "spec"_a, "seq_len"_a = py::none(),
         "Frequencies in radians per position, one per pair; the initial ones without a length.");
-  m.def("parse_text", [](const std::string& text) { rope::parse_text(text); }, "text"_a,
-        "Parses an operator's text; raises ValueError where it is not one.");
+  m.def(
+      "parse_text", [](const std::string& text) { rope::parse_text(text); }, "text"_a,
+      "Parses an operator's text; raises ValueError where it is not one.");
   m.def("fixed_point_turns", py::vectorize(rope::fixed_point_turns), "inv_freq"_a,
         "Turns per position in 2^-64, modulo one turn.");
   m.def("phase_of", py::vectorize(rope::phase_of), "position"_a, "turns"_a, "Phase in 2^-32 turns.");

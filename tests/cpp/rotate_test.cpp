@@ -1,4 +1,4 @@
-// rotate_cpu on every instruction set of this machine: values, bytes that must not change, and bits that must not vary.
+// rotate_cpu on every instruction set of this machine: values, bytes that must not change, and the same bits each time.
 #include "calls.h"
 
 namespace {
@@ -6,7 +6,7 @@ namespace {
 using buffers::Gaps;
 using calls::Call, calls::check_values, calls::spec_of;
 
-/// The sizes at which a path of the kernels begins or ends, in each pairing.
+/// The sizes at which the kernels change their path, in each pairing.
 const std::vector<std::string>& geometries() {
   static const std::vector<std::string> all = [] {
     std::vector<std::string> specs;
@@ -38,7 +38,7 @@ constexpr Layout kLayouts[] = {{"dense", {0, 0, 0, 0}},
                                {"heads first", {0, 0, 0, 0, true}},
                                {"heads first, odd", {1, 2, 1, 5, true}}};
 
-/// Out of place, in place, and in two parts: values, gaps and inputs kept, and the same bits all three times.
+/// Checks a call out of place, in parts and in place: values, unchanged gaps and inputs, and the same bits each time.
 void check_call(Call& call, const std::string& what) {
   const auto q = call.q.bytes(), k = call.k.bytes(), q_out = call.q_out.bytes(), k_out = call.k_out.bytes();
   constexpr std::int64_t kAll = Call::kBatch * Call::kTokens;

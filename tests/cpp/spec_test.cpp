@@ -1,4 +1,4 @@
-// parse_spec: what a good text comes to, and that a bad one is refused by its field's name.
+// parse_spec: the Spec of a good text, and the error of a bad one, which names its field.
 #include <cmath>
 #include <random>
 #include <stdexcept>
@@ -12,7 +12,7 @@ namespace {
 
 const std::string kGood = "theta=10000.0;freq_dim=8;num_frequencies=4;head_dim=8;num_pairs=4;distance=4";
 
-/// What parse_spec says of a text; "" if it takes it, "?" if it throws anything but std::invalid_argument.
+/// The error of parse_text; "" if it takes it, "?" if it throws anything but std::invalid_argument.
 std::string complaint(const std::string& text) {
   try {
     rope::parse_text(text);
@@ -58,7 +58,7 @@ TEST(every_field_is_read) {
   CHECK(spec.initial.radians[0] == 0.0 && spec.beyond.radians[3] == 5.0 * spec.initial.radians[3]);
 }
 
-TEST(channels_that_do_not_turn) {
+TEST(channels_that_are_not_rotated) {
   const auto spans = [](const std::string& rest) {
     std::string text;
     for (const rope::Span& s :
@@ -204,7 +204,7 @@ TEST(text_must_be_fields) {
 }
 
 TEST(mangled_specs_do_no_harm) {
-  // Whatever comes out, it is an operation or a named complaint; the sanitizers watch for anything else.
+  // The result is an operation or an error that names a field; the sanitizers watch for anything else.
   std::mt19937 random(7);
   const std::string whole =
       kGood + ";rotated=3;ramp=0,0,1;multipliers=1,2,3,4;axis=0,1,0,1;freq_index=0,1,2,3;blocks=1";

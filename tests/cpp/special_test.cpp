@@ -44,7 +44,7 @@ Half narrow(rope::DType dtype, float x) {
   return static_cast<Half>((bits + 0x7fffU + ((bits >> 16) & 1U)) >> 16);
 }
 
-/// Every 16-bit number goes through: alone with zeros, so that each result is its product with the scaling.
+/// Checks every 16-bit number: its partner is zero, so that each result is its product with the scaling.
 void check_all_numbers(const std::string& isa, rope::DType dtype, int dim, const std::string& pairing, double scaling,
                        bool words) {
   std::vector<Half> x;

@@ -1,4 +1,4 @@
-# Fails if a member of LIBRARY whose name matches MEMBERS defines any symbol for others but rope::<isa>::rotate.
+# Fails if a member of LIBRARY whose name matches MEMBERS exports another symbol than rope::<isa>::rotate.
 execute_process(COMMAND ${NM} --demangle ${LIBRARY} OUTPUT_VARIABLE listing COMMAND_ERROR_IS_FATAL ANY)
 string(REGEX REPLACE "[][;]" "_" listing "${listing}")
 string(REPLACE "\n" ";" lines "${listing}")

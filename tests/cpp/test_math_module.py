@@ -61,7 +61,7 @@ def test_frequencies_are_those_of_the_config(native, name):
     for seq_len in LENGTHS:
         ours, theirs = native.inv_freq(config.spec(), seq_len), config.inv_freq(seq_len).numpy()
         np.testing.assert_allclose(ours, theirs[: len(ours)], rtol=1e-12, atol=0, err_msg=f"seq_len {seq_len}")
-        assert not theirs[len(ours) :].any()  # pairs that do not turn are not in the spec
+        assert not theirs[len(ours) :].any()  # pairs that are not rotated are not in the spec
 
 
 def test_frequencies_past_the_rotated_ones_are_zero(native):
@@ -155,9 +155,9 @@ def test_rotation_is_that_of_the_oracle(native, name, inverse):
     rng = np.random.default_rng(5)
     x = rng.standard_normal((7, 3, config.head_dim)).astype(np.float32)
     positions = rng.integers(-(2**24), 2**24, (3, 7))
-    rows = positions if config.rotation().num_axes > 1 else positions[0]
+    passed = positions if config.rotation().num_axes > 1 else positions[0]
     for isa in native.isas():
-        y = native.rotate(config.spec(), x, rows, inverse=inverse, isa=isa)
+        y = native.rotate(config.spec(), x, passed, inverse=inverse, isa=isa)
         for t in range(7):
             head = x[t].astype(np.float64)
             expected = oracle.rotate(cases.CONFIGS[name], head, positions[:, t], None, inverse=inverse)

@@ -1,4 +1,4 @@
-// How threads share tokens: every token once, whoever takes it, and whoever comes late or never.
+// How threads share tokens: every token is taken once, even if a thread comes late or never.
 #include "cpu/work_sharing.h"
 
 #include <thread>

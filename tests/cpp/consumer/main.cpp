@@ -1,4 +1,4 @@
-// A program of a user's, against the installed package: one token, one head of two channels, turned by one radian.
+// A user's program, built against the installed package: rotates one token, one head of two channels, by one radian.
 #include <rope_kernels/rotate.h>
 
 #include <cmath>

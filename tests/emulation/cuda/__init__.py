@@ -1,1 +1,1 @@
-"""The CUDA kernels without a GPU: their launcher over a stand-in runtime, and the same source as plain C++."""
+"""The CUDA kernels without a GPU: their launcher on an emulated runtime, and the same source as plain C++."""

@@ -1,4 +1,4 @@
-"""What the emulation compiles, once for each content of its sources: ``build/emulation/<name>-<hash>/``."""
+"""Compiles the CUDA kernels for the emulation, once per content of the sources: ``build/emulation/<name>-<hash>/``."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def _said(*command: str) -> str:
 
 @cache
 def _toolkit() -> dict[str, str]:
-    """Variables of nvcc's own: ``_HERE_`` is where its programs are."""
+    """nvcc's own variables: ``_HERE_`` is the folder of its programs."""
     said = _said(_required_nvcc(), "--dryrun", "-c", str(KERNELS), "-o", "unused.o")
     return dict(re.findall(r"^#\$ (\w+)=(.*)$", said, re.M))
 

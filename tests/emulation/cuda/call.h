@@ -1,4 +1,4 @@
-// A call of the CUDA launcher as a row of integers: what Python hands over, and a file holds.
+// A call of the CUDA launcher as an array of integers, which Python passes or writes to a file.
 #pragma once
 
 #include <cstdint>

@@ -1,4 +1,4 @@
-"""A case as the CUDA launcher takes it: integers in the order of call.h, and the memory that they speak of."""
+"""A case as the CUDA launcher takes it: integers in the order of call.h, and the tensors that they point to."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class CudaCall:
     tensors: dict[str, Tensor]
 
 
-def _rows(x: Tensor | None, y: Tensor | None) -> list[int]:
+def _operand(x: Tensor | None, y: Tensor | None) -> list[int]:
     if x is None or y is None:
         return [0] * 9
     return [x.data_ptr(), y.data_ptr(), x.shape[2], *x.stride()[:3], *y.stride()[:3]]
@@ -60,16 +60,16 @@ def _read_only(given: Inputs) -> dict[str, Tensor]:
 
 
 def cuda_call(sides: Sequence[tuple[Tensor | None, Tensor | None]], given: Inputs, spec: str, layout: str) -> CudaCall:
-    """The call that rotates each (input, output) of ``sides``, q and k in ``layout``; as ``given`` says."""
-    rows = [tuple(None if t is None else tokens_first(t, layout) for t in side) for side in sides]
-    q, q_out = rows[0]
+    """The call that rotates each (input, output) of ``sides``, q and k in ``layout``, with the inputs ``given``."""
+    operands = [tuple(None if t is None else tokens_first(t, layout) for t in side) for side in sides]
+    q, q_out = operands[0]
     assert q is not None
     assert q_out is not None
     in_place = q.data_ptr() == q_out.data_ptr()
-    present = sum(x is not None for x, _ in rows)
+    present = sum(x is not None for x, _ in operands)
     fields = [present, DTYPES[q.dtype], *q.shape[:2], int(given.inverse), int(given.unscaled), int(in_place)]
-    for side in rows:
-        fields += _rows(*side)
+    for side in operands:
+        fields += _operand(*side)
     fields += _positions(given.positions)
     for per_group in (given.offset, given.seq_len, given.from_seq_len):
         fields += _per_group(per_group)
@@ -84,7 +84,7 @@ def cuda_call(sides: Sequence[tuple[Tensor | None, Tensor | None]], given: Input
 class CudaAttempt(Attempt):
     """An attempt at a case by the launcher: its ``call``.
 
-    Outputs are laid out otherwise than inputs, so that strides cannot be taken for each other.
+    Outputs have other strides than inputs, so that a mix-up of the two shows.
     """
 
     def __init__(self, case: Case, in_place: bool, made: Made | None = None, atol: float | None = None) -> None:

@@ -1,4 +1,4 @@
-"""The CUDA launcher, linked with the stand-in runtime: what it launches runs as PTX on the emulator."""
+"""The CUDA launcher, linked with the emulated runtime: its launches run as PTX on the emulator."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CALLBACK = ctypes.CFUNCTYPE(
 
 @dataclass
 class Launch:
-    """What one launch was given, and once it has run, what it executed."""
+    """The arguments of one launch and, once it has run, the counts of what it executed."""
 
     kernel: str
     grid: tuple[int, ...]
@@ -40,14 +40,14 @@ class Launcher:
 
     Attributes:
         launches: of the last call.
-        errors: what the emulator said in the last call; CUDA itself would only give an error's number.
+        errors: the emulator's errors in the last call; CUDA itself would give a number only.
         stand_in: called instead of the emulator, if set; returns CUDA's number of an error.
     """
 
     def __init__(self) -> None:
         folder = build.emulated()
         self.runtime = ctypes.CDLL(str(folder / "libstandin.so"), mode=ctypes.RTLD_GLOBAL)
-        # A torch with CUDA has loaded the runtime itself for all to see; the launcher must look into its own first.
+        # A torch with CUDA has loaded the real runtime globally; the launcher must find its own symbols first.
         self.library = ctypes.CDLL(str(folder / "launcher.so"), mode=os.RTLD_NOW | os.RTLD_DEEPBIND)
         self.library.standin_launch.restype = ctypes.c_char_p
         self.programs = {arch: Program.parse(build.ptx(arch)) for arch in build.TARGETS}
@@ -81,7 +81,7 @@ class Launcher:
             return self._run(Launch(name.decode(), tuple(grid[:3]), tuple(block[:3]), values), shared_bytes)
         except PTXError as error:
             self.errors.append(str(error))
-        except Exception as bug:  # none can pass through the launcher
+        except Exception as bug:  # an exception cannot pass through the launcher
             self._bug = bug
         return ILLEGAL_ADDRESS
 

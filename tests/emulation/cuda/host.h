@@ -1,4 +1,4 @@
-// Included before a .cu file that is compiled as plain C++: CUDA's words, and kernels that run on this machine.
+// Included before a .cu file that is compiled as plain C++: defines CUDA's keywords and runs kernels on this machine.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -24,7 +24,7 @@
 
 namespace standin {
 
-/// Of the thread that runs.
+/// Indices of the running thread.
 extern uint3 thread_index, block_index;
 
 /// Whether threads run from the last to the first.
@@ -61,7 +61,7 @@ static inline double __dmul_rn(double a, double b) { return a * b; }
 
 template <class P>
 cudaError_t cudaLaunchKernel(void (*kernel)(P), dim3 grid, dim3 block, void** arguments, std::size_t, cudaStream_t) {
-  const auto params = std::make_unique<P>(*static_cast<P*>(arguments[0]));  // sanitizers see what lies beyond it
+  const auto params = std::make_unique<P>(*static_cast<P*>(arguments[0]));  // sanitizers notice reads beyond it
   standin::run_grid(grid, block, [&] { kernel(*params); });
   return cudaSuccess;
 }

@@ -43,7 +43,7 @@ def _record(attempt: CudaAttempt) -> bytes:
 
 
 def _take(results: BinaryIO, attempt: CudaAttempt) -> str:
-    """Put what a call left in its memory where the attempt's tensors are; the launcher's error."""
+    """Copy the memory that a call left into the attempt's tensors; return the launcher's error."""
     (length,) = struct.unpack("<q", results.read(8))
     error = results.read(length).decode()
     for tensor in attempt.call.tensors.values():
@@ -53,7 +53,7 @@ def _take(results: BinaryIO, attempt: CudaAttempt) -> str:
 
 
 def run(attempts: Iterable[CudaAttempt], folder: Path, backwards: bool) -> list[str]:
-    """Run all of ``attempts``, threads one after the other or backwards; what is wrong with any of them."""
+    """Run all of ``attempts``, threads from first to last or ``backwards``; return what is wrong with any of them."""
     attempts = list(attempts)
     calls, results = folder / "calls", folder / "results"
     calls.write_bytes(b"".join(map(_record, attempts)))

@@ -1,8 +1,9 @@
 // Runs the calls of a file through the launcher compiled for this machine: host_main CALLS RESULTS [backwards].
 //
-// CALLS, all integers of 64 bits: per call the length of its name and the name, the same of its text, its fields, the
-// number of its regions, and of each the address that fields mean, bytes, and what they hold. Every region becomes an
-// allocation of its own. RESULTS: per call the length of an error and the error, then what its regions hold.
+// CALLS, all integers of 64 bits: per call the length of its name and the name, the same for its text, its fields, the
+// number of its regions, and for each region the address in the fields, its number of bytes, and the bytes. Every
+// region becomes an allocation of its own. RESULTS: per call the length of an error and the error, then the bytes of
+// its regions.
 #include <cstdio>
 #include <cstring>
 #include <fstream>
@@ -20,7 +21,7 @@ namespace {
 struct Region {
   Int address;
   std::size_t bytes;
-  std::unique_ptr<char[]> memory;  // as far beyond 16-byte alignment as `address`
+  std::unique_ptr<char[]> memory;  // aligned to 16 bytes as `address` is
 
   [[nodiscard]] char* data() const { return memory.get() + address % 16; }
 };
@@ -75,7 +76,7 @@ void move_all(Call& call, const std::vector<Region>& regions) {
 }
 
 void run(std::istream& in, std::ostream& out) {
-  std::cerr << read_text(in) << std::endl;  // the last one named is the one that a sanitizer speaks of
+  std::cerr << read_text(in) << std::endl;  // a sanitizer's error is about the last one named
   const rope::Spec spec = rope::parse_spec(read_text(in));
   Call call;
   in.read(reinterpret_cast<char*>(&call), sizeof call);

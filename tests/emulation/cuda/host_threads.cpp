@@ -1,4 +1,4 @@
-// The threads of a block as fibers that take turns, one after the other or backwards.
+// The threads of a block as fibers that run one at a time, from first to last or backwards.
 #include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
 #include <ucontext.h>
@@ -28,8 +28,8 @@ struct Fiber {
 
 enum class State { kFinished, kWaits };
 
-/// One block: what its threads run, and who has the turn.
-struct Turn {
+/// What the threads of a block run, and the running one.
+struct Running {
   const std::function<void()>* thread = nullptr;
   ucontext_t scheduler{};
   void* fake_stack = nullptr;
@@ -37,29 +37,30 @@ struct Turn {
   std::size_t bytes = 0;
   Fiber* fiber = nullptr;
   State state = State::kFinished;
-} turn;
+} running;
 
 void back_to_scheduler(State state) {
-  turn.state = state;
-  Fiber& fiber = *turn.fiber;
-  __sanitizer_start_switch_fiber(state == State::kFinished ? nullptr : &fiber.fake_stack, turn.bottom, turn.bytes);
-  swapcontext(&fiber.context, &turn.scheduler);
-  __sanitizer_finish_switch_fiber(fiber.fake_stack, &turn.bottom, &turn.bytes);
+  running.state = state;
+  Fiber& fiber = *running.fiber;
+  __sanitizer_start_switch_fiber(state == State::kFinished ? nullptr : &fiber.fake_stack, running.bottom,
+                                 running.bytes);
+  swapcontext(&fiber.context, &running.scheduler);
+  __sanitizer_finish_switch_fiber(fiber.fake_stack, &running.bottom, &running.bytes);
 }
 
 void enter() {
-  __sanitizer_finish_switch_fiber(nullptr, &turn.bottom, &turn.bytes);
-  (*turn.thread)();
+  __sanitizer_finish_switch_fiber(nullptr, &running.bottom, &running.bytes);
+  (*running.thread)();
   back_to_scheduler(State::kFinished);
 }
 
 State resume(Fiber& fiber) {
-  turn.fiber = &fiber;
+  running.fiber = &fiber;
   thread_index = {fiber.index, 0, 0};
-  __sanitizer_start_switch_fiber(&turn.fake_stack, fiber.stack.get(), kStackBytes);
-  swapcontext(&turn.scheduler, &fiber.context);
-  __sanitizer_finish_switch_fiber(turn.fake_stack, nullptr, nullptr);
-  return turn.state;
+  __sanitizer_start_switch_fiber(&running.fake_stack, fiber.stack.get(), kStackBytes);
+  swapcontext(&running.scheduler, &fiber.context);
+  __sanitizer_finish_switch_fiber(running.fake_stack, nullptr, nullptr);
+  return running.state;
 }
 
 /// A fiber for thread `index`, on a stack that is free.
@@ -117,7 +118,7 @@ void run_block(unsigned threads) {
 }  // namespace
 
 void run_grid(dim3 grid, dim3 block, const std::function<void()>& thread) {
-  turn.thread = &thread;
+  running.thread = &thread;
   for (unsigned i = 0; i < grid.x; ++i) {
     block_index = {backwards ? grid.x - 1 - i : i, 0, 0};
     run_block(block.x);
