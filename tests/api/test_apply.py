@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from support import cases, oracle
+from support import cases, oracle, tolerances
 from support.calls import arguments, is_public, rotate
 from support.cases import CASES, Case, check, config_of, make, variant
 
@@ -90,7 +90,7 @@ def test_inverse_is_the_adjoint(name):
         back, _ = rk.apply_rope(y, None, made.positions, config_of(case), inverse=True)
         left, right = (there.double() * y).sum(), (made.q.double() * back).sum()
         scale = there.double().norm() * y.double().norm()
-        assert abs(left - right) <= 1e-6 * scale
+        assert abs(left - right) <= tolerances.ADJOINT_EPS * scale
 
 
 @pytest.mark.parametrize("pairing", ["half", "interleaved", "interleaved_to_half"])
@@ -99,7 +99,7 @@ def test_forward_then_inverse_is_the_identity(pairing):
     made = make(case)
     there, _ = rk.apply_rope(made.q, None, made.positions, config_of(case))
     back, _ = rk.apply_rope(there, None, made.positions, config_of(case), inverse=True)
-    torch.testing.assert_close(back, made.q, rtol=0, atol=2e-6)
+    torch.testing.assert_close(back, made.q, **tolerances.THERE_AND_BACK)
 
 
 @pytest.mark.parametrize("value", ["yes", 1, [True], torch.tensor(True)], ids=str)
@@ -161,7 +161,7 @@ def test_the_long_factors_start_one_past_the_original_length():
         angle = position * oracle.ladder(10000.0, 64, 32) / np.array(cases.CONFIGS["longrope"][factors])
         expected = (np.cos(angle) - np.sin(angle)) * config.attention_scaling
         wanted = torch.tensor(expected.astype(float))
-        torch.testing.assert_close(turned[0, 0, 0, :32].double(), wanted, rtol=0, atol=1e-6)
+        torch.testing.assert_close(turned[0, 0, 0, :32].double(), wanted, **tolerances.TWO_WAYS)
 
 
 def test_each_sequence_of_a_batch_is_independent_of_its_neighbours():
@@ -185,7 +185,7 @@ def test_table_dtype_rounds_cos_and_sin(table_dtype):
     cos, sin = (t.to(dtype).float()[None, :, None, :32] for t in (cos, sin))
     expected = torch.cat((q[..., :32] * cos - q[..., 32:] * sin, q[..., 32:] * cos + q[..., :32] * sin), -1)
     # a product may be rounded before it is added, or not
-    torch.testing.assert_close(rk.apply_rope(q, None, positions, config)[0], expected, rtol=0, atol=5e-7)
+    torch.testing.assert_close(rk.apply_rope(q, None, positions, config)[0], expected, **tolerances.PRODUCT_ROUNDED)
 
 
 PLAIN = [c for c in CASES if c.layout != "thd" and c.positions == "batch" and c.tokens and is_public(c)]

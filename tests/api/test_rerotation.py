@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support import tolerances
 from support.cases import CONFIGS, Case, config_of, strided
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -30,7 +31,9 @@ def rotated(k, positions, config, **options):
 
 def assert_near(got, expected):
     """Three roundings of 5e-7 of the largest: two rotations that were made here, one that is expected."""
-    assert (got.double() - expected.double()).abs().max() <= 1.5e-6 * max(1.0, expected.abs().max().item())
+    assert (got.double() - expected.double()).abs().max() <= tolerances.RE_ROTATED_EPS * max(
+        1.0, expected.abs().max().item()
+    )
 
 
 @pytest.mark.parametrize("pairing", ["half", "interleaved", "interleaved_to_half"])

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from support import tolerances
 from support.cases import CASES, CONFIGS, Case, check, config_of, make
 from support.no_angles import NO_ANGLES
 
@@ -88,7 +89,7 @@ def test_dtypes_of_positions(cuda, dtype, arch):
     case = BY_NAME["positions-float"]
     made = make(case)
     made.positions = made.positions.to(dtype)
-    attempt = CudaAttempt(case, False, made, atol=3e-6)
+    attempt = CudaAttempt(case, False, made, atol=tolerances.FRACTIONAL["atol"])
     run(cuda, attempt, arch)
     attempt.check()
 
@@ -98,7 +99,7 @@ def test_dtypes_of_positions(cuda, dtype, arch):
 def test_table_dtype_rounds_cosines_and_sines(cuda, dtype, arch):
     """Where the two sines straddle a rounding boundary they may differ by one step."""
     case = Case("rounded", dict(head_dim=64, table_dtype=dtype, phase="float32"), start=40)
-    attempt = CudaAttempt(case, False, make(case), atol=0.02)
+    attempt = CudaAttempt(case, False, make(case), atol=tolerances.ROUNDED_TABLE["atol"])
     run(cuda, attempt, arch)
     attempt.check()
     step = {"bfloat16": 2.0**-8, "float16": 2.0**-11}[dtype]

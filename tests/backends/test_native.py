@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support import tolerances
 from support.attempts import Attempt
 from support.calls import arguments, rotate
 from support.cases import CASES, CONFIGS, Case, check, config_of, make, tokens_first
@@ -257,7 +258,7 @@ def test_the_backend_signature_is_shared_with_the_reference():
         out = torch.full_like(made.q, float("nan")), torch.full_like(made.k, float("nan"))
         backend.rotate(tokens_first(made.q, "bshd"), made.k, *out, inputs, spec)
         outputs.append(out)
-    torch.testing.assert_close(outputs[0], outputs[1], rtol=0, atol=1e-6)
+    torch.testing.assert_close(outputs[0], outputs[1], **tolerances.TWO_WAYS)
 
 
 def test_another_backend_is_forwarded_to_python(monkeypatch):

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import comparisons
+from support import comparisons, tolerances
 from support import exact_formulas as exact
 from transformers import LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
@@ -183,7 +183,7 @@ def test_longrope(head_dim: int, theta: float, factor: float | None, original: i
         comparisons.assert_exact(config, exact.longrope(theta, head_dim, row), seq_len)
         inv_freq, scaling = theirs("longrope", head_dim, seq_len, longest, **values)
         comparisons.assert_like_transformers(config, inv_freq, seq_len)
-        assert config.attention_scaling == pytest.approx(scaling, rel=1e-12)
+        assert config.attention_scaling == pytest.approx(scaling, rel=tolerances.FORMULA_REL)
 
 
 def test_longrope_mscales_are_the_scaling_of_short_and_long_lengths() -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from support import comparisons
+from support import comparisons, tolerances
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from rope_kernels.config import RopeConfig
@@ -29,8 +29,8 @@ def full_width(config: RopeConfig, angle: torch.Tensor) -> torch.Tensor:
 
 def assert_same_table(config: RopeConfig, cos: torch.Tensor, sin: torch.Tensor, positions: torch.Tensor) -> None:
     angle = full_width(config, comparisons.angles(config, positions))
-    torch.testing.assert_close(cos.reshape(angle.shape).double(), angle.cos(), atol=2e-5, rtol=0)
-    torch.testing.assert_close(sin.reshape(angle.shape).double(), angle.sin(), atol=2e-5, rtol=0)
+    torch.testing.assert_close(cos.reshape(angle.shape).double(), angle.cos(), **tolerances.FP32_ANGLE)
+    torch.testing.assert_close(sin.reshape(angle.shape).double(), angle.sin(), **tolerances.FP32_ANGLE)
 
 
 def positions_of(rows: int, seed: int, limit: int = 40, tokens: int = 7) -> torch.Tensor:
@@ -53,7 +53,9 @@ def test_mrope_like_transformers(model_type: str, sections: tuple[int, ...], the
     assert_same_table(mine, cos, sin, positions)
 
 
-@pytest.mark.parametrize("model_type", sorted(set(AXIAL_MAP) - {"dinov3_vit", "eomt_dinov3", "glm_image_vision", "sapiens2"}))
+@pytest.mark.parametrize(
+    "model_type", sorted(set(AXIAL_MAP) - {"dinov3_vit", "eomt_dinov3", "glm_image_vision", "sapiens2"})
+)
 def test_axial_like_transformers(model_type: str) -> None:
     theirs = CONFIG_MAPPING[model_type]() if model_type in CONFIG_MAPPING else sub_config(model_type)
     cls = next(c for c in comparisons.rotary_classes(theirs) if hasattr(c, "compute_axial_rope_parameters"))
@@ -101,7 +103,7 @@ def test_gemma4_vision_rotates_each_half_of_the_head() -> None:
     x = torch.randn(1, 7, 1, 16)
     got = code.apply_multidimensional_rope(x, cos, sin, positions.T[None])
     torch.testing.assert_close(
-        got[0, :, 0].double(), comparisons.rotate(mine, x[0, :, 0], positions), atol=1e-4, rtol=0
+        got[0, :, 0].double(), comparisons.rotate(mine, x[0, :, 0], positions), **tolerances.FP32_FAR_ANGLE
     )
 
 

@@ -11,10 +11,11 @@ import pytest
 import torch
 import transformers.modeling_rope_utils as theirs
 from rope_utils_sweep import attempt, logged
+from support import tolerances
 
 import rope_kernels.integrations.rope_utils as ours
 
-RTOL = 2e-5  # transformers' float32 tables are off by up to 7e-6
+RTOL = tolerances.FP32_TABLE_REL
 NAMES = [name for name in ours.__all__ if hasattr(theirs, name)]
 
 ORIGINAL = "original_max_position_embeddings"
@@ -79,7 +80,7 @@ def assert_same_table(mine: Any, wanted: Any) -> None:
     (inv_freq, scaling), (wanted_inv_freq, wanted_scaling) = mine, wanted
     torch.testing.assert_close(inv_freq, wanted_inv_freq, rtol=RTOL, atol=0, equal_nan=True)
     assert type(scaling) is type(wanted_scaling)
-    assert scaling == pytest.approx(wanted_scaling, rel=1e-12)
+    assert scaling == pytest.approx(wanted_scaling, rel=tolerances.FORMULA_REL)
 
 
 def both(rope_type: str, parameters: dict[str, Any], attributes: dict[str, Any], *args: Any, **kwargs: Any) -> Any:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from support import tolerances
 from support.distributed_run import on_processes
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -19,7 +20,7 @@ from torch.distributed.tensor.parallel import parallelize_module
 pytest.importorskip("transformers")
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "tensor_parallel.py"
-CLOSE = {"rtol": 1e-4, "atol": 1e-5}  # sums over processes are in another order
+CLOSE = tolerances.SEVERAL_PROCESSES
 
 
 def example() -> dict[str, Any]:

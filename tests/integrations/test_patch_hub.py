@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from support import tolerances
 from torch import nn
 from transformers.models.gpt_oss.modeling_gpt_oss import apply_rotary_pos_emb as half_width
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb as half
@@ -17,7 +18,7 @@ from rope_kernels.integrations.transformers import hub, register_kernels, rotati
 
 has_kernels = pytest.mark.skipif(importlib.util.find_spec("kernels") is None, reason="kernels is not installed")
 FUNCTIONS = {"half": (half, 16), "conjugate": (conjugate, 16), "half_width": (half_width, 8)}
-CLOSE = {"rtol": 0.0, "atol": 1e-6}
+CLOSE = tolerances.TWO_WAYS
 
 
 def test_without_the_package_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,7 +79,7 @@ def test_kernelize(name: str, compiled: bool, training: bool, monkeypatch: pytes
     torch.testing.assert_close(got, want, **CLOSE)
     if training:
         gradients = torch.autograd.grad(sum(y.square().sum() for y in got), args[:2])
-        torch.testing.assert_close(gradients, want_gradients, rtol=1e-6, atol=1e-5)
+        torch.testing.assert_close(gradients, want_gradients, **tolerances.SQUARED_GRADIENT)
     if not compiled:
         monkeypatch.setattr(rotating, "apply_rotary_pos_emb", lambda q, k, *rest, **options: (q, k))
         assert layer(*args)[0] is args[0]

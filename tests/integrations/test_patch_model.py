@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from models import FAMILIES, TEXT
+from support import tolerances
 from torch import nn
 from transformers import RoFormerConfig, RoFormerModel
 from transformers.models.hunyuan_vl.configuration_hunyuan_vl import HunYuanVLTextConfig
@@ -22,7 +23,7 @@ from rope_kernels.integrations.transformers import angles, patch_model, patching
 
 LLAMA = next(family for family in FAMILIES if family.name == "llama")
 BATCH = LLAMA.batch(12)
-CLOSE = {"rtol": 0.0, "atol": 1e-5}  # as in test_models.py
+CLOSE = tolerances.MODEL
 
 
 def logits(model: Any) -> torch.Tensor:

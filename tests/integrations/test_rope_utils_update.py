@@ -16,6 +16,7 @@ import transformers.modeling_rope_utils as theirs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rope_utils_sides import RTOL, put_in_place
+from support import tolerances
 from transformers import Gemma3TextConfig, LlamaConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from transformers.models.gemma3 import modeling_gemma3
@@ -155,7 +156,7 @@ def test_a_model_does_not_notice_the_swap(rope_type: str, monkeypatch: pytest.Mo
     forward = modeling_llama.LlamaRotaryEmbedding.forward.__wrapped__.__wrapped__
     decorated = torch.no_grad()(ours.dynamic_rope_update(forward))
     monkeypatch.setattr(modeling_llama.LlamaRotaryEmbedding, "forward", decorated)
-    torch.testing.assert_close(model_of(rope_type)(tokens).last_hidden_state, wanted, rtol=0, atol=1e-3)
+    torch.testing.assert_close(model_of(rope_type)(tokens).last_hidden_state, wanted, **tolerances.SWAPPED)
 
 
 # All of transformers, built on the drop-in in a process of its own.
@@ -193,7 +194,7 @@ def assert_alike(mine: Any, wanted: Any, path: str) -> int:
         torch.testing.assert_close(mine, wanted, rtol=RTOL, atol=atol, msg=lambda text: f"{path}: {text}")
         return 1
     if isinstance(wanted, float):
-        assert mine == pytest.approx(wanted, rel=1e-12), path
+        assert mine == pytest.approx(wanted, rel=tolerances.FORMULA_REL), path
     else:
         assert mine == wanted, path
     return 0

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from models import FAMILIES
+from support import tolerances
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
@@ -18,7 +19,7 @@ from rope_kernels.integrations.transformers import patch_model
 LLAMA = next(family for family in FAMILIES if family.name == "llama")
 FAR = torch.arange(4000, 4016)[None]
 EXACT = 5e-7  # the contract of the kernels up to position 2^24
-CLOSE = {"rtol": 0.0, "atol": 1e-5}  # as in test_models.py
+CLOSE = tolerances.MODEL
 
 
 def exact_cosines(config: Any) -> torch.Tensor:

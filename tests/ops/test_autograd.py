@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.autograd.forward_ad as forward_ad
-from support import cases
+from support import cases, tolerances
 from support.calls import arguments, is_public
 from support.cases import CASES, Case, check, config_of, make, variant
 from torch.library import opcheck
@@ -73,7 +73,7 @@ def test_second_derivative():
     ones = torch.ones_like(q)
     middle = 6 * turned[0].detach() * rk.apply_rope(ones, None, None, CONFIG)[0]
     wanted, _ = rk.apply_rope(middle, None, None, CONFIG, inverse=True)
-    torch.testing.assert_close(second, wanted, rtol=0, atol=1e-4)
+    torch.testing.assert_close(second, wanted, **tolerances.SECOND_GRADIENT)
 
 
 def test_nothing_of_the_size_of_q_is_saved():

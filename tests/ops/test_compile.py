@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from support import tolerances
 from support.compiled_model import CONFIGS, HEAD_DIM, Model, positions_for
 from torch._dynamo.testing import CompileCounterWithBackend
 
@@ -27,9 +28,9 @@ def test_two_layers_forward_and_backward_without_recompilation(name):
         wanted = torch.autograd.grad(expected.square().sum(), list(model.parameters()))
         got = compiled(x, positions)
         gradients = torch.autograd.grad(got.square().sum(), list(model.parameters()))
-        torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(got, expected, **tolerances.COMPILED)
         for a, b in zip(gradients, wanted, strict=True):
-            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(a, b, **tolerances.COMPILED_GRADIENT)
         frames.append(counter.frame_count)
     assert frames[0] == frames[-1], "a new length compiled again"
 
@@ -40,9 +41,9 @@ def test_inductor_forward_and_backward():
     x, positions = torch.randn(2, 7, 2 * HEAD_DIM), positions_for("longrope", 7, 12)
     expected = model(x, positions)
     got = compiled(x, positions)
-    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(got, expected, **tolerances.COMPILED)
     wanted, gradient = (torch.autograd.grad(y.square().sum(), list(model.parameters())) for y in (expected, got))
-    torch.testing.assert_close(gradient, wanted, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(gradient, wanted, **tolerances.COMPILED_GRADIENT)
 
 
 def test_packed_offsets_and_lengths_do_not_recompile():
@@ -112,9 +113,9 @@ def test_transforms_inside_a_graph_keep_their_tangents():
         return torch.func.jvp(turn, (q,), (tangent,))[1]
 
     compiled = torch.compile(pushed, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(compiled(q, tangent), turn(tangent), rtol=0, atol=1e-6)
+    torch.testing.assert_close(compiled(q, tangent), turn(tangent), **tolerances.TWO_WAYS)
     pulled = torch.compile(torch.func.grad(lambda q: (turn(q) ** 3).sum()), fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(pulled(q), torch.func.grad(lambda q: (turn(q) ** 3).sum())(q), rtol=0, atol=1e-5)
+    torch.testing.assert_close(pulled(q), torch.func.grad(lambda q: (turn(q) ** 3).sum())(q), **tolerances.GRADIENT)
 
 
 def test_table_op_compiles_with_gradients():
@@ -127,7 +128,7 @@ def test_table_op_compiles_with_gradients():
 
     compiled = torch.compile(loss, fullgraph=True, dynamic=True, backend="aot_eager")
     wanted, got = (torch.autograd.grad(f(q, cos, sin), q)[0] for f in (loss, compiled))
-    torch.testing.assert_close(got, wanted, rtol=0, atol=1e-5)
+    torch.testing.assert_close(got, wanted, **tolerances.GRADIENT)
 
 
 def test_export_with_a_dynamic_length():

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support import tolerances
 from torch import Tensor
 
 import rope_kernels as rk
@@ -200,6 +201,6 @@ def test_the_default_dtype_changes_nothing(name, dtype):
             if backend == "native":
                 assert all(torch.equal(x, y) and x.dtype == y.dtype for x, y in zip(got, wanted, strict=True))
             else:
-                torch.testing.assert_close(got, wanted, rtol=0, atol=2e-6)
+                torch.testing.assert_close(got, wanted, **tolerances.THERE_AND_BACK)
     finally:
         torch.set_default_dtype(torch.float32)

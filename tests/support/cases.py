@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
-from support import oracle
+from support import oracle, tolerances
 
 HALF, PAIRS = "half", "interleaved"
 SHORT = [1.0 + 0.01 * i for i in range(32)]
@@ -311,7 +311,11 @@ def bound(case: Case, x: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
     """
     scale = max(abs(oracle.inv_freq(case.config, n)[1]) for n in (None, 2**40))
     largest = float(x.double().abs().max()) if x.numel() else 0.0
-    absolute = (5e-7 if farthest(case) <= 2**24 else 1e-6) * largest * max(scale, 1.0)
+    absolute = (
+        (tolerances.CONTRACT_EPS if farthest(case) <= 2**24 else tolerances.FAR_CONTRACT_EPS)
+        * largest
+        * max(scale, 1.0)
+    )
     if case.dtype == torch.float32:
         return torch.full_like(expected, absolute)
     digits, smallest = {torch.float16: (11, -14), torch.bfloat16: (8, -126)}[case.dtype]

@@ -13,6 +13,7 @@ import mpmath
 import torch
 import transformers
 from mpmath import mpf
+from support import tolerances
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from rope_kernels.config import RopeConfig
@@ -43,7 +44,7 @@ def assert_exact(config: RopeConfig, want: list[mpf], seq_len: int | None = None
 
 def assert_like_transformers(config: RopeConfig, inv_freq: torch.Tensor, seq_len: int | None = None) -> None:
     """The frequencies within what transformers' fp32 is off by."""
-    torch.testing.assert_close(config.inv_freq(seq_len), inv_freq.double(), rtol=2e-5, atol=0)
+    torch.testing.assert_close(config.inv_freq(seq_len), inv_freq.double(), rtol=tolerances.FP32_TABLE_REL, atol=0)
 
 
 def hf_config(model_type: str, **values: Any) -> Any:

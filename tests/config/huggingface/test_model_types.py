@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from support import comparisons
+from support import comparisons, tolerances
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING, CONFIG_MAPPING_NAMES
 
 from rope_kernels.config import RopeConfig
@@ -107,7 +107,9 @@ def test_frequencies_of_every_model(configs: list[Any]) -> None:
                 if table is None or config.model_type in REORDERED:
                     continue
                 compared += 1
-                close = table.shape == ladder.shape and torch.allclose(table.double(), ladder, rtol=2e-5, atol=0)
+                close = table.shape == ladder.shape and torch.allclose(
+                    table.double(), ladder, rtol=tolerances.FP32_TABLE_REL, atol=0
+                )
                 if not close or not isinstance(scaling, (int, float)) or abs(scaling - mine.attention_scaling) > 1e-6:
                     wrong.append((config.model_type, layer_type, type(module).__name__))
     assert not wrong

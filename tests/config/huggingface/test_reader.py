@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from support import comparisons
+from support import comparisons, tolerances
 from support import exact_formulas as exact
 from support.comparisons import CONFIGS, shipped
 from transformers import LlamaConfig
@@ -40,7 +40,7 @@ def test_shipped_configs_like_transformers(name: str) -> None:
         scaling = getattr(module, f"{layer_type}_attention_scaling", getattr(module, "attention_scaling", None))
         for read in (mine, from_object[layer_type]):
             comparisons.assert_like_transformers(read, table)
-            assert read.attention_scaling == pytest.approx(scaling, rel=1e-12)
+            assert read.attention_scaling == pytest.approx(scaling, rel=tolerances.FORMULA_REL)
         assert (mine.head_dim, mine.pairing) == (from_object[layer_type].head_dim, from_object[layer_type].pairing)
         assert mine.frequency_params == from_object[layer_type].frequency_params
 
@@ -52,7 +52,7 @@ def test_shipped_configs_at_both_lengths(name: str, lengths: tuple[int, int]) ->
     for seq_len in lengths:
         inv_freq, scaling = ROPE_INIT_FUNCTIONS[mine.rope_type](config, seq_len=seq_len)
         comparisons.assert_like_transformers(mine, inv_freq, seq_len)
-        assert mine.frequency_params.scaling(seq_len) == pytest.approx(scaling, rel=1e-12)
+        assert mine.frequency_params.scaling(seq_len) == pytest.approx(scaling, rel=tolerances.FORMULA_REL)
         tables.append(inv_freq)
     assert not torch.equal(*tables)
 

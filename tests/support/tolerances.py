@@ -1,0 +1,81 @@
+"""The tolerances of the tests, with their reasons. None is widened to make a test pass.
+
+Values are of order 1 where nothing else is said. Names ending in ``_REL`` are relative, ``_EPS`` are factors of the largest
+value, the others are arguments of ``torch.testing.assert_close``. A bound that holds for one formula or one listed number
+only, of config, CLI and mathematics, stands in its test.
+"""
+
+from __future__ import annotations
+
+
+def _absolute(atol: float) -> dict[str, float]:
+    return {"rtol": 0.0, "atol": atol}
+
+
+def _both(tolerance: float) -> dict[str, float]:
+    return {"rtol": tolerance, "atol": tolerance}
+
+
+# Rotations
+CONTRACT_EPS = 5e-7
+"""The README's contract in fp32, of max |x|, to position 2**24; a 16-bit result may be one rounding away besides."""
+FAR_CONTRACT_EPS = 1e-6
+"""The same to position 2**31."""
+RE_ROTATED_EPS = 3 * CONTRACT_EPS
+"""Two rotations that were made, one that is expected."""
+ADJOINT_EPS = 1e-6
+"""Of the norms: two rotations, each within the contract."""
+PRODUCT_ROUNDED = _absolute(5e-7)
+"""A product may be rounded before it is added, or not."""
+TWO_WAYS = _absolute(1e-6)
+"""One rotation by two ways in fp32: one rounding each."""
+THERE_AND_BACK = _absolute(2e-6)
+"""Two rotations in a row, or one of transformers, which rounds every product."""
+FRACTIONAL = _absolute(3e-6)
+"""A kernel against the reference at fractional positions, where the oracle knows no answer."""
+ROUNDED_TABLE = _absolute(0.02)
+"""Cosines and sines rounded to bf16: those that straddle a rounding boundary differ by one step."""
+AGAINST_REFERENCE = _absolute(1e-5)
+"""Native against the reference over rope types that scale by up to 1.25: a wrong position is off by 0.01 and more."""
+TABLE_PRODUCT = 1e-6
+"""A rotation by a caller's table in fp32, besides the rounding of the result."""
+
+# Gradients and compilation
+GRADIENT = _absolute(1e-5)
+"""Of sums of squares or cubes, of up to about 10."""
+SECOND_GRADIENT = _absolute(1e-4)
+"""Of sums of cubes, of up to about 100."""
+SECOND_TABLE_GRADIENT = {"rtol": 1e-4, "atol": 1e-2}
+"""Of squares of gradients, summed over heads: up to some 1000."""
+SUM = _both(1e-4)
+"""Sums over whole tensors, in another order."""
+SQUARED_GRADIENT = {"rtol": 1e-6, "atol": 1e-5}
+"""Of sums of squares, by transformers and here."""
+COMPILED = _both(1e-5)
+"""Compiled and eager matrix products sum in another order."""
+COMPILED_GRADIENT = _both(1e-4)
+"""The same through two layers."""
+COMPILED_CALL = _both(1e-6)
+"""Of one rotation."""
+
+# Models
+MODEL = _absolute(1e-5)
+"""Logits and gradients around 1: transformers rounds every angle and every product, here there is one rounding."""
+CHECKPOINTED = _absolute(1e-6)
+"""The same operations twice."""
+SEVERAL_PROCESSES = {"rtol": 1e-4, "atol": 1e-5}
+"""Sums over processes are in another order."""
+BF16_RATIO = 1.05
+"""Median over seeds of a bf16 model's distance from fp32, by that of transformers."""
+SWAPPED = _absolute(1e-3)
+"""Hidden states of a whole model with the drop-in, whose frequencies differ from transformers' by FP32_TABLE_REL."""
+
+# Frequencies
+FORMULA_REL = 1e-12
+"""A formula in float64, against 40 digits or against the same formula elsewhere."""
+FP32_TABLE_REL = 2e-5
+"""transformers' fp32 frequencies are off by up to 7e-6."""
+FP32_ANGLE = _absolute(2e-5)
+"""Cosines and sines of positions below 10, by such frequencies."""
+FP32_FAR_ANGLE = _absolute(1e-4)
+"""The same rotating values, or at positions below 100."""
