@@ -81,7 +81,7 @@ def register_kernels() -> None:
     kernels.register_kernel_mapping(mapping)
     from transformers.integrations import hub_kernels
 
-    # transformers registers its own mapping again whenever a model asks for kernels.
+    # transformers registers its own mapping again whenever a model requests kernels.
     own = getattr(hub_kernels, "get_kernel_mapping_transformers", None)
     if own is not None:
         own().update(mapping)
