@@ -257,8 +257,6 @@ MUTANTS = [
         "csrc/ops/tensor_job.h",
         ("stride", "return p.size[dim] == 1 ? 0 : p.stride[dim];", "return p.stride[dim];",
          "one axis of positions read as one per batch entry"),
-        ("refusal", "                    x.size[l.tokens] == q.size[l.tokens] && at(", "                    at(",
-         "k with other tokens than q's"),
     ),
     *in_file(
         "cpu",

@@ -118,4 +118,14 @@ MUTANTS = [
             "threads that call at once share scratch memory",
         ),
     ),
+    *in_file(
+        "direct",
+        "csrc/ops/tensor_job.h",
+        (
+            "refusal",
+            "                    x.size[l.tokens] == q.size[l.tokens] && at(",
+            "                    at(",
+            "k with other tokens than q's",
+        ),
+    ),
 ]
