@@ -1,8 +1,8 @@
 """The tolerances of the tests, with their reasons. None is widened to make a test pass.
 
-Values are of order 1 where nothing else is said. Names ending in ``_REL`` are relative, ``_EPS`` are factors of the largest
-value, the others are arguments of ``torch.testing.assert_close``. A bound that holds for one formula or one listed number
-only, of config, CLI and mathematics, stands in its test.
+Values are of order 1 where nothing else is said. Names ending in ``_REL`` are relative, ``_EPS`` are factors of the
+largest value, the others are arguments of ``torch.testing.assert_close``. A bound that holds for one formula or one listed
+number only, of config, CLI and mathematics, stands in its test.
 """
 
 from __future__ import annotations
@@ -36,17 +36,17 @@ FRACTIONAL = _absolute(3e-6)
 ROUNDED_TABLE = _absolute(0.02)
 """Cosines and sines rounded to bf16: those that straddle a rounding boundary differ by one step."""
 AGAINST_REFERENCE = _absolute(1e-5)
-"""Native against the reference over rope types that scale by up to 1.25: a wrong position is off by 0.01 and more."""
+"""Native against the reference, over rope types that scale their results."""
 TABLE_PRODUCT = 1e-6
 """A rotation by a caller's table in fp32, besides the rounding of the result."""
 
 # Gradients and compilation
 GRADIENT = _absolute(1e-5)
-"""Of sums of squares or cubes, of up to about 10."""
+"""Of sums of squares or cubes of rotated values."""
 SECOND_GRADIENT = _absolute(1e-4)
-"""Of sums of cubes, of up to about 100."""
+"""A second derivative of sums of cubes: six times a product of two rotations, rotated."""
 SECOND_TABLE_GRADIENT = {"rtol": 1e-4, "atol": 1e-2}
-"""Of squares of gradients, summed over heads: up to some 1000."""
+"""Of sums of squared gradients, summed over heads and batch."""
 SUM = _both(1e-4)
 """Sums over whole tensors, in another order."""
 SQUARED_GRADIENT = {"rtol": 1e-6, "atol": 1e-5}
