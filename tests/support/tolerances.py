@@ -1,8 +1,8 @@
 """The tolerances of the tests, with their reasons. None is widened to make a test pass.
 
 Values are of order 1 where nothing else is said. Names ending in ``_REL`` are relative, ``_EPS`` are factors of the
-largest value, the others are arguments of ``torch.testing.assert_close``. A bound that holds for one formula or one listed
-number only, of config, CLI and mathematics, stands in its test.
+largest value, the others are arguments of ``torch.testing.assert_close``. A bound that holds for one formula or one
+listed number only, of config, CLI and mathematics, stands in its test.
 """
 
 from __future__ import annotations
