@@ -207,6 +207,7 @@ def test_bfloat16_is_rounded_as_torch_rounds_it(native, scaling):
         ("head_dim", "theta=1.0;freq_dim=2;num_frequencies=1;head_dim=1;num_pairs=1;distance=1"),
         ("multipliers", "theta=1.0;freq_dim=4;num_frequencies=2;multipliers=1.0;head_dim=4;num_pairs=2;distance=2"),
         ("pairing", "theta=1.0;freq_dim=2;num_frequencies=1;head_dim=2;num_pairs=1;distance=1;pairing=both"),
+        ("freq_index", "theta=1.0;freq_dim=4;num_frequencies=2;head_dim=4;num_pairs=2;distance=2;freq_index=0,2"),
         ("text", "llama3"),
     ],
 )
