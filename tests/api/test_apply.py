@@ -61,7 +61,7 @@ def test_gaps_between_rows_stay_as_they_are(view):
     assert storage[inside].isfinite().all()
 
 
-def test_channels_that_do_not_turn_are_copied_bit_for_bit():
+def test_channels_that_are_not_rotated_are_copied_bit_for_bit():
     case = Case("untouched", cases.CONFIGS["nope_first"])
     made = make(case)
     made.q[..., 0] = float("nan")
@@ -157,11 +157,11 @@ def test_the_long_factors_start_one_past_the_original_length():
     config = rk.RopeConfig(**cases.CONFIGS["longrope"])
     q = torch.ones(1, 1, 1, 64)
     for position, factors in ((15, "short_factor"), (16, "long_factor")):
-        turned, _ = rk.apply_rope(q, None, torch.tensor([position]), config)
+        got, _ = rk.apply_rope(q, None, torch.tensor([position]), config)
         angle = position * oracle.ladder(10000.0, 64, 32) / np.array(cases.CONFIGS["longrope"][factors])
         expected = (np.cos(angle) - np.sin(angle)) * config.attention_scaling
         wanted = torch.tensor(expected.astype(float))
-        torch.testing.assert_close(turned[0, 0, 0, :32].double(), wanted, **tolerances.TWO_WAYS)
+        torch.testing.assert_close(got[0, 0, 0, :32].double(), wanted, **tolerances.TWO_WAYS)
 
 
 def test_each_sequence_of_a_batch_is_independent_of_its_neighbours():
@@ -268,9 +268,9 @@ def test_autocast_keeps_the_input_dtype():
     config = rk.RopeConfig(head_dim=64)
     q = torch.randn(1, 2, 1, 64)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        turned, _ = rk.apply_rope(q, None, None, config)
-    assert turned.dtype == torch.float32
-    assert torch.equal(turned, rk.apply_rope(q, None, None, config)[0])
+        got, _ = rk.apply_rope(q, None, None, config)
+    assert got.dtype == torch.float32
+    assert torch.equal(got, rk.apply_rope(q, None, None, config)[0])
 
 
 def test_output_keeps_the_strides_of_a_transposed_input():
@@ -285,6 +285,6 @@ def test_a_position_that_is_no_number_gives_nan_and_spares_its_neighbours(backen
     config = rk.RopeConfig(head_dim=64)
     q = torch.randn(1, 3, 2, 64)
     positions = torch.tensor([0.5, float("nan"), float("inf")])
-    turned, _ = rk.apply_rope(q, None, positions, config)
-    assert turned[0, 0].isfinite().all()
-    assert turned[0, 1:].isnan().all()
+    got, _ = rk.apply_rope(q, None, positions, config)
+    assert got[0, 0].isfinite().all()
+    assert got[0, 1:].isnan().all()

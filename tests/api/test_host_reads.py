@@ -16,7 +16,7 @@ READS = {"_local_scalar_dense", "item", "is_nonzero", "equal", "nonzero", "_uniq
 
 
 def way(case):
-    """What a case asks for beside sizes, dtypes and strides, which no host read could depend on."""
+    """What a case needs besides sizes, dtypes and strides, which no host read could depend on."""
     forms = type(case.seq_len), type(case.offset), bool(case.lengths), case.from_seq_len is None, bool(case.k_heads)
     return repr(case.config), case.layout, case.positions, *forms, case.inverse, case.unscaled
 
@@ -33,7 +33,7 @@ class NoReads(TorchDispatchMode):
 
 
 def everything(case, made):
-    """Out of place with a gradient, into given buffers, in place, and as keys that are turned on."""
+    """Out of place with a gradient, into given buffers, in place, and as keys that are re-rotated."""
     inputs = [x for x in (made.q, made.k) if x is not None]
     with_grad = [x.detach().requires_grad_() for x in inputs]
     outputs = rotate(case, dataclasses.replace(made, q=with_grad[0], k=with_grad[1] if len(inputs) > 1 else None))

@@ -1,4 +1,4 @@
-"""Rotated keys that are turned on: what they become is what rotating the unrotated keys gives."""
+"""Re-rotating cached keys gives what rotating the unrotated keys would."""
 
 import pytest
 import torch

@@ -110,7 +110,7 @@ def test_table_dtype_rounds_cosines_and_sines(cuda, dtype, arch):
 
 
 @pytest.mark.parametrize("way", WAYS, ids=names(WAYS))
-def test_a_position_without_an_angle_gives_nan_to_the_pairs_that_turn_by_it(cuda, way):
+def test_a_position_without_an_angle_gives_nan_to_the_pairs_it_rotates(cuda, way):
     for call in NO_ANGLES:
         attempt = call.attempt(way[1], CudaAttempt)
         run(cuda, attempt, way[0])
@@ -119,7 +119,7 @@ def test_a_position_without_an_angle_gives_nan_to_the_pairs_that_turn_by_it(cuda
 
 @pytest.mark.parametrize("in_place", [False, True], ids=["apart", "in_place"])
 @pytest.mark.parametrize("name", ["partial-near", "nope_first-near", "proportional-near", "packed-scaled-tail"])
-def test_what_does_not_turn_is_copied_bit_by_bit(cuda, name, in_place):
+def test_channels_that_are_not_rotated_are_copied_bit_by_bit(cuda, name, in_place):
     case = BY_NAME[name]
     made = make(case)
     rotation = config_of(case).rotation()

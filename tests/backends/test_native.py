@@ -60,7 +60,7 @@ def rotate_and_check(case, isa):
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("in_place", [False, True], ids=["apart", "in_place"])
 @pytest.mark.parametrize("call", NO_ANGLES, ids=str)
-def test_a_position_without_an_angle_gives_nan_to_the_pairs_that_turn_by_it(call, in_place, isa):
+def test_a_position_without_an_angle_gives_nan_to_the_pairs_it_rotates(call, in_place, isa):
     native.force_isa(isa)
     attempt = call.attempt(in_place, Attempt)
     q, k = [*attempt.inputs, None][:2]
@@ -101,7 +101,7 @@ def test_any_number_of_pairs(isa, dtype, pairing):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("rotary_dim", [32, 64, 96])
 def test_halves_that_are_further_apart_than_they_are_long(isa, dtype, rotary_dim):
-    """Of the usual lengths, with what does not turn between them."""
+    """Of the usual lengths, with channels that are not rotated between them."""
     config = dict(head_dim=256, rope_type="proportional", partial_rotary_factor=rotary_dim / 256)
     rotate_and_check(Case(f"proportional{rotary_dim}", config, dtype=dtype, start=50), isa)
 
@@ -178,7 +178,7 @@ def test_every_number_is_rounded_as_torch_does(isa, dtype, pairing, head_dim, sc
 @pytest.mark.parametrize("pairing", ["half", "interleaved", "interleaved_to_half"])
 @pytest.mark.parametrize("inverse", [False, True])
 def test_table(isa, pairing, inverse):
-    """Any table in any dtype and strides, halves that differ, NaN included, as the reference turns by it."""
+    """Any table in any dtype and strides, halves that differ, NaN included, as the reference rotates by it."""
     native.force_isa(isa)
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
         for width, table_dtype in ((64, torch.float32), (38, torch.float64), (22, torch.bfloat16), (64, torch.float16)):
@@ -196,8 +196,8 @@ def test_table(isa, pairing, inverse):
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("pairing", ["half", "interleaved"])
 @pytest.mark.parametrize("inverse", [False, True])
-def test_a_table_whose_members_turn_by_the_same_but_for_some_tokens(isa, pairing, inverse):
-    """In both orders of memory, bit for bit, and as the reference turns by it."""
+def test_a_table_that_rotates_both_members_alike_but_for_some_tokens(isa, pairing, inverse):
+    """In both orders of memory, bit for bit, and as the reference rotates by it."""
     native.force_isa(isa)
     angles = torch.randn(2, 70, 32)
     cos, sin = (

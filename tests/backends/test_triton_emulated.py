@@ -96,7 +96,7 @@ def test_dtypes_of_positions(dtype, target):
 
 @pytest.mark.filterwarnings("ignore:invalid value")
 @pytest.mark.parametrize(("call", "target"), [(call, TARGETS[i % 4]) for i, call in enumerate(NO_ANGLES)], ids=str)
-def test_a_position_without_an_angle_gives_nan_to_the_pairs_that_turn_by_it(call, target):
+def test_a_position_without_an_angle_gives_nan_to_the_pairs_it_rotates(call, target):
     with emulated(target):
         launches.rotate(call.attempt(target >= 100, Attempt))
 
@@ -106,7 +106,7 @@ def test_a_position_without_an_angle_gives_nan_to_the_pairs_that_turn_by_it(call
 @on_every_target
 @pytest.mark.parametrize("call", NO_ANGLES, ids=str)
 def test_positions_without_an_angle_everywhere(call, target):
-    test_a_position_without_an_angle_gives_nan_to_the_pairs_that_turn_by_it(call, target)
+    test_a_position_without_an_angle_gives_nan_to_the_pairs_it_rotates(call, target)
 
 
 @pytest.mark.parametrize(("dtype", "target"), [("bfloat16", 80), ("float16", 100)])
@@ -124,7 +124,7 @@ def test_one_of_two_in_place(target):
 
 @pytest.mark.filterwarnings("ignore:invalid value")
 @pytest.mark.parametrize(("name", "target"), list(zip(launches.COPYING, TARGETS, strict=True)))
-def test_what_does_not_turn_is_copied_bit_by_bit(name, target):
+def test_channels_that_are_not_rotated_are_copied_bit_by_bit(name, target):
     with emulated(target):
         launches.run_copying(name)
 

@@ -1,4 +1,4 @@
-"""The Triton kernels, through their launcher, in Triton's interpreter: every case, and what only they have."""
+"""The Triton kernels, through their launcher, in Triton's interpreter: every case, and what only these kernels have."""
 
 import dataclasses
 
@@ -97,7 +97,7 @@ def test_one_of_two_in_place():
 
 @pytest.mark.filterwarnings("ignore:invalid value")
 @pytest.mark.parametrize("name", launches.COPYING)
-def test_what_does_not_turn_is_copied_bit_by_bit(name):
+def test_channels_that_are_not_rotated_are_copied_bit_by_bit(name):
     launches.run_copying(name)
 
 

@@ -99,7 +99,7 @@ def _writes_q_only(q, k, positions, cfg, out, **how):
 
 
 BROKEN = {
-    "turns back": (lambda q, k, p, cfg, **how: apply_rope(q, k, p, cfg, inverse=True, **how), "returned"),
+    "rotates back": (lambda q, k, p, cfg, **how: apply_rope(q, k, p, cfg, inverse=True, **how), "returned"),
     "another pairing": (
         lambda q, k, p, cfg, **how: apply_rope(q, k, p, cfg, interleaved=cfg.pairing == "half", **how), "returned",
     ),

@@ -1,4 +1,4 @@
-"""Every instruction of the emulator against exact arithmetic, run as PTX on every combination of telling values."""
+"""Every instruction of the emulator against exact arithmetic, run as PTX on every combination of edge values."""
 
 import itertools
 
@@ -29,13 +29,13 @@ INTEGERS += [2**n - 1 for n in (31, 32, 63)] + [2**63, 0x0123456789ABCDEF, 0xFED
 FEW_INTEGERS = [0, 1, 2, 5, 31, 32, 255, 0x7FFF, 0x8000, 0x12345678, 2**31 - 1, 2**31, 2**63 - 1, 2**63, 2**64 - 2]
 
 
-def telling(type_, few=False):
+def edge_values(type_, few=False):
     """Bits of values of a type on which an instruction may go wrong."""
     bits = 8 * TYPES[type_].itemsize
     if type_ == "pred":
         return [0, 1]
     if type_ == "f32x2":
-        single = telling("f32", few=True)
+        single = edge_values("f32", few=True)
         return [a << 32 | b for a, b in zip(single, reversed(single), strict=True)]
     if type_ in FORMATS:
         found = {0x7FFF << (bits - 16) | 1}
@@ -116,9 +116,9 @@ def valid(name, values):
 
 
 @pytest.mark.parametrize("name", sorted(COMPUTING))
-def test_telling_values(name):
+def test_edge_values(name):
     types = COMPUTING[name].operands
-    rows = itertools.product(*(telling(t, few=len(types) > 2) for t in types))
+    rows = itertools.product(*(edge_values(t, few=len(types) > 2) for t in types))
     check(name, list(zip(*(row for row in rows if valid(name, row)), strict=True)))
 
 

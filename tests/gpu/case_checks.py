@@ -40,10 +40,10 @@ def check_gradient(case: Case, backend: str, device: torch.device) -> None:
     there = placed(made, device)
     leaves = [x.requires_grad_() for x in (there.q, there.k) if x is not None]
     with use_backend(backend):
-        turned = [y for y in rotate(case, there) if y is not None]
+        rotated = [y for y in rotate(case, there) if y is not None]
         upstream = [moved(g, device) for g in (adjoint.q, adjoint.k) if g is not None]
-        gradients = torch.autograd.grad(turned, leaves, upstream)
-    for one, results in ((made, turned), (adjoint, gradients)):
+        gradients = torch.autograd.grad(rotated, leaves, upstream)
+    for one, results in ((made, rotated), (adjoint, gradients)):
         for x, y, expected in zip((one.q, one.k), results, one.expected, strict=False):
             if x is not None and expected is not None:
                 check(case, x, y.detach().cpu(), expected)

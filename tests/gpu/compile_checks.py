@@ -78,11 +78,11 @@ def check_same_bits(name: str, backend: str, setup: Setup) -> None:
     out = torch.full_like(q, float("nan")), torch.full_like(k, float("nan"))
 
     def everywhere(q: Tensor, k: Tensor, q_out: Tensor, k_out: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        turned = rk.apply_rope(q, k, positions, config)
+        rotated = rk.apply_rope(q, k, positions, config)
         rk.apply_rope(q, k, positions, config, out=(q_out, k_out))
         rk.apply_rope_(q, k, positions, config)
-        assert turned[1] is not None
-        return turned[0], turned[1]
+        assert rotated[1] is not None
+        return rotated[0], rotated[1]
 
     with rk.use_backend(backend):
         eager = rk.apply_rope(q, k, positions, config)

@@ -155,7 +155,7 @@ def check_sequence(name: str, backend: str, device: torch.device) -> None:
 
 
 def check_in_place(backend: str, device: torch.device) -> None:
-    """Every replay turns the buffers on."""
+    """Every replay rotates the buffers further."""
     config = config_named("longrope")
     start = torch.randn(2, 3, 4, config.head_dim, generator=torch.Generator().manual_seed(0))
     q, positions = moved(start, device), counted(0).to(device)

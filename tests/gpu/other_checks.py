@@ -69,7 +69,7 @@ def check_rounded(dtype: str, backend: str, device: torch.device) -> None:
 
 
 def check_copies(name: str, in_place: bool, backend: str, device: torch.device) -> None:
-    """What does not turn is copied bit by bit, NaN and infinities included."""
+    """What is not rotated is copied bit by bit, NaN and infinities included."""
     case = BY_NAME[name]
     made = make(case)
     rotation = config_of(case).rotation()

@@ -1,4 +1,4 @@
-"""Launches go to the current stream of the tensors' device, whichever streams and devices there are besides."""
+"""Launches go to the current stream of the tensors' device, also where there are other streams and devices."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def _expect(backend: str, device: torch.device, config: str, stream: contextlib.
             if device.type == "cuda":
                 torch.cuda._sleep(CYCLES)
             positions.copy_(late, non_blocking=True)
-            turned, _ = rk.apply_rope(there, None, positions, cfg)
-            got = turned.cpu()
+            rotated, _ = rk.apply_rope(there, None, positions, cfg)
+            got = rotated.cpu()
     with rk.use_backend("reference"):
         wanted, _ = rk.apply_rope(q, None, counted(70), cfg)
     torch.testing.assert_close(got, wanted, rtol=0, atol=NEAR)

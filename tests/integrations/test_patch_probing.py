@@ -34,22 +34,22 @@ def to_half(x, cos, sin):
     return torch.cat((a * cos - b * sin, b * cos + a * sin), -1)
 
 
-def twice(turn, make):
+def twice(rotate, make):
     """An apply function of transformers' usual signature."""
 
     def apply(q, k, cos, sin, unsqueeze_dim=1):
         cos, sin = make(cos.unsqueeze(unsqueeze_dim)), make(sin.unsqueeze(unsqueeze_dim))
-        return turn(q, cos, sin), turn(k, cos, sin)
+        return rotate(q, cos, sin), rotate(k, cos, sin)
 
     return apply
 
 
-def partial(turn, trailing=False):
+def partial(rotate, trailing=False):
     def part(x, cos, sin):
         width = cos.shape[-1]
         if trailing:
-            return torch.cat((x[..., :-width], turn(x[..., -width:], cos, sin)), -1)
-        return torch.cat((turn(x[..., :width], cos, sin), x[..., width:]), -1)
+            return torch.cat((x[..., :-width], rotate(x[..., -width:], cos, sin)), -1)
+        return torch.cat((rotate(x[..., :width], cos, sin), x[..., width:]), -1)
 
     return part
 
@@ -63,11 +63,11 @@ def repeated(t):
 
 
 def complex_(xq, xk, freqs_cis):
-    def turn(x):
+    def rotate(x):
         pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
         return torch.view_as_real(pairs * freqs_cis[:, :, None]).flatten(3).type_as(x)
 
-    return turn(xq), turn(xk)
+    return rotate(xq), rotate(xk)
 
 
 def vision(q, k, cos, sin):

@@ -148,7 +148,7 @@ def test_truncate_of_a_layer_type(truncate: bool) -> None:
 
 
 def test_phimoe_switches_the_list_with_its_scaling() -> None:
-    """A defect of transformers: its PhiMoE module scales long calls by ``long_mscale`` and turns by the short list."""
+    """A defect of transformers: its PhiMoE scales long calls by ``long_mscale`` and rotates by the short list."""
     from transformers.models.phimoe.modeling_phimoe import PhimoeRotaryEmbedding
 
     lists = {"short_factor": [1.0] * 64, "long_factor": [float(i + 1) for i in range(64)]}

@@ -38,8 +38,8 @@ def test_backward_is_the_inverse_rotation(case):
         return
     adjoint = make(variant(case, inverse=True))
     q = made.q.detach().requires_grad_()
-    turned = rk.apply_rope(q, None, made.positions, config_of(case), **made.options)[0]
-    turned.backward(adjoint.q)
+    rotated = rk.apply_rope(q, None, made.positions, config_of(case), **made.options)[0]
+    rotated.backward(adjoint.q)
     check(case, adjoint.q, q.grad, adjoint.expected[0])
 
 
@@ -49,8 +49,8 @@ def test_gradients_reach_what_needs_them(needing):
     wanted = rk.apply_rope(torch.ones_like(q), torch.ones_like(k), None, CONFIG, inverse=True)
     q.requires_grad_(needing != "k")
     k.requires_grad_(needing != "q")
-    turned = rk.apply_rope(q, k, None, CONFIG)
-    (turned[0].sum() + turned[1].sum()).backward()
+    rotated = rk.apply_rope(q, k, None, CONFIG)
+    (rotated[0].sum() + rotated[1].sum()).backward()
     for x, gradient in zip((q, k), wanted, strict=True):
         assert (x.grad is not None) == x.requires_grad
         if x.requires_grad:
@@ -66,12 +66,12 @@ def test_a_part_of_the_outputs_can_be_used_alone():
 
 def test_second_derivative():
     q, k = (x.requires_grad_() for x in inputs())
-    turned = rk.apply_rope(q, k, None, CONFIG)
-    loss = (turned[0] ** 3).sum() + (turned[1] ** 3).sum()
+    rotated = rk.apply_rope(q, k, None, CONFIG)
+    loss = (rotated[0] ** 3).sum() + (rotated[1] ** 3).sum()
     gradient, _ = torch.autograd.grad(loss, (q, k), create_graph=True)
     second, _ = torch.autograd.grad(gradient.sum(), (q, k), allow_unused=True)
     ones = torch.ones_like(q)
-    middle = 6 * turned[0].detach() * rk.apply_rope(ones, None, None, CONFIG)[0]
+    middle = 6 * rotated[0].detach() * rk.apply_rope(ones, None, None, CONFIG)[0]
     wanted, _ = rk.apply_rope(middle, None, None, CONFIG, inverse=True)
     torch.testing.assert_close(second, wanted, **tolerances.SECOND_GRADIENT)
 
@@ -88,17 +88,17 @@ def test_nothing_of_the_size_of_q_is_saved():
 def test_an_overwritten_position_buffer_is_noticed():
     q = inputs()[0].requires_grad_()
     positions = torch.arange(3)
-    turned, _ = rk.apply_rope(q, None, positions, CONFIG)
+    rotated, _ = rk.apply_rope(q, None, positions, CONFIG)
     positions += 1
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        turned.sum().backward()
+        rotated.sum().backward()
 
 
 def test_a_gradient_without_unit_stride():
     q = inputs()[0].requires_grad_()
-    turned, _ = rk.apply_rope(q, None, None, CONFIG)
-    gradient = torch.randn(turned.shape[::-1]).permute(3, 2, 1, 0)
-    turned.backward(gradient)
+    rotated, _ = rk.apply_rope(q, None, None, CONFIG)
+    gradient = torch.randn(rotated.shape[::-1]).permute(3, 2, 1, 0)
+    rotated.backward(gradient)
     assert torch.equal(q.grad, rk.apply_rope(gradient.contiguous(), None, None, CONFIG, inverse=True)[0])
 
 
@@ -121,8 +121,8 @@ def test_func_grad_and_vmap():
     q, k = inputs()
 
     def loss(q, k):
-        turned = rk.apply_rope(q, k, None, CONFIG)
-        return (turned[0] ** 2).sum() + (turned[1] ** 3).sum()
+        rotated = rk.apply_rope(q, k, None, CONFIG)
+        return (rotated[0] ** 2).sum() + (rotated[1] ** 3).sum()
 
     got = torch.func.grad(loss, argnums=(0, 1))(q, k)
     a, b = q.clone().requires_grad_(), k.clone().requires_grad_()
@@ -158,17 +158,17 @@ def test_jacobians_agree():
     config = rk.RopeConfig(head_dim=4)
     q = torch.randn(1, 3, 2, 4)
 
-    def turn(q):
+    def rotate_q(q):
         return rk.apply_rope(q, None, None, config)[0]
 
-    reverse, forward = torch.func.jacrev(turn)(q), torch.func.jacfwd(turn)(q)
+    reverse, forward = torch.func.jacrev(rotate_q)(q), torch.func.jacfwd(rotate_q)(q)
     assert reverse.abs().sum() > 0
     torch.testing.assert_close(forward, reverse)
     tangent = torch.randn_like(q)
-    assert torch.equal(torch.func.jvp(turn, (q,), (tangent,))[1], turn(tangent))
+    assert torch.equal(torch.func.jvp(rotate_q, (q,), (tangent,))[1], rotate_q(tangent))
     with forward_ad.dual_level():
-        dual = turn(forward_ad.make_dual(q, tangent))
-        assert torch.equal(forward_ad.unpack_dual(dual).tangent, turn(tangent))
+        dual = rotate_q(forward_ad.make_dual(q, tangent))
+        assert torch.equal(forward_ad.unpack_dual(dual).tangent, rotate_q(tangent))
         with pytest.raises(RuntimeError, match="in place"):
             rk.apply_rope_(forward_ad.make_dual(q, tangent), None, None, config)
 
@@ -197,11 +197,11 @@ def test_backward_runs_on_the_backend_of_the_forward_pass(monkeypatch):
 
     q = inputs()[0].requires_grad_()
     with rk.use_backend("reference"):
-        turned, _ = rk.apply_rope(q, None, None, CONFIG)
+        rotated, _ = rk.apply_rope(q, None, None, CONFIG)
     seen = []
     original = reference.rotate
     monkeypatch.setattr(reference, "rotate", lambda *a: seen.append(current_override()) or original(*a))
-    turned.sum().backward()
+    rotated.sum().backward()
     assert seen == ["reference"]
     assert current_override() is None
 

@@ -106,16 +106,16 @@ def test_transforms_inside_a_graph_keep_their_tangents():
     config = rk.RopeConfig(head_dim=HEAD_DIM, pairing="interleaved")
     q, tangent = torch.randn(1, 3, 2, HEAD_DIM), torch.randn(1, 3, 2, HEAD_DIM)
 
-    def turn(q):
+    def rotated(q):
         return rk.apply_rope(q, None, None, config)[0]
 
     def pushed(q, tangent):
-        return torch.func.jvp(turn, (q,), (tangent,))[1]
+        return torch.func.jvp(rotated, (q,), (tangent,))[1]
 
     compiled = torch.compile(pushed, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(compiled(q, tangent), turn(tangent), **tolerances.TWO_WAYS)
-    pulled = torch.compile(torch.func.grad(lambda q: (turn(q) ** 3).sum()), fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(pulled(q), torch.func.grad(lambda q: (turn(q) ** 3).sum())(q), **tolerances.GRADIENT)
+    torch.testing.assert_close(compiled(q, tangent), rotated(tangent), **tolerances.TWO_WAYS)
+    pulled = torch.compile(torch.func.grad(lambda q: (rotated(q) ** 3).sum()), fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(pulled(q), torch.func.grad(lambda q: (rotated(q) ** 3).sum())(q), **tolerances.GRADIENT)
 
 
 def test_table_op_compiles_with_gradients():

@@ -1,4 +1,4 @@
-"""A case about to be rotated: what was there before, and what must be there afterwards, whoever rotates it."""
+"""A case about to be rotated: what was there before, and what must be there afterwards, by any backend."""
 
 from __future__ import annotations
 

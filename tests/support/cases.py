@@ -306,7 +306,7 @@ def farthest(case: Case) -> float:
 def bound(case: Case, x: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
     """How far a result may be from ``expected``, elementwise: the contract in README's accuracy section.
 
-    fp32: 5e-7 of max|x| to position 2**24, 1e-6 beyond, times attention scaling. A 16-bit result may besides be one
+    fp32: 5e-7 of max|x| to position 2**24, 1e-6 beyond, times attention scaling. A 16-bit result may also be one
     rounding away from the exact one: half a unit in the last place of its binade.
     """
     scale = max(abs(oracle.inv_freq(case.config, n)[1]) for n in (None, 2**40))

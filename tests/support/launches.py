@@ -26,7 +26,7 @@ MANY_TOKENS = [
 ]
 """Cases for the launch shapes of many tokens."""
 COPYING = ["partial-near", "nope_first-near", "proportional-near", "packed-scaled-tail"]
-"""Names of cases where not all channels, or not all tokens, turn."""
+"""Names of cases where not all channels, or not all tokens, are rotated."""
 POSITION_DTYPES = [torch.float16, torch.bfloat16, torch.float64, torch.int32]
 TABLE_SHAPES = [(64, 64), (96, 24), (80, 18)]
 """(head_dim, rotary_dim)"""
@@ -102,7 +102,7 @@ def run_one_of_two_in_place() -> None:
 
 
 def run_copying(name: str) -> None:
-    """What does not turn is copied bit by bit, NaN and infinities included."""
+    """What is not rotated is copied bit by bit, NaN and infinities included."""
     case = BY_NAME[name]
     made = make(case)
     rotation = operation(case, made).spec.rotation
@@ -153,7 +153,7 @@ def run_table(
 
 
 def run_rotated(rotate=triton_launch.rotate) -> None:
-    """Pairs whose frequency is beyond ``rotated`` do not turn, at any position."""
+    """Pairs whose frequency is beyond ``rotated`` are not rotated, at any position."""
     case = BY_NAME["default-near"]
     made = make(case)
     args = arguments(case, made)

@@ -1,4 +1,4 @@
-"""From PTX text to :mod:`.syntax`. Kernels are parsed when they are asked for: a module may hold many."""
+"""From PTX text to :mod:`.syntax`. Kernels are parsed when they are looked up: a module may hold many."""
 
 from __future__ import annotations
 
