@@ -14,7 +14,7 @@ from .backends import available_backends, use_backend
 from .config import RopeConfig
 from .config.rope_types import ROPE_TYPES, register_rope_type
 from .core.frequency import FrequencyParams
-from .errors import RopeConfigError, RopeConfigWarning, RopeShapeError
+from .errors import RopeConfigError, RopeConfigWarning, RopeShapeError, RopeTableWarning
 
 __all__ = [
     "ROPE_TYPES",
@@ -24,6 +24,7 @@ __all__ = [
     "RopeConfigError",
     "RopeConfigWarning",
     "RopeShapeError",
+    "RopeTableWarning",
     "RotaryEmbedding",
     "__version__",
     "apply_rope",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["RopeConfigError", "RopeConfigWarning", "RopeShapeError"]
+__all__ = ["RopeConfigError", "RopeConfigWarning", "RopeShapeError", "RopeTableWarning"]
 
 
 class RopeConfigError(ValueError):
@@ -22,3 +22,7 @@ class RopeShapeError(ValueError):
 
 class RopeConfigWarning(UserWarning):
     """A config value is odd but legal, or would be an error without ``strict=False``."""
+
+
+class RopeTableWarning(UserWarning):
+    """A cos/sin table is half as wide as a head, and nobody said whether its entries are of channels or of pairs."""

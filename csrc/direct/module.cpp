@@ -65,6 +65,18 @@ void launch_beside_python(Job& job, bool given) {
   PyEval_RestoreThread(thread);
 }
 
+/// Whether the bounds of packed sequences, if there are any, rise from 0 to at most the number of tokens.
+bool is_rising(const Job& job) {
+  const Packed& packed = job.packed;
+  if (packed.bounds == nullptr) return true;
+  std::int64_t last = 0;
+  for (std::int64_t i = 0; i <= packed.sequences; ++i) {
+    if (packed.bound(i) < last || (i == 0 && packed.bound(i) != 0)) return false;
+    last = packed.bound(i);
+  }
+  return last <= job.tokens;
+}
+
 /// An offset or seq_len: one number for all, one per sequence, or None.
 struct Lengths {
   MaybeView view;
@@ -103,6 +115,7 @@ struct Inputs {
   void rotate(const View& q_out, const MaybeView& k_out, bool given) const {
     Job job = job_of(q, k ? &*k : nullptr, q_out, k_out ? &*k_out : nullptr, at, text);
     if (given && !is_safe(q_out, k_out)) throw NotUsual();
+    if (!is_rising(job)) throw NotUsual();
     std::int64_t longest = 0;
     if (offset.number) job.offset = offset.number_for_all();
     if (!depends_on_length(job.spec->params)) {
@@ -241,13 +254,23 @@ Layout layout_of_table(const View& q, const View& cos, const View& sin, PyObject
   return layout_of(q.dim == 3 ? "thd" : dim == 1 ? "bhsd" : "bshd");
 }
 
-/// (q, k or None, cos, sin, unsqueeze_dim, pairing) -> (q, k or None) rotated by the table; or None.
+/// Whether a table may be taken as it is. One of half a head's width can mean two things, unless the caller said that
+/// it is full. One with gaps between its numbers may be the imaginary part of a conjugate, whose sign torch has yet to
+/// flip.
+bool is_clear(const View& q, const View& cos, const View& sin, PyObject* is_full) {
+  const std::int64_t width = cos.size[cos.dim - 1];
+  return (is_full == Py_True || 2 * width != q.size[q.dim - 1]) && cos.stride[cos.dim - 1] == 1 &&
+         sin.stride[sin.dim - 1] == 1;
+}
+
+/// (q, k or None, cos, sin, unsqueeze_dim, pairing, is_full) -> (q, k or None) rotated by the table; or None.
 PyObject* rotate_table(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   return unless_unusual(Py_None, [arguments, count] {
-    if (count != 6 || !is_for_us({arguments[0], arguments[1], arguments[2], arguments[3]})) return refused(Py_None);
+    if (count != 7 || !is_for_us({arguments[0], arguments[1], arguments[2], arguments[3]})) return refused(Py_None);
     const View q = view_of(arguments[0]), cos = view_of(arguments[2]), sin = view_of(arguments[3]);
     const MaybeView k = maybe_view_of(arguments[1]);
     const Layout layout = layout_of_table(q, cos, sin, arguments[4]);
+    if (!is_clear(q, cos, sin, arguments[6])) throw NotUsual();
     Outputs outputs(q, k);
     const MaybeView k_out = outputs.k();
     Job job = job_of_table(q, k ? &*k : nullptr, outputs.q(), k_out ? &*k_out : nullptr, cos, sin, layout,

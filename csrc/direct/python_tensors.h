@@ -37,6 +37,7 @@
 #pragma weak Py_IncRef
 #pragma weak _Py_FalseStruct
 #pragma weak _Py_NoneStruct
+#pragma weak _Py_TrueStruct
 
 namespace rope::direct {
 

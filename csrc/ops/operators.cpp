@@ -2,6 +2,7 @@
 #include <dlfcn.h>
 #include <torch/csrc/stable/library.h>
 
+#include <atomic>
 #include <cstdlib>
 #include <stdexcept>
 #include <tuple>
@@ -117,11 +118,17 @@ bool forwards_by_default() {
   return backend != nullptr && *backend != '\0' && std::strcmp(backend, "native") != 0;
 }
 
-thread_local bool forwards = forwards_by_default();
+/// Asks Python which backend the calling context has chosen; null until anybody in the process chooses one.
+using AskPython = int (*)();
+std::atomic<AskPython> ask_python{nullptr};
 
 }  // namespace
 
-bool is_forwarding() { return forwards; }
+bool is_forwarding() {
+  static const bool by_default = forwards_by_default();
+  const AskPython ask = ask_python.load(std::memory_order_acquire);
+  return ask == nullptr ? by_default : ask() != 0;
+}
 
 namespace {
 
@@ -135,10 +142,11 @@ std::string last_error() {
 
 using Boxed = void (*)(StableIValue*, std::uint64_t, std::uint64_t);
 
-/// Runs the operator; if this thread has chosen another backend, forwards the call to the operator in Python instead.
+/// Runs the operator; if the calling context has chosen another backend, forwards the call to the operator in Python
+/// instead.
 template <Boxed NATIVE>
 void or_forward(const char* python, StableIValue* stack, std::uint64_t arguments, std::uint64_t outputs) {
-  if (forwards) {
+  if (is_forwarding()) {
     if (torch_call_dispatcher(python, "", stack, TORCH_ABI_VERSION) != AOTI_TORCH_SUCCESS) {
       throw std::runtime_error(last_error());
     }
@@ -165,8 +173,8 @@ void boxed_rotate_table(StableIValue* stack, std::uint64_t arguments, std::uint6
 
 #define ROPE_EXPORT extern "C" __attribute__((visibility("default")))
 
-/// Called by Python (ctypes) in the thread that chooses a backend.
-ROPE_EXPORT void rope_kernels_forward(int on) { rope::ops::forwards = on != 0; }
+/// Python (ctypes) gives the function that tells whether the calling context has chosen another backend than this one.
+ROPE_EXPORT void rope_kernels_ask_python(int (*ask)()) { rope::ops::ask_python = ask; }
 
 /// The architectures that the CUDA kernels were compiled for, separated by commas; empty without them.
 ROPE_EXPORT const char* rope_kernels_cuda_archs() {

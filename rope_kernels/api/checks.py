@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -25,7 +26,9 @@ __all__ = [
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _INDEX_DTYPES = (torch.int64, torch.int32)
-_POSITION_DTYPES = (*_INDEX_DTYPES, torch.float32, torch.float64, torch.float16, torch.bfloat16)
+_POSITION_DTYPES = (*_INDEX_DTYPES, torch.float32, torch.float64)
+_COUNTS_TO = {torch.float16: 2048, torch.bfloat16: 256}
+"""The position up to which a 16-bit dtype has every integer."""
 
 
 def _names(dtypes: tuple[torch.dtype, ...]) -> str:
@@ -97,7 +100,9 @@ def check_positions(positions: Tensor, q: Tensor, layout: str, num_axes: int) ->
     """Raise :class:`RopeShapeError` unless ``positions`` has a position for every token of q."""
     check_tensor("positions", positions)
     if positions.dtype not in _POSITION_DTYPES:
-        raise RopeShapeError(f"positions: dtype {positions.dtype}, allowed are {_names(_POSITION_DTYPES)}")
+        limit = _COUNTS_TO.get(positions.dtype)
+        why = f", which has not every integer above {limit}; make positions in another dtype" if limit else ""
+        raise RopeShapeError(f"positions: dtype {positions.dtype}, allowed are {_names(_POSITION_DTYPES)}{why}")
     if positions.device != q.device:
         raise RopeShapeError(f"positions: on {positions.device}, must be on q's {q.device}")
     axes = LAYOUTS[layout]
@@ -157,6 +162,18 @@ def check_cu_seqlens(cu_seqlens: Tensor, q: Tensor, layout: str) -> None:
         raise RopeShapeError(f"cu_seqlens: shape {tuple(cu_seqlens.shape)}, must be (sequences + 1,)")
     if cu_seqlens.device != q.device:
         raise RopeShapeError(f"cu_seqlens: on {cu_seqlens.device}, must be on q's {q.device}")
+    if cu_seqlens.is_cpu and type(cu_seqlens) is Tensor and not torch.compiler.is_compiling():
+        _check_bounds(cu_seqlens, q.shape[0])
+
+
+def _check_bounds(cu_seqlens: Tensor, tokens: int) -> None:
+    """The values, where reading them costs nothing: a device would have to be waited for."""
+    if torch._C._are_functorch_transforms_active():
+        return
+    bounds = cu_seqlens.tolist()
+    if bounds[0] != 0 or bounds[-1] > tokens or any(last < first for first, last in pairwise(bounds)):
+        shown = bounds if len(bounds) <= 8 else f"{len(bounds)} bounds from {bounds[0]} to {bounds[-1]}"
+        raise RopeShapeError(f"cu_seqlens: got {shown}, must rise from 0 to at most q's {tokens} tokens")
 
 
 def check_outputs(q: Tensor, k: Tensor | None, out: tuple[Tensor, Tensor | None]) -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
+from typing import Literal
+
+import torch
 from torch import Tensor
 from torch.compiler import is_compiling
 
 from ..core.layouts import LAYOUTS
-from ..errors import RopeShapeError
+from ..errors import RopeShapeError, RopeTableWarning
 from ..ops import direct
 from ..ops.table_autograd import TableArguments, rotate_table
 from . import checks
@@ -15,13 +19,15 @@ from .sizes import is_known, same
 
 __all__ = ["apply_rotary_pos_emb"]
 
+_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 _LAYOUTS = {(axes.rank, axes.heads): name for name, axes in LAYOUTS.items()}
 """Layout by the rank of q and the axis of its heads, which is the one that cos and sin lack."""
 
 
 def apply_rotary_pos_emb(
-    q: Tensor, k: Tensor | None, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1, *, interleaved: bool = False
-) -> tuple[Tensor, Tensor | None]:
+    q: Tensor, k: Tensor | None, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1, *, interleaved: bool = False,
+    table_width: Literal["full", "half"] | None = None,
+) -> tuple[Tensor, Tensor | None]:  # fmt: skip
     """Drop-in for transformers' function of this name: ``q * cos + rotate_half(q) * sin``, rounded once.
 
     Args:
@@ -33,6 +39,9 @@ def apply_rotary_pos_emb(
         sin: like cos.
         unsqueeze_dim: where cos and sin lack the heads of q; may be negative.
         interleaved: pairs are neighbours, (2 i, 2 i + 1) (GPT-J style), instead of halves (GPT-NeoX style).
+        table_width: "full", an entry per rotated channel, as transformers has it; "half", an entry per pair, as
+            flash-attn, vLLM, SGLang, FlashInfer and ONNX have it: cos and sin are then (..., rotary_dim / 2). ``None``
+            is "full", with a warning where the table is half as wide as a head and could be either.
 
     Returns:
         (q, k) rotated. Gradients reach q, k, cos and sin; q and k are kept for backward only if cos or sin needs one.
@@ -40,18 +49,22 @@ def apply_rotary_pos_emb(
     Raises:
         RopeShapeError: a tensor does not fit.
     """
-    if not is_compiling() and isinstance(interleaved, bool):
-        made = direct.rotate_table(q, k, cos, sin, unsqueeze_dim, "interleaved" if interleaved else "half")
+    if (table_width is None or table_width == "full") and isinstance(interleaved, bool) and not is_compiling():
+        pairing = "interleaved" if interleaved else "half"
+        made = direct.rotate_table(q, k, cos, sin, unsqueeze_dim, pairing, table_width == "full")
         if made is not None:
             return made
-    return _rotate_checked(q, k, cos, sin, unsqueeze_dim, interleaved)
+    return _rotate_checked(q, k, cos, sin, unsqueeze_dim, interleaved, table_width)
 
 
 def _rotate_checked(
-    q: Tensor, k: Tensor | None, cos: Tensor, sin: Tensor, unsqueeze_dim: int, interleaved: bool
-) -> tuple[Tensor, Tensor | None]:
+    q: Tensor, k: Tensor | None, cos: Tensor, sin: Tensor, unsqueeze_dim: int, interleaved: bool,
+    table_width: str | None,
+) -> tuple[Tensor, Tensor | None]:  # fmt: skip
     """The checked door: does the calls that the fast path refuses, and raises all errors."""
     checks.check_flag("interleaved", interleaved)
+    if table_width not in (None, "full", "half"):
+        raise RopeShapeError(f"table_width: got {table_width!r}, allowed are 'full', 'half' and None")
     for name, x in (("q", q), ("cos", cos), ("sin", sin)):
         checks.check_tensor(name, x)
     if is_distributed(q):
@@ -59,11 +72,34 @@ def _rotate_checked(
     refuse_mixed(k=k, cos=cos, sin=sin)
     layout = _layout(q, cos, unsqueeze_dim)
     checks.check_qk(q, k, q.shape[-1], layout)
+    if table_width == "half":
+        cos, sin = (_per_channel(name, table, interleaved) for name, table in (("cos", cos), ("sin", sin)))
     _check_table(q, cos, sin, layout)
+    if table_width is None and 2 * cos.shape[-1] == q.shape[-1]:
+        _warn_of_half_a_head(cos.shape[-1])
     wide_cos, wide_sin = (t if t.dim() == 3 else t.unsqueeze(0) for t in (cos, sin))
     pairing = "interleaved" if interleaved else "half"
     q_out, k_out = rotate_table(q, k, TableArguments(wide_cos, wide_sin, cos.shape[-1], pairing, layout, False))
     return q_out, None if k is None else k_out
+
+
+def _per_channel(name: str, table: Tensor, interleaved: bool) -> Tensor:
+    """A table with an entry per pair, widened to an entry per channel."""
+    if table.dim() == 0:
+        raise RopeShapeError(
+            f"{name}: a scalar, must be (batch or 1, tokens, rotary_dim / 2) or (tokens, rotary_dim / 2)"
+        )
+    return table.repeat_interleave(2, -1) if interleaved else torch.cat((table, table), -1)
+
+
+def _warn_of_half_a_head(width: int) -> None:
+    # Always from this line, so that Python's own filter shows it once.
+    warnings.warn(
+        f"cos, sin: {width} entries for heads of {2 * width} channels are taken as one per channel, so half of each "
+        "head is rotated; if they are one per pair, pass table_width='half', and if not, table_width='full'",
+        RopeTableWarning,
+        stacklevel=1,
+    )
 
 
 def _layout(q: Tensor, cos: Tensor, unsqueeze_dim: int) -> str:
@@ -85,16 +121,17 @@ def _check_table(q: Tensor, cos: Tensor, sin: Tensor, layout: str) -> None:
     axes = LAYOUTS[layout]
     batch, tokens = 1 if axes.batch is None else q.shape[axes.batch], q.shape[axes.tokens]
     for name, table in (("cos", cos), ("sin", sin)):
-        if not table.dtype.is_floating_point:
-            raise RopeShapeError(f"{name}: dtype {table.dtype}, must be floating")
+        if table.dtype not in _DTYPES:
+            raise RopeShapeError(f"{name}: dtype {table.dtype}, allowed are float32, float64, float16, bfloat16")
         if table.device != q.device:
             raise RopeShapeError(f"{name}: on {table.device}, must be on q's {q.device}")
         fits = same(table.shape[-2], tokens)
         fits = fits and (table.dim() == 2 or is_known(table.shape[0] == 1) or same(table.shape[0], batch))
-        if not fits or table.shape[-1] > q.shape[-1] or table.shape[-1] % 2:
+        width = table.shape[-1]
+        if not fits or not 0 < width <= q.shape[-1] or width % 2:
             raise RopeShapeError(
                 f"{name}: shape {tuple(table.shape)}, must be ({batch} or 1, {tokens}, rotary_dim) or "
-                f"({tokens}, rotary_dim) with an even rotary_dim of at most {q.shape[-1]}"
+                f"({tokens}, rotary_dim) with an even rotary_dim of 2 to {q.shape[-1]}"
             )
     if cos.dim() != sin.dim() or not all(map(same, cos.shape, sin.shape)) or cos.dtype != sin.dtype:
         raise RopeShapeError(f"sin: shape {tuple(sin.shape)} {sin.dtype}, must be cos's {tuple(cos.shape)} {cos.dtype}")

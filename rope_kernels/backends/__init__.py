@@ -7,7 +7,6 @@ A backend is a module with ``rotate``, ``rotate_table`` and ``unavailable``, who
 from __future__ import annotations
 
 import importlib
-import threading
 from types import ModuleType, TracebackType
 
 import torch
@@ -18,8 +17,6 @@ __all__ = ["PREFERENCE", "available_backends", "backend_for", "current_override"
 
 PREFERENCE = ("triton", "native", "reference")
 _MODULES = {"triton": ".triton.launch", "native": ".native", "reference": ".reference"}
-_FROM_ENVIRONMENT = native.FROM_ENVIRONMENT
-_local = threading.local()
 
 
 def _module(name: str) -> ModuleType | str:
@@ -42,9 +39,8 @@ def available_backends() -> dict[str, str | None]:
 
 
 def current_override() -> str | None:
-    """The backend this thread chose with :func:`use_backend`, or else ``ROPE_KERNELS_BACKEND`` as it was at import."""
-    override: str | None = getattr(_local, "override", None)
-    return override or _FROM_ENVIRONMENT
+    """The backend this context chose with :func:`use_backend`, or else ``ROPE_KERNELS_BACKEND`` as it was at import."""
+    return native.chosen()
 
 
 def backend_for(device: torch.device) -> ModuleType:
@@ -56,10 +52,10 @@ def backend_for(device: torch.device) -> ModuleType:
     override = current_override()
     if override is None:
         return _preferred(device)
-    _check_name(override)
+    _check_name(override, "backend" if native.own_choice() else "ROPE_KERNELS_BACKEND")
     reason = _why_not(override, device)
     if reason is not None:
-        raise RuntimeError(f"backend {override!r} was asked for, but {reason}")
+        raise RuntimeError(f"backend {override!r} was chosen, but {reason}")
     return importlib.import_module(_MODULES[override], __name__)
 
 
@@ -74,20 +70,16 @@ def _preferred(device: torch.device) -> ModuleType:
     return module
 
 
-def _check_name(name: str) -> None:
+def _check_name(name: str, source: str = "backend") -> None:
     if name not in PREFERENCE:
-        raise ValueError(f"backend: got {name!r}, allowed are {', '.join(PREFERENCE)}")
-
-
-def _choose(name: str | None) -> None:
-    _local.override = name
-    native.choose(name)
+        raise ValueError(f"{source}: got {name!r}, allowed are {', '.join(PREFERENCE)}")
 
 
 class use_backend:  # noqa: N801  (a function to its users)
-    """Choose the backend of this thread: ``use_backend("reference")``, or ``with use_backend("reference"):``.
+    """Choose the backend of this context: ``use_backend("reference")``, or ``with use_backend("reference"):``.
 
-    ``None`` goes back to the dispatch rule. A backward pass runs on the backend of its forward pass.
+    A context is a thread, an asyncio task, or what :mod:`contextvars` makes one: the choice of one does not reach the
+    others. ``None`` goes back to the dispatch rule. A backward pass runs on the backend of its forward pass.
 
     Raises:
         ValueError: no backend has that name.
@@ -96,8 +88,8 @@ class use_backend:  # noqa: N801  (a function to its users)
     def __init__(self, name: str | None) -> None:
         if name is not None:
             _check_name(name)
-        self._before = getattr(_local, "override", None)
-        _choose(name)
+        self._before = native.own_choice()
+        native.choose(name)
 
     def __enter__(self) -> use_backend:
         return self
@@ -105,4 +97,4 @@ class use_backend:  # noqa: N801  (a function to its users)
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        _choose(self._before)
+        native.choose(self._before)

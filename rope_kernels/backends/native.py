@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import ctypes
 import os
-import threading
+from collections.abc import Callable
+from contextvars import ContextVar
 from pathlib import Path
 
 import torch
@@ -22,14 +23,16 @@ from .inputs import Inputs
 __all__ = [
     "FROM_ENVIRONMENT",
     "choose",
+    "chosen",
     "cuda_archs",
     "force_isa",
     "isa",
     "isas",
     "load",
+    "own_choice",
     "rotate",
     "rotate_table",
-    "thread",
+    "takes_cpu_tensors",
     "unavailable",
 ]
 
@@ -41,18 +44,15 @@ _library: ctypes.CDLL | None = None
 _missing: str | None = "it has not been loaded yet"
 
 
-class _Thread(threading.local):
-    """Whether this thread's calls on CPU tensors run in the library."""
-
-    is_default = False
-
-
-thread = _Thread()
+_chosen: ContextVar[str | None] = ContextVar("rope_kernels_backend", default=None)
+"""What :func:`rope_kernels.use_backend` chose in this thread, task or other context."""
+_is_default = False  # whether nobody in the process ever chose a backend, and CPU tensors go to the library
+_ask: Callable[[], int] | None = None  # ctypes' function, which must live as long as the library
 
 
 def load() -> None:
     """Load the library into torch. Call it once, after the operators are defined."""
-    global _library, _missing
+    global _library, _missing, _is_default
     if not _PATH.exists():
         _missing = "the extension was not built (pip install --no-build-isolation, with a C++20 compiler)"
         return
@@ -65,7 +65,7 @@ def load() -> None:
     for name in ("rope_kernels_isa", "rope_kernels_isas", "rope_kernels_cuda_archs"):
         getattr(library, name).restype = ctypes.c_char_p
     _library, _missing = library, None
-    _Thread.is_default = FROM_ENVIRONMENT in (None, "native")
+    _is_default = FROM_ENVIRONMENT in (None, "native")
 
 
 def unavailable(device: torch.device | None = None) -> str | None:
@@ -77,12 +77,34 @@ def unavailable(device: torch.device | None = None) -> str | None:
     return None
 
 
+def own_choice() -> str | None:
+    """What this context chose; ``None``: nothing, or the dispatch rule."""
+    return _chosen.get()
+
+
+def chosen() -> str | None:
+    """The backend that this context chose, or else ``ROPE_KERNELS_BACKEND``; ``None`` is the dispatch rule."""
+    return _chosen.get() or FROM_ENVIRONMENT
+
+
 def choose(backend: str | None) -> None:
-    """Tell the library which backend this thread chose; ``None`` is the dispatch rule."""
-    if _library is None:
+    """Choose the backend of this context. From the first choice on the library asks before each call."""
+    global _is_default, _ask
+    _chosen.set(backend)
+    if backend is None or _ask is not None or _library is None:
         return
-    thread.is_default = (backend or FROM_ENVIRONMENT or "native") == "native"
-    _library.rope_kernels_forward(int(not thread.is_default))
+    _is_default = False
+    _ask = ctypes.CFUNCTYPE(ctypes.c_int)(_is_forwarding)
+    _library.rope_kernels_ask_python(_ask)
+
+
+def _is_forwarding() -> int:
+    return int(chosen() not in (None, "native"))
+
+
+def takes_cpu_tensors() -> bool:
+    """Whether calls of this context on CPU tensors run in the library."""
+    return _is_default or (_library is not None and not _is_forwarding())
 
 
 def cuda_archs() -> list[str]:

@@ -83,7 +83,8 @@ def rotate_unchecked(
 
 def _reaches_native(q: Tensor, k: Tensor | None, positions: Tensor | None) -> bool:
     on_cpu = type(q) is Tensor and q.is_cpu and isinstance(positions, Tensor) and positions.is_cpu
-    return on_cpu and (k is None or (isinstance(k, Tensor) and k.is_cpu)) and native.thread.is_default
+    on_cpu = on_cpu and not positions.is_floating_point()  # the kernel takes dtypes that the public calls refuse
+    return on_cpu and (k is None or (isinstance(k, Tensor) and k.is_cpu)) and native.takes_cpu_tensors()
 
 
 def differentiates_positions(positions: Tensor | None) -> bool:
@@ -174,7 +175,7 @@ def _adjoint(ctx: Any, grad_q: Tensor | None, grad_k: Tensor | None) -> tuple[Te
 def _inverse(ctx: Any, first: Tensor, second: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
     q, k = with_unit_stride(first), None if second is None else with_unit_stride(second)
     args = _saved(ctx, adjoint(ctx.text))
-    if ctx.backend is None or torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or ctx.backend == current_override():
         return rotate(q, k, args)
     with use_backend(ctx.backend):
         return rotate(q, k, args)

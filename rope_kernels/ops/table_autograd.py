@@ -76,7 +76,7 @@ def _gradients(ctx: Any, grad_q: Tensor | None, grad_k: Tensor | None) -> tuple[
         return (None,) * (2 + len(args))
     back = args._replace(inverse=not args.inverse)
     second = given[1] if len(given) > 1 else None
-    if ctx.backend is None or torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or ctx.backend == current_override():
         made = iter(rotate_table(given[0], second, back))
     else:
         with use_backend(ctx.backend):

@@ -136,10 +136,13 @@ def test_opcheck_and_adjoint_of_the_operator(pairing):
     ("change", "message"),
     [
         (lambda q, k, c, s: (q, k, c[:, :3], s), r"cos: shape \(2, 3, 16\), must be \(2 or 1, 5, rotary_dim\)"),
-        (lambda q, k, c, s: (q, k, c[..., :5], s[..., :5]), "cos: .*even rotary_dim of at most 16"),
-        (lambda q, k, c, s: (q, k, torch.cat((c, c), -1), s), "cos: .*at most 16"),
+        (lambda q, k, c, s: (q, k, c[..., :5], s[..., :5]), "cos: .*even rotary_dim of 2 to 16"),
+        (lambda q, k, c, s: (q, k, torch.cat((c, c), -1), s), "cos: .*of 2 to 16"),
         (lambda q, k, c, s: (q, k, c, s[:1]), r"sin: shape \(1, 5, 16\) .*, must be cos's \(2, 5, 16\)"),
-        (lambda q, k, c, s: (q, k, c.long(), s), "cos: dtype torch.int64, must be floating"),
+        (
+            lambda q, k, c, s: (q, k, c.long(), s),
+            "cos: dtype torch.int64, allowed are float32",
+        ),
         (lambda q, k, c, s: (q, k, c, s.half()), "sin: .*float16, must be cos's .*float32"),
         (lambda q, k, c, s: (q, k[..., :8], c, s), "k: last dimension is 8"),
         (lambda q, k, c, s: (q, k, c, s, 0), "unsqueeze_dim: got 0"),
@@ -158,3 +161,60 @@ def test_bad_tables(change, message):
 def test_pairs_are_neighbours_or_not():
     with pytest.raises(rk.RopeShapeError, match="interleaved: got 'no', allowed are True and False"):
         rk.apply_rotary_pos_emb(*qk(), *tables(), interleaved="no")
+
+
+@pytest.mark.parametrize("backend", ["native", "reference"])
+@pytest.mark.parametrize("interleaved", [False, True])
+@pytest.mark.parametrize(("head_dim", "rotary_dim"), [(16, 16), (16, 8), (24, 24), (24, 10), (128, 128)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_table_of_half_the_width(backend, interleaved, head_dim, rotary_dim, dtype):
+    q, k = torch.randn(2, 3, 5, head_dim).to(dtype), torch.randn(2, 1, 5, head_dim).to(dtype)
+    cos, sin = torch.randn(2, 2, 5, rotary_dim // 2)
+    wide = [t.repeat_interleave(2, -1) if interleaved else torch.cat((t, t), -1) for t in (cos, sin)]
+    with rk.use_backend(backend):
+        got = rk.apply_rotary_pos_emb(q, k, cos, sin, interleaved=interleaved, table_width="half")
+        wanted = rk.apply_rotary_pos_emb(q, k, *wide, interleaved=interleaved, table_width="full")
+        leaf = cos.clone().requires_grad_()
+        rk.apply_rotary_pos_emb(q, k, leaf, sin, interleaved=interleaved, table_width="half")[0].sum().backward()
+    assert all(torch.equal(x, y) for x, y in zip(got, wanted, strict=True))
+    assert leaf.grad.shape == cos.shape
+
+
+@pytest.mark.parametrize("backend", ["native", "reference"])
+@pytest.mark.parametrize("width", [8, 16])
+@pytest.mark.parametrize("needs_gradient", [False, True])
+def test_a_table_of_half_a_head_is_warned_of(backend, width, needs_gradient, recwarn):
+    q, (cos, sin) = torch.randn(1, 2, 5, 16, requires_grad=needs_gradient), torch.randn(2, 1, 5, width)
+    with rk.use_backend(backend):
+        unsaid, _ = rk.apply_rotary_pos_emb(q, None, cos, sin)
+        warned = [str(w.message) for w in recwarn if w.category is rk.RopeTableWarning]
+        assert len(warned) == (width == 8)
+        assert all("table_width='half'" in text and "table_width='full'" in text for text in warned)
+        full, _ = rk.apply_rotary_pos_emb(q, None, cos, sin, table_width="full")
+        assert torch.equal(unsaid, full)
+        if width == 8:
+            half, _ = rk.apply_rotary_pos_emb(q, None, cos, sin, table_width="half")
+            assert not torch.equal(half, full)
+    assert len([w for w in recwarn if w.category is rk.RopeTableWarning]) == (width == 8)
+
+
+@pytest.mark.parametrize("table_width", ["Half", 0.5, True])
+def test_an_unknown_width_is_refused(table_width):
+    q, (cos, sin) = torch.randn(1, 2, 5, 16), torch.randn(2, 1, 5, 16)
+    with pytest.raises(rk.RopeShapeError, match=r"^table_width: got .*, allowed are 'full', 'half' and None"):
+        rk.apply_rotary_pos_emb(q, None, cos, sin, table_width=table_width)
+
+
+@pytest.mark.parametrize("backend", ["native", "reference"])
+@pytest.mark.parametrize("unsqueeze_dim", [1, 2])
+def test_lazy_signs_of_conjugates(backend, unsqueeze_dim):
+    """The imaginary part of a conjugate has a bit that says that its sign is still to be flipped."""
+    angles = torch.polar(torch.ones(1, 5, 16), torch.randn(1, 5, 8).repeat(1, 1, 2)).conj()
+    assert angles.imag.is_neg()
+    q = torch.randn(1, 5, 5, 16)
+    with rk.use_backend(backend):
+        got = rk.apply_rotary_pos_emb(q, q, angles.real, angles.imag, unsqueeze_dim)
+        wanted = rk.apply_rotary_pos_emb(
+            q, q, angles.real.contiguous(), angles.imag.resolve_neg().contiguous(), unsqueeze_dim
+        )
+    assert all(torch.equal(x, y) for x, y in zip(got, wanted, strict=True))

@@ -1,5 +1,7 @@
 """Which backend runs, who may say so, and what a missing one answers."""
 
+import asyncio
+import importlib
 import os
 import subprocess
 import sys
@@ -10,6 +12,7 @@ import torch
 
 import rope_kernels as rk
 from rope_kernels import backends
+from rope_kernels.backends import reference
 
 CPU = torch.device("cpu")
 
@@ -24,7 +27,7 @@ def test_the_reference_is_always_there():
 def test_triton_without_a_gpu_says_why():
     assert "CUDA" in rk.available_backends()["triton"]
     assert backends.backend_for(CPU).__name__.endswith("native")
-    with rk.use_backend("triton"), pytest.raises(RuntimeError, match="backend 'triton' was asked for, but"):
+    with rk.use_backend("triton"), pytest.raises(RuntimeError, match="backend 'triton' was chosen, but"):
         rk.apply_rope(torch.zeros(1, 1, 1, 64), None, None, rk.RopeConfig(head_dim=64))
 
 
@@ -84,3 +87,125 @@ def test_importing_the_package_imports_no_heavy_peer():
     script = "import sys, rope_kernels; print({'triton', 'transformers', 'matplotlib'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def ran_on(monkeypatch):
+    """The backends that ran, in order."""
+    seen = []
+    for name in ("native", "reference"):
+        module = importlib.import_module(f"rope_kernels.backends.{name}")
+        monkeypatch.setattr(module, "rotate", lambda *a, f=module.rotate, n=name: seen.append(n) or f(*a))
+    return seen
+
+
+CONFIG = rk.RopeConfig(head_dim=16)
+
+
+def calls(needs_gradient=False):
+    """Whether plain torch did a call, in each of its forms; the direct path and the operator in C++ are native."""
+    q, positions = torch.randn(1, 3, 2, 16, requires_grad=needs_gradient), torch.arange(3)
+    forms = [lambda: rk.apply_rope(q, None, positions, CONFIG), lambda: rk.apply_rope(q, None, None, CONFIG, offset=1)]
+    if not needs_gradient:
+        forms.append(lambda: rk.apply_rope_(q, None, positions, CONFIG))
+        forms.append(lambda: rk.apply_rope(q, None, positions, CONFIG, out=(torch.empty_like(q), None)))
+    return forms
+
+
+def by_reference(form, seen):
+    seen.clear()
+    form()
+    return "reference" in seen
+
+
+def test_tasks_choose_for_themselves(monkeypatch):
+    seen = ran_on(monkeypatch)
+
+    async def task(name, turns):
+        found = []
+        with rk.use_backend(name):
+            for _ in range(turns):
+                await asyncio.sleep(0)
+                found += [by_reference(form, seen) for form in calls()]
+        found.append(backends.current_override())
+        return found
+
+    async def together():
+        return await asyncio.gather(*(task(name, 3) for name in ("reference", "native", "reference", None)))
+
+    for found, name in zip(asyncio.run(together()), ("reference", "native", "reference", None), strict=True):
+        assert found == [name == "reference"] * 12 + [None]
+    assert [by_reference(form, seen) for form in calls()] == [False] * 4
+
+
+def test_a_task_that_is_cancelled_leaves_no_choice(monkeypatch):
+    seen = ran_on(monkeypatch)
+
+    async def waits():
+        with rk.use_backend("reference"):
+            await asyncio.sleep(10)
+
+    async def cancelled():
+        task = asyncio.ensure_future(waits())
+        await asyncio.sleep(0)
+        inside = [by_reference(form, seen) for form in calls()]
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        return inside + [by_reference(form, seen) for form in calls()]
+
+    assert asyncio.run(cancelled()) == [False] * 8
+
+
+def test_threads_choose_for_themselves(monkeypatch):
+    seen = ran_on(monkeypatch)
+    found = {}
+
+    def thread(name, inside, done):
+        with rk.use_backend(name):
+            inside.wait()
+            found[name] = backends.current_override()
+            done.wait()
+
+    inside, done = threading.Barrier(3), threading.Barrier(3)
+    threads = [threading.Thread(target=thread, args=(name, inside, done)) for name in ("reference", "native")]
+    for one in threads:
+        one.start()
+    inside.wait()
+    here = [by_reference(form, seen) for form in calls()]
+    done.wait()
+    for one in threads:
+        one.join()
+    assert found == {"reference": "reference", "native": "native"}
+    assert here == [False] * 4
+
+
+@pytest.mark.parametrize(("forward", "backward"), [("reference", None), (None, "reference"), ("native", "reference")])
+@pytest.mark.parametrize("by_table", [False, True])
+def test_a_backward_pass_has_the_choice_of_its_forward_pass(forward, backward, by_table, monkeypatch):
+    seen = []
+    for name in ("rotate", "rotate_table"):
+        original = getattr(reference, name)
+        monkeypatch.setattr(reference, name, lambda *a, f=original: seen.append(1) or f(*a))
+    q, cos = torch.randn(1, 2, 3, 16, requires_grad=True), torch.randn(1, 3, 16)
+    with rk.use_backend(forward):
+        if by_table:
+            out, _ = rk.apply_rotary_pos_emb(q, None, cos, cos)
+        else:
+            out, _ = rk.apply_rope(q, None, torch.arange(3), CONFIG, layout="bhsd")
+    assert len(seen) == (forward == "reference")
+    with rk.use_backend(backward):
+        out.sum().backward()
+        assert backends.current_override() == backward
+    assert len(seen) == 2 * (forward == "reference")
+
+
+def test_compiled_calls_run_on_the_choice_of_the_caller(monkeypatch):
+    seen = ran_on(monkeypatch)
+    torch._dynamo.reset()
+    q, positions = torch.randn(1, 3, 2, 16), torch.arange(3)
+    compiled = torch.compile(
+        lambda q: rk.apply_rope(q, None, positions, CONFIG)[0], fullgraph=True, backend="aot_eager"
+    )
+    compiled(q)
+    with rk.use_backend("reference"):
+        assert by_reference(lambda: compiled(q), seen)
+    assert not by_reference(lambda: compiled(q), seen)

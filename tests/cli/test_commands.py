@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 import rope_kernels
 from rope_kernels import backends, environment
+from rope_kernels.backends import native
 from rope_kernels.cli import bench, check, demo
 from rope_kernels.cli.commands import app
 from rope_kernels.cli.console import device_and_backend
@@ -25,7 +26,7 @@ LLAMA = {"model_type": "llama", "head_dim": 64, "max_position_embeddings": 2048,
 def run(monkeypatch):
     monkeypatch.setattr(demo, "PREFILL_TOKENS", 8)
     monkeypatch.setattr(demo, "ROUNDS", 1)
-    monkeypatch.setattr(backends, "_FROM_ENVIRONMENT", None)
+    monkeypatch.setattr(native, "FROM_ENVIRONMENT", None)
 
     def invoke(*arguments, code=0):
         result = CliRunner().invoke(app, [str(argument) for argument in arguments])
@@ -151,8 +152,8 @@ def test_the_backend_that_runs_is_named(monkeypatch, name):
 def test_demo_refuses_wrong_arguments(run, monkeypatch):
     assert "llama-2-7b" in run("demo", "--only", "llama-9", code=2).stderr
     assert "allowed are cpu and cuda" in run("demo", "--device", "tpu", code=2).stderr
-    monkeypatch.setattr(backends, "_FROM_ENVIRONMENT", "abacus")
-    assert "abacus" in run("demo", code=2).stderr
+    monkeypatch.setattr(native, "FROM_ENVIRONMENT", "abacus")
+    assert "ROPE_KERNELS_BACKEND: got 'abacus'" in run("demo", code=2).stderr
 
 
 def test_demo_says_what_this_machine_lacks(run, monkeypatch, tmp_path):

@@ -104,7 +104,7 @@ def test_a_case_without_a_position_of_int_for_each_token_is_refused(case):
 @pytest.mark.parametrize("has_k", [False, True])
 def test_a_table_gives_the_bits_of_the_operator(pairing, layout, rows, is_negative, has_k):
     call = table_call(layout, rows, pairing=pairing)
-    q, k, cos, sin, unsqueeze_dim, _ = call
+    q, k, cos, sin, unsqueeze_dim, *_ = call
     if is_negative:
         call[4] = unsqueeze_dim - rows - 1
     if not has_k:
@@ -130,7 +130,7 @@ def test_the_public_calls_come_here(monkeypatch):
     rk.apply_rope(q.requires_grad_(), k, positions, CONFIG)[0].sum().backward()
     wanted = [("rotate", True), ("rotate_", True), ("rotate_out", True)]
     assert done == [*wanted, ("rotate", False), ("rotate", True), ("rotate", True)]
-    *tensors, unsqueeze_dim, _ = table_call()
+    *tensors, unsqueeze_dim, _, _ = table_call()
     rk.apply_rotary_pos_emb(*tensors, unsqueeze_dim, interleaved=True)
     assert done[-1] == ("rotate_table", True)
 

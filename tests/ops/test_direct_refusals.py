@@ -202,6 +202,9 @@ TABLES = {
     "packed tokens and a batch of tables": dict(q=torch.randn(3, 4, 16), k=torch.randn(3, 2, 16), unsqueeze_dim=1),
     "a pairing that is none": dict(pairing="quarter"),
     "no pairing": dict(pairing=None),
+    "gaps between the numbers of cos": dict(cos=torch.randn(1, 3, 32)[..., ::2]),
+    "gaps between the numbers of sin": dict(sin=torch.randn(1, 3, 32)[..., ::2]),
+    "half of a head, or pairs of all of it": dict(cos=torch.randn(1, 3, 8), sin=torch.randn(1, 3, 8)),
 }
 
 
@@ -210,7 +213,12 @@ def test_a_table_that_does_not_fit_is_refused(name):
     assert direct.rotate_table(*table_call(**TABLES[name])) is None
 
 
-@pytest.mark.parametrize("count", [5, 7])
+def test_a_table_of_half_a_head_that_is_full_is_taken():
+    cos, sin = torch.randn(1, 3, 8), torch.randn(1, 3, 8)
+    assert direct.rotate_table(*table_call(cos=cos, sin=sin, is_full=True)) is not None
+
+
+@pytest.mark.parametrize("count", [6, 8])
 def test_a_table_with_too_few_or_too_many_arguments_is_refused(count):
     assert direct.rotate_table(*[*table_call(), 1][:count]) is None
 

@@ -32,7 +32,7 @@ def long_calls():
         "in place": lambda: direct.rotate_(*usual),
         "out": lambda: direct.rotate_out(*usual, *out),
         "allocating": lambda: direct.rotate(*usual),
-        "table": lambda: direct.rotate_table(q, k, cos, sin, 2, "half"),
+        "table": lambda: direct.rotate_table(q, k, cos, sin, 2, "half", False),
         "operator": lambda: operators.rotate(q, k, positions, None, None, None, None, CONFIG.spec()),
     }
 

@@ -75,7 +75,9 @@ def test_every_mode_gives_the_derivative(name: str, inverse: bool, backend: str)
             by_mode["dual"] = forward_ad.unpack_dual(f(dual)).tangent
     for mode, got in by_mode.items():
         expected = wanted.sum() if mode == "dual" else wanted
-        torch.testing.assert_close(got.float(), expected, rtol=2e-2, atol=2e-2, msg=lambda text, mode=mode: f"{mode}: {text}")
+        torch.testing.assert_close(
+            got.float(), expected, rtol=2e-2, atol=2e-2, msg=lambda text, mode=mode: f"{mode}: {text}"
+        )
 
 
 @pytest.mark.parametrize("name", ["default", "yarn", "axial", "longrope"])

@@ -16,11 +16,15 @@ __all__ = ["arguments", "inputs", "is_public", "operation", "rotate"]
 
 
 def arguments(case: Case, made: Made) -> Arguments:
-    """What follows q and k in the operator's schema."""
-    return prepare(
-        made.q, made.k, made.positions, config_of(case), inverse=case.inverse, from_seq_len=case.from_seq_len,
+    """What follows q and k in the operator's schema. It takes 16-bit positions, which the public calls refuse."""
+    positions = made.positions
+    if positions is not None and positions.dtype in (torch.float16, torch.bfloat16):
+        positions = positions.float()
+    args = prepare(
+        made.q, made.k, positions, config_of(case), inverse=case.inverse, from_seq_len=case.from_seq_len,
         unscaled=case.unscaled, **made.options,
     )  # fmt: skip
+    return args._replace(positions=made.positions)
 
 
 def operation(case: Case, made: Made) -> Operation:

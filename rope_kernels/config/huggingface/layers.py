@@ -45,8 +45,9 @@ def unrotated_types(source: Mapping[str, Any]) -> dict[str, str]:
     model = str(source.get("model_type") or "")
     found = {name: "no attention that rotates" for name in _NO_ATTENTION if name in _types(source, model)}
     window = source.get("sliding_window", 4096)
-    dense = model == "cohere2_moe" and source.get("prefix_dense_sliding_window_pattern") == 1
-    if (model in _NOPE_FULL and not dense) or (model in _NOPE_FULL_WITH_WINDOW and window is not None):
+    if (model in _NOPE_FULL and not any(_rotates(source, model) or ())) or (
+        model in _NOPE_FULL_WITH_WINDOW and window is not None
+    ):
         found["full_attention"] = f"{model} does not rotate in full attention"
     return found
 
@@ -57,6 +58,9 @@ def _types(source: Mapping[str, Any], model: str) -> list[str]:
     if isinstance(listed, Sequence) and not isinstance(listed, str) and all(isinstance(x, str) for x in listed):
         # Older hybrids list "attention" beside "mamba".
         return ["full_attention" if name == "attention" else name for name in listed]
+    attention, count = source.get("attn_layer_indices"), source.get("num_hidden_layers")
+    if isinstance(attention, (list, tuple)) and isinstance(count, int):  # Bamba
+        return ["full_attention" if i in attention else "linear_attention" for i in range(count)]
     if model in _NOPE_FULL | _NOPE_FULL_WITH_WINDOW:
         return ["sliding_attention", "full_attention"]
     return list(_INTERVALS.get(model, ())) or ["full_attention"]
@@ -115,6 +119,13 @@ def _rotates(source: Mapping[str, Any], model: str) -> list[Any] | None:
         if not set(listed) <= {0, 1}:
             raise RopeConfigError("no_rope_layers", f"got {listed}, must be 1 for layers that rotate and 0 for others")
         return listed
+    if model == "cohere2_moe" and source.get("prefix_dense_sliding_window_pattern", 1) == 1:
+        # Full attention rotates in the dense layers at the start only.
+        types, mlp, first = _types(source, model), source.get("mlp_layer_types"), source.get("first_k_dense_replace", 0)
+        mlp = mlp or ["dense"] * int(first) + ["sparse"] * (len(types) - int(first))
+        rotates = [kind != "full_attention" or dense == "dense" for kind, dense in zip(types, mlp, strict=False)]
+        full = any(flag and kind == "full_attention" for flag, kind in zip(rotates, types, strict=False))
+        return rotates if full else None
     layers, interval = source.get("num_hidden_layers"), source.get("no_rope_layer_interval")
     if layers and (model in _INTERVALS or interval):
         return [(i + 1) % int(interval or 4) for i in range(int(layers))]

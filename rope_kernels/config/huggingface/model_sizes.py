@@ -52,7 +52,7 @@ _SHAPES = {
         "qwen3_omni_moe_vision_encoder qwen3_vl_moe_vision qwen3_vl_vision qwen4_exp_vision"
     ),
     "1280 10": "nemotron3_5_transcribe_asr_audio unlimited_ocr_text",
-    "1280 16": "ernie4_5_vl_moe_vision minimax_m3_vl_vision nemotron3_5_transcribe_word_timestamp",
+    "1280 16": ("ernie4_5_vl_moe_vision minimax_m3_vl_vision nemotron3_5_transcribe_word_timestamp qwen2_vl_vision"),
     "1280 20": "dots3_note_audio_encoder glmasr_encoder",
     "1536 12": "glm4v_moe_vision glm4v_vision",
     "1536 16": "muse_glimmer_vision muse_spark_vision step3p5_vision",
@@ -68,7 +68,7 @@ _SHAPES = {
     "3072 24": "starcoder2",
     "3072 32": "phi3 phi4_multimodal",
     "3328 26": "jais2",
-    "3584 16": "exaone4_5_vision qwen2_5_omni_vision_encoder qwen2_5_vl_vision qwen2_vl_vision",
+    "3584 16": "exaone4_5_vision qwen2_5_omni_vision_encoder qwen2_5_vl_vision",
     "3584 28": "qwen2_5_omni_text",
     "3840 30": "olmo_hybrid",
     "4096 32": (

@@ -12,6 +12,7 @@ from ...errors import RopeConfigError
 __all__ = ["SIZES", "as_dict", "looks_like_rope"]
 
 SIZES = ("hidden_size", "num_attention_heads", "head_dim", "max_position_embeddings")
+_LAYERS = ("layer_types", "layers_block_type")
 _ROPE = re.compile(
     r"rope|rotary|rot_emb|ntk|yarn|theta|condense|alibi|pos(ition)?_emb(edding)?s?_type|mscale|xpos", re.IGNORECASE
 )
@@ -59,7 +60,7 @@ def _attributes(cls: type) -> list[str]:
             continue
         for name, value in vars(base).items():
             data = isinstance(value, (property, int, float, str, list, tuple, Mapping))
-            wanted = looks_like_rope(name) or name in SIZES
+            wanted = looks_like_rope(name) or name in SIZES + _LAYERS
             if data and wanted and not name.startswith(_OF_THE_CLASS):
                 found.append(name)
     return found

@@ -44,6 +44,7 @@ _FIELDS = {
 }
 _INTERLEAVED = ("rotary_interleaved", "rotary_emb_interleaved", "rope_traditional")
 _DIVISORS = ("rope_condense_ratio", "rotary_seq_len_interpolation_factor")
+_NO_LIMIT = 2**40  # tokenizers write 1e30 for no limit
 _LENGTHS = ("max_seq_len", "max_sequence_length", "seq_length", "rope_max_length", "model_max_length")
 
 
@@ -68,10 +69,12 @@ def read_vendor(values: Values, source: dict[str, Any]) -> None:
     scale = source.pop("rope_position_scale", None)
     if scale not in (None, 1):
         _divide(values, 1 / scale, f"1 / rope_position_scale {scale!r}")
+    lengths = [(key, source.get(key)) for key in _LENGTHS]
+    source.pop("rope_max_length", None)
     if source.get("max_position_embeddings") is None:
-        for key in _LENGTHS:
-            if isinstance(source.get(key), (int, float)) and 0 < source[key] < 2**40:
-                values.put("max_position_embeddings", source[key], key)
+        for key, length in lengths:
+            if isinstance(length, (int, float)) and 0 < length < _NO_LIMIT:
+                values.put("max_position_embeddings", length, key)
                 break
 
 

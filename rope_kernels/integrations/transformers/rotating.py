@@ -122,7 +122,8 @@ def by_table(
     where = 2 if layout == "bshd" else 1
     if cos.dim() == 2 and layout != "thd":
         cos, sin = cos[None], sin[None]
-    return apply_rotary_pos_emb(q, k, cos, sin, where, interleaved=convention.pairing == "interleaved")
+    interleaved = convention.pairing == "interleaved"
+    return apply_rotary_pos_emb(q, k, cos, sin, where, interleaved=interleaved, table_width="full")
 
 
 def _layout(
