@@ -253,11 +253,11 @@ def positions_of(case: Case, rows: np.ndarray) -> torch.Tensor | None:
     )
     if len(made) == 1:
         made = made[0]
-        if case.positions == "seq":
+        if case.positions == "seq" or case.layout == "thd":
             return made[0]
         if case.positions == "one":
             return torch.cat((made[:1], made[:1] + 1))[:1]  # in memory other numbers follow, which no batch entry has
-        return made[0] if case.layout == "thd" else made
+        return made
     return made[:, 0] if case.layout == "thd" else made
 
 
