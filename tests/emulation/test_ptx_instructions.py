@@ -144,7 +144,7 @@ def test_any_values(name, values):
 
 @pytest.mark.full
 @pytest.mark.parametrize("name", ROUNDED)
-@settings(max_examples=200)
+@settings(max_examples=100)
 @given(values=ANY)
 def test_more_values(name, values):
     check_any(name, values)
