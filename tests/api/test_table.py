@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from support import tolerances
 from torch.library import opcheck
 from transformers.models.cohere import modeling_cohere
 from transformers.models.llama import modeling_llama
@@ -34,7 +35,7 @@ def test_is_transformers_function(interleaved, unsqueeze_dim):
     got = rk.apply_rotary_pos_emb(q, k, cos, sin, unsqueeze_dim, interleaved=interleaved)
     wanted = peer.apply_rotary_pos_emb(q, k, cos, sin, unsqueeze_dim=unsqueeze_dim)
     for a, b in zip(got, wanted, strict=True):
-        torch.testing.assert_close(a, b, rtol=0, atol=2e-6)
+        torch.testing.assert_close(a, b, **tolerances.THERE_AND_BACK)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -61,7 +62,7 @@ def test_all_gradients(interleaved):
     got = gradients(rk.apply_rotary_pos_emb(*leaves, interleaved=interleaved))
     wanted = gradients(peer.apply_rotary_pos_emb(*leaves))
     for a, b in zip(got, wanted, strict=True):
-        torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
+        torch.testing.assert_close(a, b, **tolerances.GRADIENT)
 
 
 def test_gradient_of_a_table_shared_by_the_batch_and_second_order():
@@ -74,7 +75,7 @@ def test_gradient_of_a_table_shared_by_the_batch_and_second_order():
         return torch.autograd.grad(sum((g**2).sum() for g in first), (q, k, cos, sin))
 
     for a, b in zip(second(rk.apply_rotary_pos_emb), second(modeling_llama.apply_rotary_pos_emb), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-2)
+        torch.testing.assert_close(a, b, **tolerances.SECOND_TABLE_GRADIENT)
 
 
 def test_q_and_k_are_kept_only_for_a_table_that_needs_a_gradient():
@@ -95,7 +96,7 @@ def test_partial_width_leaves_the_other_channels():
     cos, sin = tables(width=6)
     turned, _ = rk.apply_rotary_pos_emb(q, k, cos, sin)
     wanted, _ = modeling_llama.apply_rotary_pos_emb(q[..., :6], k[..., :6], cos, sin)
-    torch.testing.assert_close(turned[..., :6], wanted, rtol=0, atol=2e-6)
+    torch.testing.assert_close(turned[..., :6], wanted, **tolerances.THERE_AND_BACK)
     assert torch.equal(turned[..., 6:], q[..., 6:])
 
 
@@ -104,7 +105,7 @@ def test_packed_tokens_and_a_table_without_batch():
     cos, sin = (t[0] for t in tables())
     got = rk.apply_rotary_pos_emb(q, k, cos, sin)
     wanted = modeling_llama.apply_rotary_pos_emb(q, k, cos, sin, unsqueeze_dim=1)
-    torch.testing.assert_close(got[1], wanted[1], rtol=0, atol=2e-6)
+    torch.testing.assert_close(got[1], wanted[1], **tolerances.THERE_AND_BACK)
     batched = rk.apply_rotary_pos_emb(q.transpose(0, 1)[None], None, cos, sin, unsqueeze_dim=0)
     assert torch.equal(batched[0][0].transpose(0, 1), got[0])
     assert batched[1] is None
@@ -117,7 +118,7 @@ def test_transforms():
     _, pushed = torch.func.jvp(lambda q: rk.apply_rotary_pos_emb(q, k, cos, sin)[0], (q,), (tangent,))
     torch.testing.assert_close(pushed, rk.apply_rotary_pos_emb(tangent, None, cos, sin)[0])
     mapped = torch.vmap(lambda q: rk.apply_rotary_pos_emb(q, k, cos, sin)[0])(torch.stack((q, tangent)))
-    torch.testing.assert_close(mapped[1], rk.apply_rotary_pos_emb(tangent, None, cos, sin)[0], rtol=0, atol=1e-6)
+    torch.testing.assert_close(mapped[1], rk.apply_rotary_pos_emb(tangent, None, cos, sin)[0], **tolerances.TWO_WAYS)
 
 
 @pytest.mark.parametrize("pairing", ["half", "interleaved", "interleaved_to_half"])
@@ -129,7 +130,7 @@ def test_opcheck_and_adjoint_of_the_operator(pairing):
     y = torch.randn_like(q)
     there = operators.rotate_table(q, None, cos, sin, D, pairing, "bhsd", False)[0]
     back = operators.rotate_table(y, None, cos, sin, D, pairing, "bhsd", True)[0]
-    torch.testing.assert_close((there * y).sum(), (q * back).sum(), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close((there * y).sum(), (q * back).sum(), **tolerances.SUM)
 
 
 @pytest.mark.parametrize(

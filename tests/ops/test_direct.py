@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support import tolerances
 from support.attempts import Attempt
 from support.calls import arguments, is_public
 from support.cases import CASES, CONFIGS, config_of, make
@@ -149,7 +150,7 @@ def test_lengths_are_those_of_the_longest_sequence(name, dtype):
                 got = direct.rotate(q, k, positions, *NO_LENGTHS, config.spec())
                 with rk.use_backend("reference"):
                     wanted = rk.apply_rope(q, k, positions, config)
-                torch.testing.assert_close(got, wanted, rtol=0, atol=1e-5)
+                torch.testing.assert_close(got, wanted, **tolerances.AGAINST_REFERENCE)
 
 
 @pytest.mark.parametrize("name", ["default", "longrope", "dynamic"])
@@ -171,7 +172,7 @@ def test_counted_positions_and_given_lengths(name, offset, seq_len, lengths):
     got = direct.rotate(q, k, None, offset, seq_len, options.get("cu_seqlens"), text)
     with rk.use_backend("reference"):
         wanted = rk.apply_rope(q, k, None, config, **options)
-    torch.testing.assert_close(got, wanted, rtol=0, atol=1e-5)
+    torch.testing.assert_close(got, wanted, **tolerances.AGAINST_REFERENCE)
 
 
 @given(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.autograd.forward_ad as forward_ad
+from support import tolerances
 
 import rope_kernels as rk
 
@@ -96,7 +97,7 @@ def test_compiled_calls_give_the_derivative(name: str) -> None:
         lambda p, t: torch.func.jvp(lambda x: loss(q, k, x, config), (p,), (t,)), fullgraph=True, backend="aot_eager"
     )
     tangent = jvp(positions, torch.ones_like(positions))[1]
-    torch.testing.assert_close(tangent.float(), grads[1].sum(), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(tangent.float(), grads[1].sum(), **tolerances.SUM)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -105,7 +106,7 @@ def test_q_and_positions_together(backend: str) -> None:
     with rk.use_backend(backend):
         both = torch.autograd.grad(loss(q, k, positions, CONFIGS["default"]), (q, k, positions))
         alone = torch.autograd.grad(loss(q, k, positions.detach(), CONFIGS["default"]), (q, k))
-    torch.testing.assert_close(both[:2], alone, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(both[:2], alone, **tolerances.COMPILED)
 
 
 @pytest.mark.parametrize("layout", ["bshd", "bhsd", "thd"])
