@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import torch
 
 from ..core.frequency import FrequencyParams
-from ..core.rotation import AXIAL_MAPS, AxisMap, Rotation, axis_map
+from ..core.rotation import AXIAL_MAPS, AxisMap, MAX_PAIRS, Rotation, axis_map
 from ..core.spec import Spec
 from ..errors import RopeConfigError
 from .explain import explain
@@ -80,6 +80,8 @@ class RopeConfig(RopeFields):
             object.__setattr__(self, "provenance", {**self.provenance, "axis_map": "default"})
             object.__setattr__(self, "axis_map", axis_map_name)
         validate(self)
+        if self.rope_type != "inv_freq":  # before a ladder of any length is computed
+            _check_pairs(self, self.ladder_dim // 2)
         params = _compute(self)
         rotation = _rotation(self, params)
         specs: dict[bool | None, str] = {None: Spec(params, rotation).encode()}
@@ -175,6 +177,11 @@ class RopeConfig(RopeFields):
             RopeConfigError: the table is empty, not one-dimensional or not finite, or does not fit the head.
         """
         if isinstance(inv_freq, torch.Tensor):
+            if inv_freq.requires_grad and torch.is_grad_enabled():
+                raise RopeConfigError(
+                    "inv_freq",
+                    "needs a gradient, which a config cannot give; pass inv_freq.detach(), or rotate by a table",
+                )
             if inv_freq.ndim != 1:
                 raise RopeConfigError("inv_freq", f"got shape {tuple(inv_freq.shape)}, must have one dimension")
             inv_freq = inv_freq.detach().double().tolist()
@@ -262,6 +269,14 @@ def _compute(config: RopeConfig) -> FrequencyParams:
         ) from error
 
 
+def _check_pairs(config: RopeConfig, pairs: int) -> None:
+    if pairs > MAX_PAIRS:
+        raise RopeConfigError(
+            "head_dim",
+            f"got {config.head_dim}, of which {2 * pairs} channels would be rotated; at most {2 * MAX_PAIRS} can be",
+        )
+
+
 def _rotation(config: RopeConfig, params: FrequencyParams) -> Rotation:
     # On these maps both axes use the same ladder. On all other maps every frequency belongs to one pair.
     shares = config.axis_map in AXIAL_MAPS and config.axis_map != "pixtral"
@@ -273,6 +288,7 @@ def _rotation(config: RopeConfig, params: FrequencyParams) -> Rotation:
             "head_dim",
             f"got {config.head_dim}, rotary_offset {config.rotary_offset} and {2 * span} rotated channels do not fit",
         )
+    _check_pairs(config, pairs)
     if not pairs:
         raise RopeConfigError("partial_rotary_factor", f"got {config.partial_rotary_factor!r}, no pair would rotate")
     halves = Rotation(

@@ -79,7 +79,7 @@ def groups_of(source: Mapping[str, Any]) -> tuple[list[Group], dict[str, str]]:
     scaled = _list(source, "rope_scaling_layers", (int,))
     count = _count(source, types, rotates, thetas)
     if count is None:
-        if model in _INTERVALS and "full_attention" in types and len(types) > 1:
+        if "chunked_attention" in types and model in _INTERVALS:
             unrotated["full_attention"] = f"{model} does not rotate in full attention"
         return [Group(name, name) for name in dict.fromkeys(types) if name not in unrotated], unrotated
     types = types if len(types) == count else types[:1] * count
@@ -126,7 +126,8 @@ def _rotates(source: Mapping[str, Any], model: str) -> list[Any] | None:
         rotates = [kind != "full_attention" or dense == "dense" for kind, dense in zip(types, mlp, strict=False)]
         full = any(flag and kind == "full_attention" for flag, kind in zip(rotates, types, strict=False))
         return rotates if full else None
-    layers, interval = source.get("num_hidden_layers"), source.get("no_rope_layer_interval")
+    interval = source.get("no_rope_layer_interval")
+    layers = source.get("num_hidden_layers") or len(source.get("layer_types") or ())
     if layers and (model in _INTERVALS or interval):
         return [(i + 1) % int(interval or 4) for i in range(int(layers))]
     return None

@@ -11,6 +11,7 @@ from typing import Any
 
 __all__ = [
     "AXIAL_MAP",
+    "DEFAULT_LAYERS",
     "DEFAULT_PARAMETERS",
     "GLOBAL_HEAD_DIM",
     "LAYERS",
@@ -104,17 +105,19 @@ THETA = {
     for theta, names in {
         100.0: "dinov3_vit eomt_dinov3 gemma4_vision sapiens2",
         1000.0: "nomic_bert",
-        20000.0: "jina_embeddings_v3",
+        20000.0: "jina_embeddings_v3 pe_audio_encoder pe_audio_video_encoder pe_video_encoder",
         100000.0: "helium",
         150000.0: "gpt_oss openai_privacy_filter",
         160000.0: "gte",
         500000.0: (
-            "bitnet blt blt_local_encoder blt_local_decoder blt_global_transformer cohere csm ernie4_5 ernie4_5_moe "
+            "bitnet blt blt_local_encoder blt_local_decoder blt_global_transformer cohere csm "
+            "csm_depth_decoder_model evolla muse_glimmer_assistant muse_spark_text ernie4_5 ernie4_5_moe "
             "ernie4_5_vl_moe_text flex_olmo llama4_text mllama_text_model paddleocr_vl_text qwen3_vl_text "
             "qwen3_vl_moe_text"
         ),
         1000000.0: (
-            "cwm emu3_text_model lfm2 lfm2_moe minimax mixtral phimoe qwen2_5_omni_text "
+            "cwm emu3_text_model lfm2 lfm2_moe lfm3_vl_vision "
+            "qwen2_5_omni_talker minimax mixtral phimoe qwen2_5_omni_text "
             "qwen2_5_vl_text qwen2_vl_text qwen3_omni_moe_text solar_open"
         ),
         2000000.0: "smollm3",
@@ -122,6 +125,7 @@ THETA = {
         10000000.0: "longcat_flash",
         11158840.0: "hy_v3",
         12000000.0: "apertus",
+        100000000.0: "cosmos3_edge_text",
     }.items()
     for name in names.split()
 }
@@ -130,7 +134,11 @@ PARTIAL = {
     for share, names in {
         0.125: "deepseek_v4",
         0.25: "gpt_neox qwen3_5_text qwen3_5_moe_text qwen3_next stablelm",
-        0.5: "bamba glm glm4 glm4_moe glm4v_moe_text nemotron persimmon phi recurrent_gemma",
+        0.5: (
+            "dots3_note_audio_encoder glmasr_encoder nemotron3_5_transcribe_asr_audio "
+            "nemotron3_5_transcribe_word_timestamp bamba glm glm4 glm4_moe "
+            "glm4v_moe_text nemotron persimmon phi recurrent_gemma"
+        ),
         0.8: "moonshine_streaming",
         0.9: "moonshine",
     }.items()
@@ -225,6 +233,28 @@ DEFAULT_PARAMETERS: dict[str, dict[str, Any]] = {
         "factor": 2048.0,
         "original_max_position_embeddings": 512,
         "attention_factor": 1.0,
+    },
+}
+
+# The same, of config classes whose parameters are nested by layer type.
+DEFAULT_LAYERS: dict[str, dict[str, dict[str, Any]]] = {
+    "laguna": {
+        "full_attention": {"rope_theta": 500000.0, "partial_rotary_factor": 0.5},
+        "sliding_attention": {"rope_theta": 10000.0},
+    },
+    "lfm3": {
+        "sliding_attention": {"rope_theta": 10000.0},
+        "full_attention": {"rope_type": "proportional", "rope_theta": 1e6, "partial_rotary_factor": 0.5},
+    },
+    "mellum": {"full_attention": {"rope_theta": 500000.0}, "sliding_attention": {"rope_theta": 10000.0}},
+    "mimo_v2_flash": {
+        "full_attention": {"rope_theta": 5e6, "partial_rotary_factor": 0.334},
+        "sliding_attention": {"rope_theta": 10000.0, "partial_rotary_factor": 0.334},
+    },
+    "ultrabert": {"sliding_attention": {"rope_theta": 10000.0}, "full_attention": {"rope_theta": 2560000.0}},
+    "zaya": {
+        "hybrid": {"rope_theta": 5e6, "partial_rotary_factor": 0.5},
+        "hybrid_sliding": {"rope_theta": 10000.0, "partial_rotary_factor": 0.5},
     },
 }
 

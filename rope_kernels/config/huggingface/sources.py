@@ -7,13 +7,14 @@ from typing import Any
 
 from ...errors import RopeConfigError
 from ..validation import nearest, raise_or_warn
-from .model_types import DEFAULT_PARAMETERS, LAYER_KEYS, LAYERS
+from .model_types import DEFAULT_LAYERS, DEFAULT_PARAMETERS, LAYER_KEYS, LAYERS
 from .objects import as_dict, looks_like_rope
 from .values import Table
 
 __all__ = ["PART", "TEXT_CONFIGS", "layers_of", "read_source", "tables_of"]
 
 TEXT_CONFIGS = ("text_config", "llm_config", "language_config")
+_PARAMETERS = {"rope_scaling", "rope_parameters", "rope_theta"}
 PART = "part of a composite config"
 """The key under which :func:`read_source` keeps the name of a text part."""
 
@@ -60,7 +61,7 @@ def layers_of(source: Mapping[str, Any]) -> dict[str, list[Table] | None] | None
             flat.append(Table(name, table))
     if nested and flat:
         raise RopeConfigError(flat[0].name, f"got {dict(flat[0].values)!r} beside parameters nested by layer type")
-    return nested or _split(source, flat)
+    return nested or _split(source, flat) or _default_layers(source)
 
 
 def _layers(name: str, table: Mapping[str, Any]) -> dict[str, Mapping[str, Any] | None]:
@@ -87,10 +88,18 @@ def _split(source: Mapping[str, Any], flat: list[Table]) -> dict[str, list[Table
     return layers
 
 
+def _default_layers(source: Mapping[str, Any]) -> dict[str, list[Table] | None] | None:
+    model = str(source.get("model_type") or "")
+    if model not in DEFAULT_LAYERS or source.keys() & _PARAMETERS:
+        return None
+    origin = f"model_type table: {model}"
+    return {label: [Table(origin, values, fallback=True)] for label, values in DEFAULT_LAYERS[model].items()}
+
+
 def _flat(source: Mapping[str, Any]) -> list[Table]:
-    names, model = ("rope_scaling", "rope_parameters"), str(source.get("model_type") or "")
-    tables = [Table(name, source[name]) for name in names if source.get(name)]
-    if model in DEFAULT_PARAMETERS and not source.keys() & {*names, "rope_theta"}:
+    model = str(source.get("model_type") or "")
+    tables = [Table(name, source[name]) for name in ("rope_scaling", "rope_parameters") if source.get(name)]
+    if model in DEFAULT_PARAMETERS and not source.keys() & _PARAMETERS:
         tables.append(Table(f"model_type table: {model}", DEFAULT_PARAMETERS[model], fallback=True))
     return tables
 

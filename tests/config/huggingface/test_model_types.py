@@ -42,8 +42,8 @@ BROKEN_DEFAULTS = {
     "qwen3_omni_moe_talker_text",
     "qwen4_exp_text",
 }
-# Hybrids whose default config does not rotate; test_layers.py has them with RoPE.
-NO_ROPE_BY_DEFAULT = {"granitemoehybrid", "zamba2"}
+# Hybrids whose default config does not rotate; test_every_layer.py has them with RoPE.
+NO_ROPE_BY_DEFAULT = {"bamba", "granitemoehybrid", "zamba2"}
 # Vision towers whose axes no map here describes, so that from_hf refuses them.
 NO_MAP = {"edgetam_video", "inkling2_vision", "minimax_m3_vl_vision", "sam2_video", "sam3_tracker_video"} | {
     "step3p5_vision"
