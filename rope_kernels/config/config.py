@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import torch
 
 from ..core.frequency import FrequencyParams
-from ..core.rotation import AXIAL_MAPS, AxisMap, MAX_PAIRS, Rotation, axis_map
+from ..core.rotation import AXIAL_MAPS, MAX_PAIRS, AxisMap, Rotation, axis_map
 from ..core.spec import Spec
 from ..errors import RopeConfigError
 from .explain import explain
