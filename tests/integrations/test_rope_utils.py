@@ -99,8 +99,12 @@ def test_llama3_without_a_rising_ramp_is_a_step(low: float, high: float) -> None
     plain, _ = ours.ROPE_INIT_FUNCTIONS["default"](config_of(ours, {"rope_theta": 1e4}, **SHAPE))
     ratios = (plain / inv_freq).round().unique()
     assert ratios.tolist() == [1.0, 8.0]
-    with pytest.raises(RopeConfigError, match=r"^high_freq_factor: got"):
-        RopeConfig(head_dim=64, **parameters)
+    if low > high:
+        with pytest.raises(RopeConfigError, match=r"^high_freq_factor: got"):
+            RopeConfig(head_dim=64, **parameters)
+    else:
+        same = RopeConfig(head_dim=64, **parameters).frequency_params
+        assert (plain / torch.tensor(same.inv_freqs(range(len(plain))))).round().unique().tolist() == [1.0, 8.0]
 
 
 def test_layer_types_and_labels() -> None:

@@ -186,6 +186,10 @@ LAYERS: dict[str, dict[str, Layer]] = {
     "gemma4_unified_text": _GEMMA4,
     "diffusion_gemma_text": _GEMMA4,
     "embedding_gemma2_text": _two(1e6, 1e4),
+    "mimo_v2_flash": {
+        "full_attention": Layer("rope_theta", True, {"rope_theta": 5e6, "partial_rotary_factor": 0.334}),
+        "sliding_attention": Layer("swa_rope_theta", False, {"rope_theta": 1e4, "partial_rotary_factor": 0.334}),
+    },
     "modernbert": _MODERNBERT,
     "modernbert-decoder": _MODERNBERT,
     "olmo3": _two(5e5, 5e5),
@@ -247,10 +251,6 @@ DEFAULT_LAYERS: dict[str, dict[str, dict[str, Any]]] = {
         "full_attention": {"rope_type": "proportional", "rope_theta": 1e6, "partial_rotary_factor": 0.5},
     },
     "mellum": {"full_attention": {"rope_theta": 500000.0}, "sliding_attention": {"rope_theta": 10000.0}},
-    "mimo_v2_flash": {
-        "full_attention": {"rope_theta": 5e6, "partial_rotary_factor": 0.334},
-        "sliding_attention": {"rope_theta": 10000.0, "partial_rotary_factor": 0.334},
-    },
     "ultrabert": {"sliding_attention": {"rope_theta": 10000.0}, "full_attention": {"rope_theta": 2560000.0}},
     "zaya": {
         "hybrid": {"rope_theta": 5e6, "partial_rotary_factor": 0.5},

@@ -69,6 +69,8 @@ _NAMES = (
 NO_ROPE = frozenset(_NAMES.split())
 
 _SWITCHES = (
+    "rope",
+    "use_rotary_pos_emb",
     "use_rope",
     "use_rotary",
     "use_rotary_embedding",
@@ -83,6 +85,7 @@ _POSITIONS = (
     "positional_embedding_type",
     "pos_emb_type",
 )
+_BASES = ("rope_theta", "rope_parameters", "rope_scaling", "global_rope_theta", "rotary_emb_base")
 _ROTARY_WORDS = ("rope", "rotary", "ro_pe")
 # Models that rotate only if their config says so; what the config class says by default.
 _OPTIONAL = {
@@ -119,6 +122,8 @@ def refuse_without_rope(source: Mapping[str, Any], strict: bool) -> None:
     optional, default = _OPTIONAL.get(model, ("", ""))
     for key in _POSITIONS:
         kind = source.get(key) or (default if key == optional else None)
+        if kind == "absolute" and key != optional and any(source.get(name) for name in _BASES):
+            continue  # BERT's default, which ModernBERT and others carry along
         if kind is not None and not any(word in str(kind).lower() for word in _ROTARY_WORDS):
             _report(key, source.get(key), "positions that are not rotary", strict)
 

@@ -14,7 +14,8 @@ __all__ = ["SIZES", "as_dict", "looks_like_rope"]
 SIZES = ("hidden_size", "num_attention_heads", "head_dim", "max_position_embeddings")
 _LAYERS = ("layer_types", "layers_block_type")
 _ROPE = re.compile(
-    r"rope|rotary|rot_emb|ntk|yarn|theta|condense|alibi|pos(ition)?_emb(edding)?s?_type|mscale|xpos", re.IGNORECASE
+    r"(?<!eu)rope(?!rt)|rotary|rot_emb|ntk|yarn|theta|condense|alibi|pos(ition)?_emb(edding)?s?_type|mscale|(?<![a-z])xpos",
+    re.IGNORECASE,
 )
 # transformers' base classes: their attributes describe the class, not the model.
 _BASES = ("transformers.configuration_utils", "transformers.modeling_rope_utils", "builtins")

@@ -47,6 +47,10 @@ _READ = {key for keys in OUTSIDE.values() for key in keys} | {
     "use_mem_rope",
     "rotary",
     "rotary_value",
+    "rope",
+    "use_rotary_pos_emb",
+    # how exactly OLMo 1, Molmo and LLaDA compute cos and sin
+    "rope_full_precision",
 }
 _SIZES = {"hidden_size", "d_model", "n_embd", "embed_dim", "head_dim", "num_attention_heads"}
 _OTHER_PARTS = ("vision", "visual", "audio", "speech", "image", "video", "encoder", "decoder", "text", "llm", "quantiz")

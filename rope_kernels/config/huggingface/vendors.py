@@ -66,6 +66,11 @@ def read_vendor(values: Values, source: dict[str, Any]) -> None:
             values.put("pairing", "interleaved" if interleaved else "half", key)
     for key in _DIVISORS:
         _divide(values, source.pop(key, None), key)
+    if source.get("rotary_scaling_factor") == 1:  # StableLM's and nomic's for no scaling
+        del source["rotary_scaling_factor"]
+    table = source.get("rope_scaling")
+    if source.get("rope_3d") and isinstance(table, Mapping) and table.get("mrope_section"):  # ERNIE 4.5 VL: what the sections say
+        del source["rope_3d"]
     scale = source.pop("rope_position_scale", None)
     if scale not in (None, 1):
         _divide(values, 1 / scale, f"1 / rope_position_scale {scale!r}")
