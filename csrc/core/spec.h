@@ -14,7 +14,7 @@ enum class Pairing : std::uint8_t { kHalf, kInterleaved, kInterleavedToHalf };
 enum class Phase : std::uint8_t { kExact, kFloat32 };
 enum class Number : std::uint8_t { kNone, kInt32, kInt64, kFloat16, kBFloat16, kFloat32, kFloat64 };
 
-constexpr std::int32_t kMaxPairs = 1024;
+constexpr std::int32_t kMaxPairs = 4096;  // rope_kernels/core/rotation.py has the same limit
 
 /// The geometry of one head and the arithmetic of its angles, as in rope_kernels/core/rotation.py.
 struct Rotation {

@@ -93,6 +93,7 @@ struct Settings {
 };
 
 constexpr int kIndexBits = 10;
+constexpr std::int32_t kMaxCudaPairs = 1 << kIndexBits;  // also the most threads that a block can have
 
 /// `ENTRIES` frequencies: the initial one of each pair, then the long ones, if there are any.
 template <int ENTRIES, int PAIRS>
@@ -107,6 +108,6 @@ struct Params {
 /// 3 KB: every head of up to 256 channels with long frequencies, of up to 512 without.
 using SmallParams = Params<256, 256>;
 /// 19 KB, under the limit of 32,764 bytes.
-using LargeParams = Params<2 * kMaxPairs, kMaxPairs>;
+using LargeParams = Params<2 * kMaxCudaPairs, kMaxCudaPairs>;
 
 }  // namespace rope::cuda

@@ -48,6 +48,7 @@ const char* refuse(const Job& job) {
   if (spec.params.dynamic_factor > 0.0 && spec.params.ramp_frequency != 0.0 && spec.params.factor != 1.0) {
     return "a ramp by frequency with frequencies that grow by length";
   }
+  if (spec.rotation.num_pairs > kMaxCudaPairs) return "more than 1024 pairs in a head";
   for (const std::int32_t axis : spec.rotation.axis) {
     if (axis >= 1 << (16 - kIndexBits)) return "more position axes than the CUDA kernel has bits for";
   }

@@ -117,7 +117,7 @@ struct Elements {
   using Unit = typename D::Element;
   static constexpr int kPairs = 1;
   static constexpr int kBatch = 4;
-  static constexpr int kMaxThreads = kMaxPairs;
+  static constexpr int kMaxThreads = kMaxCudaPairs;
   static constexpr bool kSplit = false;
   static constexpr bool kExchanges = true;
 

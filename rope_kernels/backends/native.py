@@ -40,6 +40,8 @@ FROM_ENVIRONMENT = os.environ.get("ROPE_KERNELS_BACKEND") or None
 """The backend that the environment chose at import. The library reads it too, for threads that never chose one."""
 
 _PATH = Path(__file__).parent.parent / "_native.so"
+_MAX_CUDA_PAIRS = 1024
+"""Pairs of a head that the CUDA kernels take; csrc/cuda/params.cuh has the same limit. Longer heads: plain torch."""
 _library: ctypes.CDLL | None = None
 _missing: str | None = "it has not been loaded yet"
 
@@ -135,6 +137,9 @@ def force_isa(name: str) -> None:
 
 def rotate(q: Tensor, k: Tensor | None, q_out: Tensor, k_out: Tensor | None, inputs: Inputs, spec: Spec) -> None:
     """Rotate by the native operator; see :func:`.reference.rotate`."""
+    if spec.rotation.num_pairs > _MAX_CUDA_PAIRS and q.is_cuda:
+        reference.rotate(q, k, q_out, k_out, inputs, spec)
+        return
     i, positions = inputs, inputs.positions
     if positions is not None and positions.shape[0] == 1:
         positions = positions[0]

@@ -10,6 +10,7 @@ from ..errors import RopeConfigError
 __all__ = [
     "AXIAL_MAPS",
     "AXIS_MAPS",
+    "MAX_PAIRS",
     "MROPE_MAPS",
     "PAIRINGS",
     "PHASES",
@@ -25,6 +26,8 @@ TABLE_DTYPES = ("bfloat16", "float16")
 MROPE_MAPS = ("contiguous", "interleaved", "ernie")
 AXIAL_MAPS = ("qwen_vision", "pixtral", "kimi", "gemma4_vision")
 AXIS_MAPS = MROPE_MAPS + AXIAL_MAPS
+MAX_PAIRS = 4096
+"""Pairs of a head that every backend rotates: heads of up to 8192 rotated channels."""
 
 
 @dataclass(frozen=True)

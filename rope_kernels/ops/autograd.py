@@ -82,8 +82,9 @@ def rotate_unchecked(
 
 
 def _reaches_native(q: Tensor, k: Tensor | None, positions: Tensor | None) -> bool:
-    on_cpu = type(q) is Tensor and q.is_cpu and isinstance(positions, Tensor) and positions.is_cpu
-    on_cpu = on_cpu and not positions.is_floating_point()  # the kernel takes dtypes that the public calls refuse
+    # Floating positions are checked: the kernel takes dtypes that the public calls refuse.
+    is_integer = isinstance(positions, Tensor) and positions.is_cpu and not positions.is_floating_point()
+    on_cpu = type(q) is Tensor and q.is_cpu and is_integer
     return on_cpu and (k is None or (isinstance(k, Tensor) and k.is_cpu)) and native.takes_cpu_tensors()
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from support.attempts import Attempt
 from support.calls import arguments, inputs, operation
-from support.cases import CASES, make
+from support.cases import CASES, Case, make
 from support.no_angles import NO_ANGLES
 
 pytest.importorskip("triton")
@@ -124,3 +124,11 @@ def test_table(table):
 @pytest.mark.parametrize("table", launches.TABLES)
 def test_product_of_tables(table):
     launches.run_table(*table)
+
+
+@pytest.mark.parametrize("pairing", ["half", "interleaved"])
+@pytest.mark.parametrize("head_dim", [1028, 4096])
+def test_long_heads(head_dim, pairing):
+    """Ladders of more than 512 frequencies, whose powers are made in the kernel from the ninth on."""
+    fields = dict(head_dim=head_dim, pairing=pairing, rope_theta=1e6)
+    launches.run(Case(f"long{head_dim}", fields, q_heads=1, k_heads=1, tokens=1, batch=1, start=77), in_place=False)

@@ -134,7 +134,7 @@ TEST(geometry_must_fit_the_head) {
   const std::string base = "theta=1e4;freq_dim=8;num_frequencies=4;";
   check_refused("num_pairs", base + "head_dim=8;distance=4;num_pairs=0");
   check_refused("num_pairs", base + "head_dim=8;distance=4;num_pairs=-4");
-  check_refused("num_pairs", base + "head_dim=4096;distance=4;num_pairs=1025");
+  check_refused("num_pairs", base + "head_dim=16384;distance=4;num_pairs=4097");
   check_refused("num_frequencies", base + "head_dim=10;distance=5;num_pairs=5");
   check_refused("head_dim", base + "head_dim=7;distance=4;num_pairs=4");
   check_refused("head_dim", base + "head_dim=8;distance=4;num_pairs=4;rotary_offset=1");

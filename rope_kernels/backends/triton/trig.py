@@ -26,9 +26,14 @@ def ladder(index, base, powers, step, COUNT: tl.constexpr, GROWS: tl.constexpr):
     """
     lane = tl.full(index.shape, 1.0, tl.float64) * base
     register = tl.full(index.shape, 1.0, tl.float64)
-    for b in tl.static_range(0, 9):
+    last = powers[8]
+    for b in tl.static_range(0, 12):  # rope_kernels.core.rotation.MAX_PAIRS has 12 bits
         if (1 << b) < COUNT:
-            power = powers[b]
+            if b < 9:
+                power = powers[b]
+            else:
+                last = last * last
+                power = last
             if GROWS:
                 power = power * step
                 step = step * step
