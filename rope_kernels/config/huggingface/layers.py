@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,12 +54,15 @@ def unrotated_types(source: Mapping[str, Any]) -> dict[str, str]:
 
 def _types(source: Mapping[str, Any], model: str) -> list[str]:
     """The layer type of every layer as listed, or the types that the config class makes."""
-    listed = source.get("layer_types") or source.get("layers_block_type")
-    if isinstance(listed, Sequence) and not isinstance(listed, str) and all(isinstance(x, str) for x in listed):
+    key = "layer_types" if source.get("layer_types") else "layers_block_type"
+    listed = source.get(key)
+    if listed:
+        if not isinstance(listed, (list, tuple)) or not all(isinstance(x, str) for x in listed):
+            raise RopeConfigError(key, f"got {listed!r}, must be a list with a name per layer")
         # Older hybrids list "attention" beside "mamba".
         return ["full_attention" if name == "attention" else name for name in listed]
-    attention, count = source.get("attn_layer_indices"), source.get("num_hidden_layers")
-    if isinstance(attention, (list, tuple)) and isinstance(count, int):  # Bamba
+    attention, count = source.get("attn_layer_indices"), _integer(source, "num_hidden_layers")
+    if isinstance(attention, (list, tuple)) and count:  # Bamba
         return ["full_attention" if i in attention else "linear_attention" for i in range(count)]
     if model in _NOPE_FULL | _NOPE_FULL_WITH_WINDOW:
         return ["sliding_attention", "full_attention"]
@@ -121,15 +124,19 @@ def _rotates(source: Mapping[str, Any], model: str) -> list[Any] | None:
         return listed
     if model == "cohere2_moe" and source.get("prefix_dense_sliding_window_pattern", 1) == 1:
         # Full attention rotates in the dense layers at the start only.
-        types, mlp, first = _types(source, model), source.get("mlp_layer_types"), source.get("first_k_dense_replace", 0)
-        mlp = mlp or ["dense"] * int(first) + ["sparse"] * (len(types) - int(first))
+        types, mlp, first = (
+            _types(source, model),
+            source.get("mlp_layer_types"),
+            _integer(source, "first_k_dense_replace") or 0,
+        )
+        mlp = mlp or ["dense"] * first + ["sparse"] * (len(types) - first)
         rotates = [kind != "full_attention" or dense == "dense" for kind, dense in zip(types, mlp, strict=False)]
         full = any(flag and kind == "full_attention" for flag, kind in zip(rotates, types, strict=False))
         return rotates if full else None
-    interval = source.get("no_rope_layer_interval")
-    layers = source.get("num_hidden_layers") or len(source.get("layer_types") or ())
+    interval = _integer(source, "no_rope_layer_interval")
+    layers = _integer(source, "num_hidden_layers") or len(source.get("layer_types") or ())
     if layers and (model in _INTERVALS or interval):
-        return [(i + 1) % int(interval or 4) for i in range(int(layers))]
+        return [(i + 1) % (interval or 4) for i in range(layers)]
     return None
 
 
@@ -141,11 +148,18 @@ def _count(
     if lengths and listed:
         lengths["layer_types"] = len(types)
     if source.get("rope_scaling_layers") is not None:
-        lengths["num_hidden_layers"] = int(source.get("num_hidden_layers") or max(source["rope_scaling_layers"]) + 1)
+        lengths["num_hidden_layers"] = _integer(source, "num_hidden_layers") or max(source["rope_scaling_layers"]) + 1
     if len(set(lengths.values())) > 1:
         (first, a), (second, b) = list(lengths.items())[:2]
         raise RopeConfigError(first, f"got {a} layers, {second} has {b}")
     return next(iter(lengths.values()), None)
+
+
+def _integer(source: Mapping[str, Any], key: str) -> int | None:
+    value = plain("head_dim", source.get(key))
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
+        raise RopeConfigError(key, f"got {value!r} ({type(value).__name__}), must be an integer, 0 or more")
+    return value
 
 
 def _list(source: Mapping[str, Any], key: str, kinds: tuple[type, ...]) -> list[Any] | None:

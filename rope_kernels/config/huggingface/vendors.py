@@ -24,7 +24,7 @@ from typing import Any
 from ...errors import RopeConfigError
 from ..validation import raise_or_warn
 from .gguf import read_gguf
-from .values import Values
+from .values import Values, plain
 
 __all__ = ["read_vendor"]
 
@@ -65,13 +65,13 @@ def read_vendor(values: Values, source: dict[str, Any]) -> None:
         if interleaved is not None:
             values.put("pairing", "interleaved" if interleaved else "half", key)
     for key in _DIVISORS:
-        _divide(values, source.pop(key, None), key)
+        _divide(values, _take(source, key), key)
     if source.get("rotary_scaling_factor") == 1:  # StableLM's and nomic's for no scaling
         del source["rotary_scaling_factor"]
     table = source.get("rope_scaling")
-    if source.get("rope_3d") and isinstance(table, Mapping) and table.get("mrope_section"):  # ERNIE 4.5 VL: what the sections say
-        del source["rope_3d"]
-    scale = source.pop("rope_position_scale", None)
+    if source.get("rope_3d") and isinstance(table, Mapping) and table.get("mrope_section"):
+        del source["rope_3d"]  # ERNIE 4.5 VL says with it what the sections say
+    scale = _take(source, "rope_position_scale")
     if scale not in (None, 1):
         _divide(values, 1 / scale, f"1 / rope_position_scale {scale!r}")
     lengths = [(key, source.get(key)) for key in _LENGTHS]
@@ -81,6 +81,19 @@ def read_vendor(values: Values, source: dict[str, Any]) -> None:
             if isinstance(length, (int, float)) and 0 < length < _NO_LIMIT:
                 values.put("max_position_embeddings", length, key)
                 break
+
+
+def _take(source: dict[str, Any], key: str, default: float | None = None) -> Any:
+    """Remove a number over 0 from ``source``.
+
+    Raises:
+        RopeConfigError: the value is no number over 0.
+    """
+    value = source.pop(key, None)
+    value = default if value is None else plain("factor", value)
+    if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0):
+        raise RopeConfigError(key, f"got {value!r} ({type(value).__name__}), must be a number over 0")
+    return value
 
 
 def _divide(values: Values, factor: Any, origin: str) -> None:
@@ -101,7 +114,7 @@ def _meta(values: Values, source: dict[str, Any]) -> None:
         return
     source["hidden_size"] = source.pop("dim")
     values.put("pairing", "interleaved", "params.json")
-    factor, high = source.pop("rope_scaling_factor", None), source.pop("rope_high_freq_factor", None)
+    factor, high = _take(source, "rope_scaling_factor"), _take(source, "rope_high_freq_factor")
     if source.pop("use_scaled_rope", False):
         origin = "use_scaled_rope" if factor is None else "rope_scaling_factor"
         _llama3(values, 8.0 if factor is None else factor, high, origin)
@@ -110,7 +123,9 @@ def _meta(values: Values, source: dict[str, Any]) -> None:
                 "use_scaled_rope", "Llama 3.1's factor 8; Llama 3.2's small models have 32, as rope_scaling_factor"
             )
     yarn = source.pop("yarn", None)
-    if yarn is not None:
+    if yarn is not None and not isinstance(yarn, Mapping):
+        raise RopeConfigError("yarn", f"got {yarn!r}, must be a dict")
+    if yarn:
         _mistral_yarn(values, dict(yarn))
 
 
@@ -131,8 +146,8 @@ def _gpt_oss(values: Values, source: dict[str, Any]) -> None:
     original = source.get("initial_context_length")
     if original is None or source.get("rope_scaling") or source.get("rope_parameters"):
         return
-    slow, fast = source.pop("rope_ntk_alpha", 1.0), source.pop("rope_ntk_beta", 32.0)
-    factor = source.pop("rope_scaling_factor", 1.0)
+    slow, fast = _take(source, "rope_ntk_alpha", 1.0), _take(source, "rope_ntk_beta", 32.0)
+    factor = _take(source, "rope_scaling_factor", 1.0)
     if factor <= 1:
         return
     values.put("rope_type", "yarn", "rope_scaling_factor")
@@ -149,7 +164,7 @@ def _torchtune(values: Values, source: dict[str, Any]) -> None:
     if "rope_base" not in source and "scale_factor" not in source:
         return
     values.put("pairing", "interleaved", "torchtune's Llama builders")
-    factor = source.pop("scale_factor", None)
+    factor = _take(source, "scale_factor")
     if factor is not None:
         _llama3(values, factor, None, "scale_factor")
 
@@ -157,7 +172,7 @@ def _torchtune(values: Values, source: dict[str, Any]) -> None:
 def _megatron(values: Values, source: dict[str, Any]) -> None:
     if not {"use_rope_scaling", "rotary_base", "rotary_percent"} & source.keys():
         return
-    scaled, factor = source.pop("use_rope_scaling", False), source.pop("rope_scaling_factor", 8.0)
+    scaled, factor = source.pop("use_rope_scaling", False), _take(source, "rope_scaling_factor", 8.0)
     if scaled:
         _llama3(values, factor, None, "rope_scaling_factor")
     else:
@@ -178,6 +193,9 @@ def _mosaic(values: Values, source: dict[str, Any]) -> None:
             source["alibi"] = value
     theta = attention.pop("rope_theta", None)
     dail, hf, kind = (attention.pop(f"rope_{name}", None) or {} for name in ("dail_config", "hf_config", "impl"))
+    for name, table in (("dail", dail), ("hf", hf)):
+        if not isinstance(table, Mapping):
+            raise RopeConfigError(f"attn_config.rope_{name}_config", f"got {table!r}, must be a dict")
     if model == "mpt" and not attention.pop("rope", False):
         return
     values.put("rope_theta", theta if theta is not None else 10000.0, "attn_config.rope_theta")
@@ -203,7 +221,7 @@ def _chatglm(values: Values, source: dict[str, Any]) -> None:
     values.note(
         "original_rope", source.pop("original_rope", None), "it chooses between two codes for the same rotation"
     )
-    ratio = source.pop("rope_ratio", None)
+    ratio = _take(source, "rope_ratio")
     if ratio is not None and "chatglm2" in str(source.get("_name_or_path", "")).lower():
         _divide(values, ratio, "rope_ratio")
     elif ratio is not None:
@@ -212,7 +230,7 @@ def _chatglm(values: Values, source: dict[str, Any]) -> None:
 
 def _qwen(values: Values, source: dict[str, Any]) -> None:
     length = source.get("seq_length")
-    if source.pop("use_dynamic_ntk", None) and length is not None:
+    if isinstance(length, int) and source.pop("use_dynamic_ntk", None):
         steps = (
             f"beyond {length} tokens Qwen 1's code multiplies theta in steps, rope_type ntk_alpha with alpha 3 up to"
         )
@@ -235,9 +253,9 @@ def _internlm(values: Values, source: dict[str, Any]) -> None:
 
 
 def _telechat(values: Values, source: dict[str, Any]) -> None:
-    base, trained = source.get("base_seqlen"), source.get("training_seqlen")
-    if source.get("model_type") != "telechat" or not base or not trained:
+    if source.get("model_type") != "telechat" or not {"base_seqlen", "training_seqlen"} <= source.keys():
         return
+    base, trained = _take(source, "base_seqlen", 4096), _take(source, "training_seqlen", 4096)
     alpha = max(2 ** math.ceil(math.log2(trained / base) + 1) - 1, 1)
     if alpha > 1:
         values.put("rope_type", "ntk_alpha", "training_seqlen / base_seqlen")

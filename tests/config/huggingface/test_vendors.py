@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import warnings
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import comparisons
 from support import exact_formulas as exact
@@ -158,3 +160,28 @@ def test_numbers_as_strings(key: str, spell: Any) -> None:
     assert RopeConfig.from_hf(sized(64, rope_parameters=whole, max_position_embeddings="131072")).factor == 4.0
     with pytest.raises(RopeConfigError, match=f"^{key}: got 'four'"):
         RopeConfig.from_hf(sized(64, rope_parameters={**table, key: "four"}))
+
+
+KEYS = [
+    *("rope_embedding_base", "rotary_percent", "rotary_interleaved", "rope_condense_ratio", "rope_position_scale"),
+    *("dim", "n_heads", "use_scaled_rope", "rope_scaling_factor", "rope_high_freq_factor", "yarn", "rope_ntk_alpha"),
+    *("initial_context_length", "embed_dim", "num_heads", "rope_base", "scale_factor", "use_rope_scaling"),
+    *("rotary_base", "mrope_section", "attn_config", "rope_ratio", "original_rope", "position_encoding_2d", "rotary"),
+    *("use_dynamic_ntk", "seq_length", "base_seqlen", "training_seqlen", "rope_3d", "max_seq_len", "layer_rope_theta"),
+    *("no_rope_layers", "no_rope_layer_interval", "rope_scaling_layers", "layer_types", "num_hidden_layers", "dim"),
+]
+TYPES = ["", "chatglm", "mpt", "dbrx", "qwen", "telechat", "llama4_text", "cohere2_moe", "smollm3", "zamba2"]
+JUNK = st.one_of(
+    st.sampled_from([None, True, False, 0, -1, 1, 4, 1.5, math.nan, math.inf, "", "x", "4", [], [1], ["a"], {}]),
+    st.sampled_from([{"type": 3}, {"rope": True, "rope_impl": "hf", "rope_hf_config": 1}, {"factor": "x"}, [0, 1e4]]),
+)
+
+
+@settings(max_examples=400)
+@given(st.sampled_from(TYPES), st.dictionaries(st.sampled_from(KEYS), JUNK, min_size=1, max_size=5), st.booleans())
+def test_junk_is_read_or_a_config_error(model_type: str, values: dict[str, Any], strict: bool) -> None:
+    config = sized(64, model_type=model_type, **values)
+    with warnings.catch_warnings(), contextlib.suppress(RopeConfigError):
+        warnings.simplefilter("ignore")
+        for layer in RopeConfig.per_layer(config, strict).values():
+            assert layer.inv_freq().isfinite().all()
