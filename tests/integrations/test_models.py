@@ -24,7 +24,7 @@ NEW_TOKENS = 8
 families = pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
 in_default_run = pytest.mark.parametrize(
     "family",
-    [f if f.name in ("llama", "phi3", "dynamic") else pytest.param(f, marks=pytest.mark.full) for f in FAMILIES],
+    [f if f.name in ("llama", "dynamic") else pytest.param(f, marks=pytest.mark.full) for f in FAMILIES],
     ids=lambda family: family.name,
 )
 

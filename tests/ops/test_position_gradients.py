@@ -52,7 +52,7 @@ def numerical(q, k, positions, config, inverse=False):
     return found
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", ["native", pytest.param("reference", marks=pytest.mark.full)])
 @pytest.mark.parametrize("inverse", [False, True])
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_mode_gives_the_derivative(name: str, inverse: bool, backend: str) -> None:
@@ -81,7 +81,9 @@ def test_every_mode_gives_the_derivative(name: str, inverse: bool, backend: str)
         )
 
 
-@pytest.mark.parametrize("name", ["default", "yarn", "axial", "longrope"])
+@pytest.mark.parametrize(
+    "name", ["axial", "longrope", *(pytest.param(n, marks=pytest.mark.full) for n in ("default", "yarn"))]
+)
 def test_compiled_calls_give_the_derivative(name: str) -> None:
     config = CONFIGS[name]
     q, k, positions = tensors(config)

@@ -69,8 +69,11 @@ def _fresh():
     torch._dynamo.reset()
 
 
-@pytest.mark.parametrize("name", CONFIGS)
-@pytest.mark.parametrize("call", CALLS)
+USUAL = [(call, "longrope") for call in CALLS] + [(chosen_tokens, name) for name in CONFIGS if name != "longrope"]
+REST = [(call, name) for call in CALLS for name in CONFIGS if (call, name) not in USUAL]
+
+
+@pytest.mark.parametrize(("call", "name"), [*USUAL, *(pytest.param(*rest, marks=pytest.mark.full) for rest in REST)])
 def test_a_whole_graph(call: Call, name: str) -> None:
     if name == "mrope" and call in (chosen_tokens_of_a_batch, chosen_batch):
         call = chosen_tokens  # with several axes a two-dimensional form would mean something else
