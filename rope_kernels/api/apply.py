@@ -67,10 +67,17 @@ def apply_rope(
         RuntimeError: ``out`` was given and a gradient is needed.
     """
     text = _usual_text(cfg, interleaved, layout, inverse)
-    if text is not None:
-        done = _rotate_fast(q, k, positions, offset, seq_len, cu_seqlens, text, cfg, out)
-        if done is not None:
-            return done
+    if text is not None and out is None:
+        made = direct.rotate(q, k, positions, offset, seq_len, cu_seqlens, text)
+        if made is None and seq_len is offset is cu_seqlens is None and not cfg.depends_on_length:
+            made = autograd.rotate_unchecked(q, k, positions, text)
+        if made is not None:
+            return made
+    elif (
+        text is not None and type(out) is tuple and len(out) == 2
+        and direct.rotate_out(q, k, positions, offset, seq_len, cu_seqlens, text, *out)
+    ):  # fmt: skip
+        return out
     return _rotate_checked(q, k, positions, cfg, interleaved, layout, seq_len, offset, cu_seqlens, inverse, out)
 
 
@@ -110,19 +117,6 @@ def _usual_text(cfg: RopeConfig, interleaved: bool | None, layout: str, inverse:
         return None
     specs: dict[bool | None, str] | None = getattr(cfg, "specs", None)
     return _cached_text_of(specs[interleaved], layout, inverse) if specs and interleaved in specs else None
-
-
-def _rotate_fast(
-    q: Tensor, k: Tensor | None, positions: Tensor | None, offset: int | Tensor | None, seq_len: int | Tensor | None,
-    cu_seqlens: Tensor | None, text: str, cfg: RopeConfig, out: tuple[Tensor, Tensor | None] | None,
-) -> tuple[Tensor, Tensor | None] | None:  # fmt: skip
-    if out is not None:
-        is_pair = type(out) is tuple and len(out) == 2
-        return out if is_pair and direct.rotate_out(q, k, positions, offset, seq_len, cu_seqlens, text, *out) else None
-    made = direct.rotate(q, k, positions, offset, seq_len, cu_seqlens, text)
-    if made is None and seq_len is offset is cu_seqlens is None and not cfg.depends_on_length:
-        return autograd.rotate_unchecked(q, k, positions, text)
-    return made
 
 
 def _rotate_checked(

@@ -32,6 +32,7 @@ __all__ = [
     "own_choice",
     "rotate",
     "rotate_table",
+    "state",
     "takes_cpu_tensors",
     "unavailable",
 ]
@@ -48,13 +49,21 @@ _missing: str | None = "it has not been loaded yet"
 
 _chosen: ContextVar[str | None] = ContextVar("rope_kernels_backend", default=None)
 """What :func:`rope_kernels.use_backend` chose in this thread, task or other context."""
-_is_default = False  # whether nobody in the process ever chose a backend, and CPU tensors go to the library
+
+
+class _State:
+    """Whether nobody in the process ever chose a backend, so that all calls on CPU tensors go to the library."""
+
+    is_default = False
+
+
+state = _State()
 _ask: Callable[[], int] | None = None  # ctypes' function, which must live as long as the library
 
 
 def load() -> None:
     """Load the library into torch. Call it once, after the operators are defined."""
-    global _library, _missing, _is_default
+    global _library, _missing
     if not _PATH.exists():
         _missing = "the extension was not built (pip install --no-build-isolation, with a C++20 compiler)"
         return
@@ -67,7 +76,7 @@ def load() -> None:
     for name in ("rope_kernels_isa", "rope_kernels_isas", "rope_kernels_cuda_archs"):
         getattr(library, name).restype = ctypes.c_char_p
     _library, _missing = library, None
-    _is_default = FROM_ENVIRONMENT in (None, "native")
+    state.is_default = FROM_ENVIRONMENT in (None, "native")
 
 
 def unavailable(device: torch.device | None = None) -> str | None:
@@ -91,11 +100,11 @@ def chosen() -> str | None:
 
 def choose(backend: str | None) -> None:
     """Choose the backend of this context. From the first choice on the library asks before each call."""
-    global _is_default, _ask
+    global _ask
     _chosen.set(backend)
     if backend is None or _ask is not None or _library is None:
         return
-    _is_default = False
+    state.is_default = False
     _ask = ctypes.CFUNCTYPE(ctypes.c_int)(_is_forwarding)
     _library.rope_kernels_ask_python(_ask)
 
@@ -106,7 +115,7 @@ def _is_forwarding() -> int:
 
 def takes_cpu_tensors() -> bool:
     """Whether calls of this context on CPU tensors run in the library."""
-    return _is_default or (_library is not None and not _is_forwarding())
+    return state.is_default or (_library is not None and not _is_forwarding())
 
 
 def cuda_archs() -> list[str]:
