@@ -14,7 +14,7 @@ MUTANTS = [
         ("refusal", "seq_len is offset is cu_seqlens is None and", "seq_len is cu_seqlens is None and",
          "with a gradient, an offset is ignored"),
         ("refusal", "if is_compiling() or not (", "if not (", "a traced call takes the fast door"),
-        ("refusal", "is_pair and direct.rotate_out(", "direct.rotate_out(", "out= may be a list"),
+        ("refusal", "type(out) is tuple and len(out) == 2", "len(out) == 2", "out= may be a list"),
     ),
     *in_file(
         "doors",
