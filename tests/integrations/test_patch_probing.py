@@ -11,6 +11,7 @@ from transformers import LlamaConfig
 from transformers.models.gemma3.modeling_gemma3 import Gemma3RotaryEmbedding, Gemma3TextConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
+from rope_kernels.integrations.transformers import probing
 from rope_kernels.integrations.transformers.conventions import Convention
 from rope_kernels.integrations.transformers.probing import probe_function
 from rope_kernels.integrations.transformers.rotary import probe_rotary
@@ -146,8 +147,32 @@ def test_functions_that_cannot_be_called_are_refused() -> None:
         return q, k
 
     assert probe_function(with_values) == "it takes (q, k, v, cos, sin), not one or two tensors and a table"
-    assert probe_function(broken) == "it takes no table of a known convention"
+    assert probe_function(broken) == (
+        "it takes no table of a known convention on cpu tensors (test_patch_probing raised RuntimeError: no); if it "
+        "needs a GPU, patch the model there"
+    )
     assert probe_function(no_table) is None
+
+
+def test_a_function_that_takes_no_cpu_tensors_is_measured_on_the_models_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels of other libraries; here a flag is the device."""
+    on_cpu, measure = True, probing._measure
+
+    def theirs(q, k, cos, sin, unsqueeze_dim=1):
+        if on_cpu:
+            raise ValueError("cpu tensor?")
+        return twice(half, same)(q, k, cos, sin, unsqueeze_dim)
+
+    def on_device(function: Any, signature: Any, device: torch.device) -> Any:
+        nonlocal on_cpu
+        on_cpu = device.type == "cpu"
+        return measure(function, signature, torch.device("cpu"))
+
+    monkeypatch.setattr(probing, "_measure", on_device)
+    assert "on cpu tensors (test_patch_probing raised ValueError: cpu tensor?)" in str(probe_function(theirs))
+    found = probe_function(theirs, torch.device("cuda"))
+    assert isinstance(found, Convention)
+    assert found.name == "half"
 
 
 def llama(**rope: Any) -> LlamaRotaryEmbedding:

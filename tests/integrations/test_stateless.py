@@ -14,7 +14,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 from rope_kernels import RopeConfig
-from rope_kernels.integrations.transformers import patch_model
+from rope_kernels.integrations.transformers import patch_model, unpatch_model
 
 LLAMA = next(family for family in FAMILIES if family.name == "llama")
 FAR = torch.arange(4000, 4016)[None]
@@ -108,6 +108,21 @@ def test_fully_shard_from_meta(mesh: Any, patch_first: bool) -> None:
     got.square().mean().backward()
     for name, parameter in twin.named_parameters():
         torch.testing.assert_close(parameter.grad.full_tensor(), real.get_parameter(name).grad, **CLOSE)
+
+
+def test_unpatched_and_patched_again_below_fully_shard(mesh: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from rope_kernels.integrations.transformers import rotating
+
+    model, batch = LLAMA.build(), LLAMA.batch(20)
+    want = model(**batch).logits
+    patch_model(model)
+    sharded(model, mesh)  # puts classes of its own over ours
+    unpatch_model(model)
+    monkeypatch.setattr(rotating, "apply_rope", None)
+    assert torch.equal(model(**batch).logits, want)
+    monkeypatch.undo()
+    assert len(patch_model(model).patched) == 3
+    torch.testing.assert_close(model(**batch).logits, want, **CLOSE)
 
 
 def test_mixed_precision_of_fully_shard_casts_tables_and_not_positions(

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+import torch
 from torch import nn
 
 from .conventions import Convention
@@ -19,6 +20,7 @@ from .rotating import replacement
 
 __all__ = ["Binder", "Binding", "ModelingFile"]
 
+_CPU = torch.device("cpu")
 _ROTATES = re.compile("apply_rotary|apply_rope")
 
 
@@ -27,12 +29,13 @@ class ModelingFile:
 
     Args:
         code: the imported file.
+        device: where the model is, for functions that only run there.
     """
 
-    def __init__(self, code: types.ModuleType) -> None:
+    def __init__(self, code: types.ModuleType, device: torch.device) -> None:
         self.code = code
-        callable_ = (types.FunctionType, nn.Module)
-        measured = {name: probe_function(value) for name, value in vars(code).items() if isinstance(value, callable_)}
+        functions = {k: v for k, v in vars(code).items() if isinstance(v, (types.FunctionType, nn.Module))}
+        measured = {name: probe_function(value, device) for name, value in functions.items()}
         self.conventions = {name: value for name, value in measured.items() if isinstance(value, Convention)}
         self.relays = {
             name: self._called_by(name) & self.conventions.keys() for name in callers(code, self.conventions.keys())
@@ -74,16 +77,21 @@ class Binding:
 
 
 class Binder:
-    """Bindings by class; each modeling file is measured once."""
+    """Bindings by class; each modeling file is measured once.
 
-    def __init__(self) -> None:
+    Args:
+        device: where the model is.
+    """
+
+    def __init__(self, device: torch.device = _CPU) -> None:
+        self._device = device
         self._files: dict[str, ModelingFile] = {}
         self._bindings: dict[type, Binding] = {}
 
     def file(self, code: types.ModuleType) -> ModelingFile:
         """The measured apply functions of a modeling file."""
         if code.__name__ not in self._files:
-            self._files[code.__name__] = ModelingFile(code)
+            self._files[code.__name__] = ModelingFile(code, self._device)
         return self._files[code.__name__]
 
     def binding_of(self, cls: type) -> Binding:

@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 import sys
-import types
 import warnings
+from collections.abc import Collection
+from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, nn
+import torch
+from torch import nn
 
 from ...api.dynamic_state import DynamicState
+from ...config.huggingface.no_rope import refuse_without_rope
 from ...environment import version_of
+from ...errors import RopeConfigError
 from .binding import Binder, Binding
 from .conventions import Convention
 from .joining import joins_tables
+from .patched_class import bound_name, own_class, patch_module, unpatch_module
 from .report import Entry, PatchReport
 from .rotary import is_rotary, probe_rotary
-from .rotary_plan import RotaryPlan
 
 __all__ = ["patch_model", "unpatch_model"]
 
 NEWEST_KNOWN = (5, 23)
-_UNDO = "_rope_kernels_undo"
-_PLAN = "_rope_kernels_plan"
-_ABSENT = object
 _HEAD_DIMS = ("head_dim", "attention_head_size", "head_size", "qk_rope_head_dim", "rotary_ndims")
 
 
@@ -53,21 +54,21 @@ def patch_model(model: nn.Module, *, dynamic_state: DynamicState | None = None) 
         raise TypeError(f"dynamic_state: got {type(dynamic_state).__name__}, must be a DynamicState or None")
     _warn_of_newer()
     unpatch_model(model)
-    entries: list[Entry] = []
-    conventions: set[Convention] = set()
-    head_dims: set[int] = set()
-    binder = Binder()
-    for name, module in model.named_modules():
-        binding = binder.binding_of(type(module))
-        if binding.called:
-            entries.append(_entry(name, module, binding))
-            for method, function in binding.methods.items():
-                _replace_method(module, method, function)
-            conventions |= set(binding.conventions.values())
-            head_dims |= {v for v in (getattr(module, n, None) for n in _HEAD_DIMS) if isinstance(v, int)}
-    rotary = [(name, module) for name, module in model.named_modules() if is_rotary(module)]
-    entries = [_replace_rotary(*r, conventions, head_dims, dynamic_state) for r in rotary] + entries
-    return PatchReport(tuple(entries))
+    binder = Binder(next((tensor.device for tensor in model.parameters()), torch.device("cpu")))
+    layers = [_Layer.of(name, module, binder) for name, module in model.named_modules()]
+    calling = [layer for layer in layers if layer.binding.called]
+    fused = [layer for layer in calling if layer.methods]
+    for layer in fused:
+        patch_module(layer.module, layer.methods, None)
+    conventions = {convention for layer in fused for convention in layer.binding.conventions.values()}
+    head_dims = {value for layer in fused for value in _head_dims(layer.module)}
+    rotary = [layer for layer in layers if is_rotary(layer.module)]
+    entries = [_replace_rotary(layer, conventions, head_dims, dynamic_state) for layer in rotary]
+    entries += [layer.entry() for layer in calling]
+    report = PatchReport(tuple(entries))
+    if not report.patched:
+        _warn_of_nothing(model, report)
+    return report
 
 
 def unpatch_model(model: nn.Module) -> nn.Module:
@@ -77,12 +78,7 @@ def unpatch_model(model: nn.Module) -> nn.Module:
         The model.
     """
     for module in model.modules():
-        for name, previous in module.__dict__.pop(_UNDO, {}).items():
-            if previous is _ABSENT:
-                module.__dict__.pop(name, None)
-            else:
-                module.__dict__[name] = previous
-        module.__dict__.pop(_PLAN, None)
+        unpatch_module(module)
     return model
 
 
@@ -97,29 +93,75 @@ def _warn_of_newer() -> None:
         )
 
 
-def _replace_method(module: nn.Module, name: str, function: Any) -> None:
-    """Bind a function to one module. accelerate's hooks keep the wrapped forward in ``_old_forward``."""
-    if name == "forward" and "_old_forward" in module.__dict__:
-        name = "_old_forward"
-    module.__dict__.setdefault(_UNDO, {}).setdefault(name, module.__dict__.get(name, _ABSENT))
-    module.__dict__[name] = types.MethodType(function, module)
+def _warn_of_nothing(model: nn.Module, report: PatchReport) -> None:
+    reasons = [f"{entry.module}: {entry.reason}" for entry in report.entries[-1:]]
+    values: dict[str, Any] = getattr(getattr(model, "config", None), "to_dict", dict)()
+    try:
+        refuse_without_rope(values, strict=True)
+    except RopeConfigError as error:
+        reasons = [str(error)]
+    why = reasons or ["no module calls an apply function, and none looks like a rotary embedding"]
+    warnings.warn(f"patch_model: nothing was patched in {type(model).__name__}: {why[0]}", stacklevel=3)
 
 
-def _entry(name: str, module: nn.Module, binding: Binding) -> Entry:
-    kind, reason = type(module).__name__, "; ".join(f"{key}: {why}" for key, why in binding.reasons.items())
-    if not binding.methods:
-        return Entry(name, kind, "left alone", reason=reason)
-    conventions = dict.fromkeys(convention.name for convention in binding.conventions.values())
-    return Entry(name, kind, "rotation", ", ".join(binding.conventions), ", ".join(conventions), reason)
+@dataclass(frozen=True)
+class _Layer:
+    """A module, and the methods that it can get."""
+
+    name: str
+    module: nn.Module
+    binding: Binding
+    foreign: str | None
+
+    @classmethod
+    def of(cls, name: str, module: nn.Module, binder: Binder) -> _Layer:
+        binding = binder.binding_of(own_class(type(module)))
+        return cls(name, module, binding, _foreign(module, binding.methods))
+
+    @property
+    def methods(self) -> dict[str, Any]:
+        return {} if self.foreign else self.binding.methods
+
+    def entry(self) -> Entry:
+        reasons = [f"{key}: {why}" for key, why in self.binding.reasons.items()]
+        kind = type(self.module).__name__
+        if not self.methods:
+            reason = "; ".join([self.foreign] if self.foreign else reasons)
+            return Entry(self.name, kind, "left alone", reason=reason)
+        conventions = dict.fromkeys(convention.name for convention in self.binding.conventions.values())
+        called = ", ".join(self.binding.conventions)
+        return Entry(self.name, kind, "rotation", called, ", ".join(conventions), "; ".join(reasons))
+
+
+def _foreign(module: nn.Module, methods: Collection[str]) -> str | None:
+    """Why other people's functions on the instance forbid a patch: the class's own would no longer be called.
+
+    Hooks that keep the wrapped method on the module, as accelerate's do, are no reason: they call ours.
+    """
+    own, held = own_class(type(module)), module.__dict__
+    kept = {bound_name(module, value, own) for value in held.values()}
+    for name in methods:
+        if name in held and name not in kept:
+            value = held[name]
+            by = f"{getattr(value, '__module__', '?')}.{getattr(value, '__qualname__', type(value).__name__)}"
+            return f"{by} has replaced {name} on this module; patch the model before, or remove that"
+    return None
+
+
+def _head_dims(module: nn.Module) -> set[int]:
+    return {value for value in (getattr(module, name, None) for name in _HEAD_DIMS) if isinstance(value, int)}
 
 
 def _replace_rotary(
-    name: str, module: nn.Module, conventions: set[Convention], head_dims: set[int], dynamic_state: DynamicState | None
+    layer: _Layer, conventions: set[Convention], head_dims: set[int], dynamic_state: DynamicState | None
 ) -> Entry:
     """Make a rotary embedding return positions instead of tables, if its probe succeeds."""
-    kind = type(module).__name__
+    name, module, kind = layer.name, layer.module, type(layer.module).__name__
     if not conventions:
         return Entry(name, kind, "left alone", reason="no module calls an apply function of a known convention")
+    foreign = _foreign(module, ["forward"])
+    if foreign:
+        return Entry(name, kind, "tables", reason=foreign)
     plan = probe_rotary(module)
     if isinstance(plan, str):
         return Entry(name, kind, "tables", reason=plan)
@@ -134,18 +176,5 @@ def _replace_rotary(
         words.append(f"{layer_type}: {source.cfg.rope_type}" if layer_type else source.cfg.rope_type)
         if source.cfg.depends_on_length:
             plan.state = dynamic_state
-    module.__dict__[_PLAN] = plan
-    _replace_method(module, "forward", _return_angles)
+    patch_module(module, layer.methods, plan)
     return Entry(name, kind, "angles", "forward", ", ".join(words))
-
-
-def _return_angles(
-    self: nn.Module, x: Tensor, position_ids: Tensor | None = None, layer_type: str | None = None
-) -> Any:
-    """Replaces a rotary embedding's forward. Positions of an unknown shape still get the module's own tables."""
-    plan: RotaryPlan = self.__dict__[_PLAN]
-    angles = None if position_ids is None else plan.angles(x, position_ids, layer_type)
-    if angles is not None:
-        return angles
-    extra = {} if layer_type is None else {"layer_type": layer_type}
-    return type(self).forward(self, x, position_ids=position_ids, **extra)

@@ -22,30 +22,54 @@ _WIDTHS = (HEAD_DIM, HEAD_DIM // 2, HEAD_DIM // 3)
 _TOLERANCE = 1e-5  # for sums of two fp32 products of numbers around one
 _SHAPES = {True: (BATCH, TOKENS, HEADS, HEAD_DIM), False: (BATCH, HEADS, TOKENS, HEAD_DIM)}
 
+_CPU = torch.device("cpu")
+
 _known: weakref.WeakKeyDictionary[Callable[..., Any], Convention | str | None] = weakref.WeakKeyDictionary()
 
 
-def probe_function(function: Callable[..., Any]) -> Convention | str | None:
+def probe_function(function: Callable[..., Any], device: torch.device = _CPU) -> Convention | str | None:
     """The convention of an apply function; or why it follows no known one; or ``None`` if it takes no table.
 
     The function gets random q, k and tables with independent entries, of several widths, layouts and ranks. A
     convention is accepted if our table kernel with that convention gives the same results in every trial that the
-    function accepts.
+    function accepts. It is called with tensors on the CPU, and if it takes none there (the kernels of other libraries),
+    with tensors on ``device``.
     """
     if function not in _known:
         signature = read_signature(function)
         if not isinstance(signature, Signature):
             _known[function] = signature
         else:
-            with torch.no_grad(), torch.device("cpu"):
-                _known[function] = _measure(function, signature)
+            try:
+                _known[function] = _measured(function, signature, device)
+            except _RefusedError as error:
+                return str(error)  # not kept: on another device the answer may differ
     return _known[function]
+
+
+class _RefusedError(Exception):
+    """The function accepts no trial."""
+
+
+def _measured(function: Callable[..., Any], signature: Signature, device: torch.device) -> Convention | str:
+    with torch.no_grad(), torch.device("cpu"):
+        try:
+            return _measure(function, signature, _CPU)
+        except _RefusedError:
+            if device.type in ("cpu", "meta"):
+                raise
+            return _measure(function, signature, device)
 
 
 class _Trial:
     """One call: tensors to rotate, a table, and the function's results."""
 
-    def __init__(self, tensors: list[Tensor], tables: list[Tensor], insert: int | None, tokens_first: bool) -> None:
+    def __init__(
+        self, tensors: list[Tensor], tables: list[Tensor], insert: int | None, tokens_first: bool,
+        device: torch.device
+    ) -> None:  # fmt: skip
+        self.device = device
+        self.problem: Exception | None = None
         self.tensors = tensors
         self.tables = tables
         self.insert = insert
@@ -55,14 +79,17 @@ class _Trial:
     def run(self, function: Callable[..., Any], signature: Signature) -> bool:
         """Call the function. Returns whether it accepts the arguments."""
         names = (*signature.rotated, *signature.tables)
-        given = {name: t.clone() for name, t in zip(names, (*self.tensors, *self.tables), strict=True)}
+        given = {
+            name: t.to(self.device, copy=True) for name, t in zip(names, (*self.tensors, *self.tables), strict=True)
+        }
         insert = {} if self.insert is None else {"unsqueeze_dim": self.insert}
         try:
             result = function(**given, **insert)
-        except Exception:  # a function may raise anything for arguments that it does not take
+        except Exception as error:  # a function may raise anything for arguments that it does not take
+            self.problem = error
             return False
         is_pair = isinstance(result, (tuple, list))
-        self.result = list(result) if is_pair else [result]
+        self.result = [y.cpu() if isinstance(y, Tensor) else y for y in (result if is_pair else [result])]
         return is_pair == (len(self.tensors) == 2) and len(self.result) == len(self.tensors) and self._same_shapes()
 
     def _same_shapes(self) -> bool:
@@ -72,7 +99,7 @@ class _Trial:
         """Whether the same call in bf16 has results in bf16."""
         tensors = [x.to(torch.bfloat16) for x in self.tensors]
         tables = [t if t.is_complex() else t.to(torch.bfloat16) for t in self.tables]
-        low = _Trial(tensors, tables, self.insert, self.tokens_first)
+        low = _Trial(tensors, tables, self.insert, self.tokens_first, self.device)
         return low.run(function, signature) and all(y.dtype == torch.bfloat16 for y in low.result)
 
     def agrees(self, convention: Convention) -> bool:
@@ -88,20 +115,34 @@ class _Trial:
         )
 
 
-def _measure(function: Callable[..., Any], signature: Signature) -> Convention | str:
-    done = [trial for trial in _trials(signature) if trial.run(function, signature)]
+def _measure(function: Callable[..., Any], signature: Signature, device: torch.device) -> Convention | str:
+    trials = list(_trials(signature, device))
+    done = [trial for trial in trials if trial.run(function, signature)]
     if not done:
-        return "it takes no table of a known convention"
+        problem = trials[0].problem
+        raise _RefusedError(f"it takes no table of a known convention{_refusal(function, device, problem)}")
     for convention in _candidates(signature):
         mine = [t for t in done if signature.insert is not None or t.tokens_first == convention.tokens_first]
         if mine and all(trial.agrees(convention) for trial in mine):
             if not mine[0].keeps_dtype(function, signature):
                 return "its results have another dtype than q"
-            return _with_odd_tables(function, convention)
+            return _with_odd_tables(function, convention, device)
     return "its results match no known convention"
 
 
-def _with_odd_tables(function: Callable[..., Any], convention: Convention) -> Convention | str:
+def _refusal(function: Callable[..., Any], device: torch.device, problem: Exception | None) -> str:
+    if problem is None:
+        return ""
+    where = getattr(function, "__module__", "?")
+    remedy = "; if it needs a GPU, patch the model there" if device.type == "cpu" else ""
+    return f" on {device.type} tensors ({where} raised {type(problem).__name__}: {_first_line(problem)}){remedy}"
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), "")
+
+
+def _with_odd_tables(function: Callable[..., Any], convention: Convention, device: torch.device) -> Convention | str:
     """The convention with ``prefix`` or ``reshapes`` set, if the function takes a shorter or reshaped table."""
     signature, first = convention.signature, convention.tokens_first
     generator = torch.Generator("cpu").manual_seed(1)
@@ -116,6 +157,7 @@ def _with_odd_tables(function: Callable[..., Any], convention: Convention) -> Co
                 _tables(signature, (*lead, width), generator),
                 None,
                 first,
+                device,
             )
             for lead in leads
             if signature.insert is None
@@ -137,7 +179,7 @@ def _candidates(signature: Signature) -> Iterator[Convention]:
         yield Convention(signature, pairing, column, inverse, trailing, *order)
 
 
-def _trials(signature: Signature) -> Iterator[_Trial]:
+def _trials(signature: Signature, device: torch.device) -> Iterator[_Trial]:
     generator = torch.Generator("cpu").manual_seed(0)
     for width, (tokens_first, lead, rank) in itertools.product(_WIDTHS, _layouts(signature)):
         shape = _SHAPES[tokens_first][4 - rank :]
@@ -147,6 +189,7 @@ def _trials(signature: Signature) -> Iterator[_Trial]:
             _tables(signature, (*lead, width), generator),
             insert,
             tokens_first,
+            device,
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +12,9 @@ from ...api.dynamic_state import DynamicState
 from .angles import AngleInputs, Angles, Source
 
 __all__ = ["Order", "RotaryPlan"]
+
+_HALVES = (torch.float16, torch.bfloat16)
+_SHORT = (torch.int8, torch.uint8, torch.int16, torch.uint16, torch.uint32, torch.uint64)
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,7 @@ class RotaryPlan:
     def angles(self, x: Tensor, positions: Tensor, layer_type: str | None) -> tuple[Angles, Angles] | Angles | None:
         """The angles to return instead of the tables, or ``None`` for positions of another shape."""
         source = self.sources.get(layer_type)
-        ordered = self.order.axes_first(positions)
+        ordered = self.order.axes_first(_counting(positions))
         if source is None or ordered is None:
             return None
         by_axis, lead = ordered
@@ -77,3 +81,14 @@ class RotaryPlan:
         if source.form == "complex":
             return Angles(inputs, "complex")
         return Angles(inputs, "cos"), Angles(inputs, "sin")
+
+    def replica(self) -> RotaryPlan:
+        """The same plan with a copy of its history."""
+        return RotaryPlan(self.sources, self.order, self.leads_with_one, copy.deepcopy(self.state))
+
+
+def _counting(positions: Tensor) -> Tensor:
+    """Positions in a dtype that the kernels take, where the modules of transformers cast whatever comes to float32."""
+    if positions.dtype in _HALVES:
+        return positions.float()
+    return positions.long() if positions.dtype in _SHORT else positions
