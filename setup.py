@@ -159,13 +159,15 @@ def ninja_file(library: Path, build: Path) -> str:
     torch = torch_folder()
     compiler, cuda = tool(*filter(None, (os.environ.get("CXX"), "c++", "g++"))), nvcc()
     with_torch = [f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION}", f"-isystem {torch / 'include'}"]
-    bound = {"ops/operators.cpp": with_torch, "ops/launch_cpu.cpp": with_torch}
+    names = ("operators", "launch_cpu", "run", "choice", "compiled", "stream")
+    bound = {f"ops/{name}.cpp": with_torch for name in names}
     if python_headers():
         bound["direct/module.cpp"] = [*with_torch, f"-isystem {python_headers()}"]
     # nvcc also beside a torch without CUDA; cudart inside, so that the library loads where there is no driver.
     link = f"{compiler} -shared"
     if cuda:
-        archs = ",".join(map(str, gpu_code(cuda).machine))
+        machine, ptx = gpu_code(cuda)
+        archs = ",".join([*map(str, machine), *(f"{arch}+PTX" for arch in ptx)])
         bound = {
             name: [*flags, f"-DROPE_WITH_CUDA={archs}"]
             for name, flags in (bound | {"ops/launch_cuda.cpp": with_torch}).items()

@@ -10,6 +10,7 @@ from .api.dynamic_state import DynamicState
 from .api.module import RotaryEmbedding
 from .api.rerotation import rerotate_, shift_
 from .api.table import apply_rotary_pos_emb
+from .api.warm_up import warm_up
 from .backends import available_backends, use_backend
 from .config import RopeConfig
 from .config.rope_types import ROPE_TYPES, register_rope_type
@@ -36,4 +37,5 @@ __all__ = [
     "rerotate_",
     "shift_",
     "use_backend",
+    "warm_up",
 ]

@@ -3,6 +3,11 @@
 
 #include "core/job.h"
 
+namespace rope::cuda {
+/// The most pairs of a head that the kernels take.
+constexpr std::int32_t kMaxCudaPairs = 1024;
+}  // namespace rope::cuda
+
 /// Rotates all of `job` in one launch on `stream` (a cudaStream_t) of the current device.
 ///
 /// Pointers in `job` are device pointers; `words` and `streaming` are ignored. Everything else that the kernel needs

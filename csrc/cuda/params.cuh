@@ -5,6 +5,7 @@
 
 #include "core/job.h"
 #include "core/spec.h"
+#include "cuda/launcher.h"
 
 namespace rope::cuda {
 
@@ -93,7 +94,7 @@ struct Settings {
 };
 
 constexpr int kIndexBits = 10;
-constexpr std::int32_t kMaxCudaPairs = 1 << kIndexBits;  // also the most threads that a block can have
+static_assert(kMaxCudaPairs == 1 << kIndexBits);  // also the most threads that a block can have
 
 /// `ENTRIES` frequencies: the initial one of each pair, then the long ones, if there are any.
 template <int ENTRIES, int PAIRS>

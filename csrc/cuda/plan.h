@@ -8,6 +8,7 @@
 #include "core/frequency.h"
 #include "core/job.h"
 #include "core/spec.h"
+#include "cuda/launcher.h"
 #include "cuda/params.cuh"
 
 namespace rope::cuda {

@@ -6,6 +6,7 @@
 
 #include "core/spec.h"
 #include "cuda/angles.cuh"
+#include "cuda/launcher.h"
 #include "cuda/params.cuh"
 
 namespace rope::cuda {

@@ -1,4 +1,5 @@
-// Fast path for plain CPU tensors, from Python to the kernels: torch's dispatcher takes longer than a decode step.
+// Fast path for plain CPU and CUDA tensors, from Python to the kernels: torch's dispatcher takes longer than a decode
+// step.
 //
 // A function here does the whole call, or returns False or None without having written anything. The caller then calls
 // the operator, which handles the other cases and words the errors.
@@ -7,9 +8,12 @@
 #include "core/frequency.h"
 #include "core/job.h"
 #include "core/spec.h"
+#include "direct/compiled_launches.h"
 #include "direct/dlpack.h"
 #include "direct/overlap.h"
 #include "direct/python_tensors.h"
+#include "ops/choice.h"
+#include "ops/compiled.h"
 #include "ops/launch.h"
 #include "ops/outputs.h"
 #include "ops/table_job.h"
@@ -53,16 +57,30 @@ std::int64_t longest_counted(const Job& job) {
   return most;
 }
 
-/// Runs a job without the GIL, so that other threads can run Python.
-void launch_beside_python(Job& job, bool given) {
+bool is_together(const View& v, const View& q) {
+  return v.device_type == q.device_type && v.device_index == q.device_index;
+}
+
+/// The backend for a call on q. Throws NotUsual if it runs in Python.
+Backend compiled_backend(const View& q) {
+  const Backend backend = backend_for(q);
+  if (backend != Backend::kNative && backend != Backend::kTriton) throw NotUsual();
+  return backend;
+}
+
+/// Runs a job without the GIL, so that other threads can run Python. Throws NotUsual, with nothing done, if Python must
+/// run it.
+void run_beside_python(Job& job, const View& q, Backend backend, bool given) {
   PyThreadState* thread = PyEval_SaveThread();
+  bool done = false;
   try {
-    launch_each(job, [given](Job& each) { launch_cpu(each, given); });
+    done = run(job, q, backend, given);
   } catch (...) {
     PyEval_RestoreThread(thread);
     throw;
   }
   PyEval_RestoreThread(thread);
+  if (!done) throw NotUsual();
 }
 
 /// Whether the bounds of packed sequences, if there are any, rise from 0 to at most the number of tokens.
@@ -84,7 +102,7 @@ struct Lengths {
 
   explicit Lengths(PyObject* object) : number(maybe_number(object)) {
     if (!number && object != Py_None) view = view_of(object, 0);
-    if (view && view->dim == 0 && view->dtype == aoti_torch_dtype_int64()) {
+    if (view && !is_on_cuda(*view) && view->dim == 0 && view->dtype == aoti_torch_dtype_int64()) {
       number = *static_cast<const std::int64_t*>(view->data);
       view.reset();
     }
@@ -98,16 +116,24 @@ struct Lengths {
 struct Inputs {
   static constexpr Py_ssize_t kCount = 7;
   View q;
+  Backend backend;
   MaybeView k;
   Lengths offset, seq_len;
   IndexTensors at;
   std::string_view text;
 
   explicit Inputs(PyObject* const* arguments)
-      : q(view_of(arguments[0])), k(maybe_view_of(arguments[1])), offset(arguments[3]), seq_len(arguments[4]) {
+      : q(view_of(arguments[0])),
+        backend(compiled_backend(q)),
+        k(maybe_view_of(arguments[1])),
+        offset(arguments[3]),
+        seq_len(arguments[4]) {
     at = {maybe_view_of(arguments[2]), offset.view, seq_len.view, {}, maybe_view_of(arguments[5])};
     if (at.positions && (!is_integer(*at.positions) || offset.is_given())) throw NotUsual();
     if (at.cu_seqlens && (q.dim != 3 || (at.positions && !seq_len.view))) throw NotUsual();
+    for (const MaybeView* v : {&k, &at.positions, &at.offset, &at.seq_len, &at.cu_seqlens}) {
+      if (*v && !is_together(**v, q)) throw NotUsual();
+    }
     text = text_of(arguments[6]);
   }
 
@@ -115,6 +141,7 @@ struct Inputs {
   void rotate(const View& q_out, const MaybeView& k_out, bool given) const {
     Job job = job_of(q, k ? &*k : nullptr, q_out, k_out ? &*k_out : nullptr, at, text);
     if (given && !is_safe(q_out, k_out)) throw NotUsual();
+    if (is_on_cuda(q)) return rotate_on_cuda(job, given);
     if (!is_rising(job)) throw NotUsual();
     std::int64_t longest = 0;
     if (offset.number) job.offset = offset.number_for_all();
@@ -126,11 +153,20 @@ struct Inputs {
       longest = at.positions ? longest_given(*at.positions) : longest_counted(job);
       job.seq_len = {&longest, 1, 0};
     }
-    launch_beside_python(job, given);
+    run_beside_python(job, q, backend, given);
   }
 
  private:
+  /// What the kernels read of lengths is on the device: no int, and no length that is yet to be computed.
+  void rotate_on_cuda(Job& job, bool given) const {
+    const bool by_length = depends_on_length(job.spec->params);
+    if (offset.number || seq_len.number || (by_length && !seq_len.view)) throw NotUsual();
+    if (!by_length) job.seq_len = {};
+    run_beside_python(job, q, backend, given);
+  }
+
   [[nodiscard]] bool is_safe(const View& q_out, const MaybeView& k_out) const {
+    if (!is_together(q_out, q) || (k_out && !is_together(*k_out, q))) return false;
     const Outer q_to(q_out), q_from(q);
     const bool q_stays = is_same(q, q_out);
     if (!q_to.is_nested() || !(q_stays || are_apart(q_to, q_from))) return false;
@@ -149,12 +185,9 @@ void count_version(PyObject* first, PyObject* second) {
   if (done.get() == nullptr) PyErr_Clear();
 }
 
-/// Whether a call on these tensors, q first, is for the kernel alone: on the CPU, no other backend chosen, nothing
-/// recorded or watched.
+/// Whether a call on these tensors is for a kernel alone: nothing is recorded or watched.
 bool is_for_us(std::initializer_list<PyObject*> tensors) {
-  static PyObject* is_cpu = PyUnicode_InternFromString("is_cpu");
-  const bool is_here = torch_python.exchange != nullptr && !is_forwarding() && has(*tensors.begin(), is_cpu);
-  return is_here && !is_recorded(tensors) && !is_watched();
+  return torch_python.exchange != nullptr && !is_recorded(tensors) && !is_watched();
 }
 
 PyObject* refused(PyObject* how) {
@@ -268,17 +301,52 @@ PyObject* rotate_table(PyObject*, PyObject* const* arguments, Py_ssize_t count) 
   return unless_unusual(Py_None, [arguments, count] {
     if (count != 7 || !is_for_us({arguments[0], arguments[1], arguments[2], arguments[3]})) return refused(Py_None);
     const View q = view_of(arguments[0]), cos = view_of(arguments[2]), sin = view_of(arguments[3]);
+    const Backend backend = compiled_backend(q);
     const MaybeView k = maybe_view_of(arguments[1]);
     const Layout layout = layout_of_table(q, cos, sin, arguments[4]);
     if (!is_clear(q, cos, sin, arguments[6])) throw NotUsual();
+    if (!is_together(cos, q) || !is_together(sin, q) || (k && !is_together(*k, q))) throw NotUsual();
     Outputs outputs(q, k);
     const MaybeView k_out = outputs.k();
     Job job = job_of_table(q, k ? &*k : nullptr, outputs.q(), k_out ? &*k_out : nullptr, cos, sin, layout,
                            text_of(arguments[5]));
-    launch_beside_python(job, false);
+    run_beside_python(job, q, backend, false);
     return outputs.release();
   });
 }
+
+/// (q, k, positions, offset, seq_len, from_seq_len, cu_seqlens, text, q_out, k_out, launches, what they need) ->
+/// whether the launches are remembered for such calls; see compiled_launches.h.
+PyObject* remember(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
+  return unless_unusual(Py_False, [arguments, count] {
+    if (count != 12) throw NotUsual();
+    const View q = view_of(arguments[0]), q_out = view_of(arguments[8]);
+    const MaybeView k = maybe_view_of(arguments[1]), k_out = maybe_view_of(arguments[9]);
+    const IndexTensors at{maybe_view_of(arguments[2]), maybe_view_of(arguments[3]), maybe_view_of(arguments[4]),
+                          maybe_view_of(arguments[5]), maybe_view_of(arguments[6])};
+    Job job = job_of(q, k ? &*k : nullptr, q_out, k_out ? &*k_out : nullptr, at, text_of(arguments[7]));
+    ops::remember(job, q.device_index, launches_of(arguments[10]), kept_alive(arguments[11]));
+    return PyBool_FromLong(1);
+  });
+}
+
+/// (q, k, cos, sin, layout, pairing, inverse, q_out, k_out, launches, what they need) -> the same for calls by a table.
+PyObject* remember_table(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
+  return unless_unusual(Py_False, [arguments, count] {
+    if (count != 11) throw NotUsual();
+    const View q = view_of(arguments[0]), cos = view_of(arguments[2]), sin = view_of(arguments[3]);
+    const View q_out = view_of(arguments[7]);
+    const MaybeView k = maybe_view_of(arguments[1]), k_out = maybe_view_of(arguments[8]);
+    Job job = job_of_table(q, k ? &*k : nullptr, q_out, k_out ? &*k_out : nullptr, cos, sin,
+                           layout_of(text_of(arguments[4])), text_of(arguments[5]));
+    job.inverse = arguments[6] == Py_True;
+    ops::remember(job, q.device_index, launches_of(arguments[9]), kept_alive(arguments[10]));
+    return PyBool_FromLong(1);
+  });
+}
+
+/// -> how many calls are remembered.
+PyObject* num_remembered(PyObject*, PyObject* const*, Py_ssize_t) { return PyLong_FromSize_t(ops::num_remembered()); }
 
 /// (DLPack's exchange capsule, Tensor, watchers, torch.autograd.forward_ad, _increment_version, wrap)
 PyObject* bind(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
@@ -303,8 +371,15 @@ constexpr PyMethodDef method(const char* name) {
 PyMODINIT_FUNC PyInit__native() {
   using namespace rope::direct;
   static PyMethodDef methods[] = {
-      method<bind>("bind"),     method<rotate_in_place>("rotate_"),   method<rotate_out>("rotate_out"),
-      method<rotate>("rotate"), method<rotate_table>("rotate_table"), {},
+      method<bind>("bind"),
+      method<rotate_in_place>("rotate_"),
+      method<rotate_out>("rotate_out"),
+      method<rotate>("rotate"),
+      method<rotate_table>("rotate_table"),
+      method<remember>("remember"),
+      method<remember_table>("remember_table"),
+      method<num_remembered>("num_remembered"),
+      {},
   };
   static PyModuleDef definition = {
       PyModuleDef_HEAD_INIT, "_native", nullptr, 0, methods, nullptr, nullptr, nullptr, nullptr};

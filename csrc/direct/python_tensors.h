@@ -12,6 +12,7 @@
 #include "ops/tensor_job.h"
 
 #pragma weak PyBool_FromLong
+#pragma weak PyBytes_AsStringAndSize
 #pragma weak PyCapsule_GetPointer
 #pragma weak PyCapsule_New
 #pragma weak PyErr_Clear
@@ -22,6 +23,8 @@
 #pragma weak PyList_GetItem
 #pragma weak PyLong_AsLong
 #pragma weak PyLong_AsLongLong
+#pragma weak PyLong_AsUnsignedLongLong
+#pragma weak PyLong_FromSize_t
 #pragma weak PyLong_Type
 #pragma weak PyModuleDef_Init
 #pragma weak PyObject_CallFunctionObjArgs
@@ -108,20 +111,21 @@ inline std::int32_t dtype_of(const dlpack::DataType& type) {
   throw NotUsual();
 }
 
-/// A plain tensor in CPU memory, of a rank of `least` or more.
+/// A plain tensor in CPU or CUDA memory, of a rank of `least` or more.
 inline View view_of(PyObject* object, int least = 1) {
   const bool is_tensor = reinterpret_cast<PyObject*>(Py_TYPE(object)) == torch_python.tensor_type;
   dlpack::Tensor t;
   if (!is_tensor || torch_python.exchange->tensor_from_py_object(object, &t) != 0) throw NotUsual();
-  if (t.device_type != dlpack::kCpu || t.data == nullptr || t.dim < least) throw NotUsual();
+  const bool on_cuda = t.device_type == dlpack::kCuda;
+  if (!(on_cuda || t.device_type == dlpack::kCpu) || t.data == nullptr || t.dim < least) throw NotUsual();
   View view;
   view.data = static_cast<char*>(t.data) + t.byte_offset;
   view.size = t.size;
   view.stride = t.stride;
   view.dim = t.dim;
   view.dtype = dtype_of(t.type);
-  view.device_type = aoti_torch_device_type_cpu();
-  view.device_index = -1;
+  view.device_type = on_cuda ? aoti_torch_device_type_cuda() : aoti_torch_device_type_cpu();
+  view.device_index = on_cuda ? t.device_index : -1;
   return view;
 }
 

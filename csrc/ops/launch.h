@@ -1,19 +1,28 @@
-// Runs a checked job on torch's threads, or on the current CUDA stream.
+// Runs a checked job: on torch's threads, or on the current CUDA stream.
 #pragma once
 
 #include "core/job.h"
+#include "ops/choice.h"
 #include "ops/tensor_job.h"
 
 namespace rope::ops {
 
-/// Whether this thread has chosen another backend with use_backend(): then nothing runs here.
-bool is_forwarding();
-
 /// Runs a job on CPU memory. `given`: the outputs are the caller's buffers, whose pages are mapped already.
 void launch_cpu(Job& job, bool given);
 
-/// Runs a job on the memory of a CUDA device, on its current stream. Throws std::runtime_error with CUDA's message.
+/// Runs a job on the memory of a CUDA device, on its current stream, by the kernels that nvcc compiled. Throws
+/// std::runtime_error with CUDA's message.
 void launch_cuda(Job& job, std::int32_t device_index);
+
+/// Whether a tensor is on a CUDA device.
+inline bool is_on_cuda(const View& v) { return v.device_type == aoti_torch_device_type_cuda(); }
+
+/// The backend that runs a call of this context on q's device.
+Backend backend_for(const View& q);
+
+/// Runs a job on q's device. Returns false, with nothing done, if that is for Python to do: by another backend, or by a
+/// kernel that Triton has yet to compile.
+bool run(Job& job, const View& q, Backend backend, bool given);
 
 /// Calls `launch`, one of the above; for q and k one after the other if only one of them is rotated in place.
 template <class LAUNCH>

@@ -2,14 +2,14 @@
 #include <dlfcn.h>
 #include <torch/csrc/stable/library.h>
 
-#include <atomic>
-#include <cstdlib>
+#include <array>
 #include <stdexcept>
 #include <tuple>
 
 #include "core/job.h"
 #include "core/spec.h"
 #include "cpu/rotate.h"
+#include "ops/choice.h"
 #include "ops/launch.h"
 #include "ops/outputs.h"
 #include "ops/table_job.h"
@@ -38,100 +38,6 @@ struct Output {
   explicit Output(const Made& made) : view(made.view), tensor(made.tensor) {}
 };
 
-/// Runs a job on q's device.
-void run(Job job, const View& q, bool given) {
-#if defined(ROPE_WITH_CUDA)
-  if (q.device_type == aoti_torch_device_type_cuda()) {
-    return launch_each(job, [&](Job& each) { launch_cuda(each, q.device_index); });
-  }
-#endif
-  STD_TORCH_CHECK(q.device_type == aoti_torch_device_type_cpu(), "q: there are no native kernels for its device");
-  launch_each(job, [&](Job& each) { launch_cpu(each, given); });
-}
-
-std::tuple<Tensor, Tensor> rotate(const Tensor& q, const MaybeTensor& k, const MaybeTensor& positions,
-                                  const MaybeTensor& offset, const MaybeTensor& seq_len,
-                                  const MaybeTensor& from_seq_len, const MaybeTensor& cu_seqlens,
-                                  const std::string& text) {
-  const View qv("q", q);
-  const IndexTensors at = index_tensors(qv, positions, offset, seq_len, from_seq_len, cu_seqlens);
-  STD_TORCH_CHECK(qv.dim == 3 || qv.dim == 4, "q: rank");
-  const Output q_out(qv);
-  if (!k) {
-    run(job_of(qv, nullptr, q_out.view, nullptr, at, text), qv, false);
-    return {q_out.tensor, torch::stable::new_empty(q, {0})};
-  }
-  const View kv("k", *k, &qv);
-  STD_TORCH_CHECK(kv.dim == qv.dim, "k: rank");
-  const Output k_out(kv);
-  run(job_of(qv, &kv, q_out.view, &k_out.view, at, text), qv, false);
-  return {q_out.tensor, k_out.tensor};
-}
-
-void rotate_into(const Tensor& q, const MaybeTensor& k, const MaybeTensor& positions, const MaybeTensor& offset,
-                 const MaybeTensor& seq_len, const MaybeTensor& from_seq_len, const MaybeTensor& cu_seqlens,
-                 const std::string& text, const Tensor& q_out, const MaybeTensor& k_out) {
-  STD_TORCH_CHECK(k.has_value() == k_out.has_value(), "out: k_out must be given exactly where k is");
-  const View qv("q", q), qo("q_out", q_out, &qv);
-  const IndexTensors at = index_tensors(qv, positions, offset, seq_len, from_seq_len, cu_seqlens);
-  if (!k) return run(job_of(qv, nullptr, qo, nullptr, at, text), qv, true);
-  const View kv("k", *k, &qv), ko("k_out", *k_out, &qv);
-  run(job_of(qv, &kv, qo, &ko, at, text), qv, true);
-}
-
-std::tuple<Tensor, Tensor> rotate_table(const Tensor& q, const MaybeTensor& k, const Tensor& cos, const Tensor& sin,
-                                        std::int64_t rotary_dim, const std::string& pairing, const std::string& layout,
-                                        bool inverse) {
-  const Layout l = layout_of(layout);
-  const View qv("q", q), cv("cos", cos, &qv), sv("sin", sin, &qv);
-  STD_TORCH_CHECK(qv.dim == 3 || qv.dim == 4, "q: rank");
-  STD_TORCH_CHECK(cv.dim == 3 && sv.dim == 3 && cv.size[2] == rotary_dim, "cos, sin: shape");
-  const auto run_into = [&](const View* kv, const View& q_out, const View* k_out) {
-    Job job = job_of_table(qv, kv, q_out, k_out, cv, sv, l, pairing);
-    job.inverse = inverse;
-    run(job, qv, false);
-  };
-  const Output q_out(qv);
-  if (!k) {
-    run_into(nullptr, q_out.view, nullptr);
-    return {q_out.tensor, torch::stable::new_empty(q, {0})};
-  }
-  const View kv("k", *k, &qv);
-  STD_TORCH_CHECK(kv.dim == qv.dim, "k: rank");
-  const Output k_out(kv);
-  run_into(&kv, q_out.view, &k_out.view);
-  return {q_out.tensor, k_out.tensor};
-}
-
-void rotate_in_place(const Tensor& q, const MaybeTensor& k, const MaybeTensor& positions, const MaybeTensor& offset,
-                     const MaybeTensor& seq_len, const MaybeTensor& from_seq_len, const MaybeTensor& cu_seqlens,
-                     const std::string& text) {
-  const View qv("q", q);
-  const IndexTensors at = index_tensors(qv, positions, offset, seq_len, from_seq_len, cu_seqlens);
-  if (!k) return run(job_of(qv, nullptr, qv, nullptr, at, text), qv, true);
-  const View kv("k", *k, &qv);
-  run(job_of(qv, &kv, qv, &kv, at, text), qv, true);
-}
-
-bool forwards_by_default() {
-  const char* backend = std::getenv("ROPE_KERNELS_BACKEND");
-  return backend != nullptr && *backend != '\0' && std::strcmp(backend, "native") != 0;
-}
-
-/// Asks Python which backend the calling context has chosen; null until anybody in the process chooses one.
-using AskPython = int (*)();
-std::atomic<AskPython> ask_python{nullptr};
-
-}  // namespace
-
-bool is_forwarding() {
-  static const bool by_default = forwards_by_default();
-  const AskPython ask = ask_python.load(std::memory_order_acquire);
-  return ask == nullptr ? by_default : ask() != 0;
-}
-
-namespace {
-
 /// The error of a failed call through the dispatcher; torch has exported it since 2.13.
 std::string last_error() {
   using What = const char* (*)();
@@ -140,32 +46,123 @@ std::string last_error() {
   return text != nullptr ? text : "the backend chosen with rope_kernels.use_backend failed (torch printed why)";
 }
 
-using Boxed = void (*)(StableIValue*, std::uint64_t, std::uint64_t);
-
-/// Runs the operator; if the calling context has chosen another backend, forwards the call to the operator in Python
-/// instead.
-template <Boxed NATIVE>
-void or_forward(const char* python, StableIValue* stack, std::uint64_t arguments, std::uint64_t outputs) {
-  if (is_forwarding()) {
-    if (torch_call_dispatcher(python, "", stack, TORCH_ABI_VERSION) != AOTI_TORCH_SUCCESS) {
-      throw std::runtime_error(last_error());
-    }
-  } else {
-    NATIVE(stack, arguments, outputs);
+/// Calls the same operator in Python, which runs every backend. Its results take the place of the arguments.
+template <class... ARGUMENTS>
+std::array<StableIValue, sizeof...(ARGUMENTS)> in_python(const char* name, const ARGUMENTS&... arguments) {
+  std::array<StableIValue, sizeof...(ARGUMENTS)> stack{torch::stable::detail::from(arguments)...};
+  if (torch_call_dispatcher(name, "", stack.data(), TORCH_ABI_VERSION) != AOTI_TORCH_SUCCESS) {
+    throw std::runtime_error(last_error());
   }
+  return stack;
 }
 
-void boxed_rotate(StableIValue* stack, std::uint64_t arguments, std::uint64_t outputs) {
-  or_forward<TORCH_BOX(&rotate)>("rope_kernels::python_rotate", stack, arguments, outputs);
+template <std::size_t COUNT>
+std::tuple<Tensor, Tensor> two_tensors(const std::array<StableIValue, COUNT>& stack) {
+  return {torch::stable::detail::to<Tensor>(stack[0]), torch::stable::detail::to<Tensor>(stack[1])};
 }
-void boxed_rotate_in_place(StableIValue* stack, std::uint64_t arguments, std::uint64_t outputs) {
-  or_forward<TORCH_BOX(&rotate_in_place)>("rope_kernels::python_rotate_", stack, arguments, outputs);
+
+/// Whether the arguments are checked before the call may go on to Python: always on CUDA, where autograd relies on it.
+bool is_checked_here(const View& q, Backend backend) { return backend != Backend::kReference || is_on_cuda(q); }
+
+std::tuple<Tensor, Tensor> rotate(const Tensor& q, const MaybeTensor& k, const MaybeTensor& positions,
+                                  const MaybeTensor& offset, const MaybeTensor& seq_len,
+                                  const MaybeTensor& from_seq_len, const MaybeTensor& cu_seqlens,
+                                  const std::string& text) {
+  const View qv("q", q);
+  const Backend backend = backend_for(qv);
+  if (is_checked_here(qv, backend)) {
+    const IndexTensors at = index_tensors(qv, positions, offset, seq_len, from_seq_len, cu_seqlens);
+    STD_TORCH_CHECK(qv.dim == 3 || qv.dim == 4, "q: rank");
+    const Output q_out(qv);
+    if (!k) {
+      Job job = job_of(qv, nullptr, q_out.view, nullptr, at, text);
+      if (run(job, qv, backend, false)) return {q_out.tensor, torch::stable::new_empty(q, {0})};
+    } else {
+      const View kv("k", *k, &qv);
+      STD_TORCH_CHECK(kv.dim == qv.dim, "k: rank");
+      const Output k_out(kv);
+      Job job = job_of(qv, &kv, q_out.view, &k_out.view, at, text);
+      if (run(job, qv, backend, false)) return {q_out.tensor, k_out.tensor};
+    }
+  }
+  return two_tensors(
+      in_python("rope_kernels::python_rotate", q, k, positions, offset, seq_len, from_seq_len, cu_seqlens, text));
 }
-void boxed_rotate_out(StableIValue* stack, std::uint64_t arguments, std::uint64_t outputs) {
-  or_forward<TORCH_BOX(&rotate_into)>("rope_kernels::python_rotate_out", stack, arguments, outputs);
+
+/// Rotates into given outputs, if a native kernel can: see run().
+bool rotated_into(const Tensor& q, const MaybeTensor& k, const MaybeTensor& positions, const MaybeTensor& offset,
+                  const MaybeTensor& seq_len, const MaybeTensor& from_seq_len, const MaybeTensor& cu_seqlens,
+                  const std::string& text, const Tensor& q_out, const MaybeTensor& k_out, Backend backend) {
+  STD_TORCH_CHECK(k.has_value() == k_out.has_value(), "out: k_out must be given exactly where k is");
+  const View qv("q", q), qo("q_out", q_out, &qv);
+  const IndexTensors at = index_tensors(qv, positions, offset, seq_len, from_seq_len, cu_seqlens);
+  const MaybeView kv = k ? MaybeView(View("k", *k, &qv)) : MaybeView();
+  const MaybeView ko = k ? MaybeView(View("k_out", *k_out, &qv)) : MaybeView();
+  Job job = job_of(qv, kv ? &*kv : nullptr, qo, ko ? &*ko : nullptr, at, text);
+  return run(job, qv, backend, true);
 }
-void boxed_rotate_table(StableIValue* stack, std::uint64_t arguments, std::uint64_t outputs) {
-  or_forward<TORCH_BOX(&rotate_table)>("rope_kernels::python_rotate_table", stack, arguments, outputs);
+
+void rotate_into(const Tensor& q, const MaybeTensor& k, const MaybeTensor& positions, const MaybeTensor& offset,
+                 const MaybeTensor& seq_len, const MaybeTensor& from_seq_len, const MaybeTensor& cu_seqlens,
+                 const std::string& text, const Tensor& q_out, const MaybeTensor& k_out) {
+  const View qv("q", q);
+  const Backend backend = backend_for(qv);
+  if (is_checked_here(qv, backend) &&
+      rotated_into(q, k, positions, offset, seq_len, from_seq_len, cu_seqlens, text, q_out, k_out, backend)) {
+    return;
+  }
+  in_python("rope_kernels::python_rotate_out", q, k, positions, offset, seq_len, from_seq_len, cu_seqlens, text, q_out,
+            k_out);
+}
+
+void rotate_in_place(const Tensor& q, const MaybeTensor& k, const MaybeTensor& positions, const MaybeTensor& offset,
+                     const MaybeTensor& seq_len, const MaybeTensor& from_seq_len, const MaybeTensor& cu_seqlens,
+                     const std::string& text) {
+  const View qv("q", q);
+  const Backend backend = backend_for(qv);
+  if (is_checked_here(qv, backend) &&
+      rotated_into(q, k, positions, offset, seq_len, from_seq_len, cu_seqlens, text, q, k, backend)) {
+    return;
+  }
+  in_python("rope_kernels::python_rotate_", q, k, positions, offset, seq_len, from_seq_len, cu_seqlens, text);
+}
+
+/// By the native kernels, whatever the calling context has chosen: Python's native backend calls this.
+void native_rotate_into(const Tensor& q, const MaybeTensor& k, const MaybeTensor& positions, const MaybeTensor& offset,
+                        const MaybeTensor& seq_len, const MaybeTensor& from_seq_len, const MaybeTensor& cu_seqlens,
+                        const std::string& text, const Tensor& q_out, const MaybeTensor& k_out) {
+  const bool done =
+      rotated_into(q, k, positions, offset, seq_len, from_seq_len, cu_seqlens, text, q_out, k_out, Backend::kNative);
+  STD_TORCH_CHECK(done, "q: there are no native kernels for its device");
+}
+
+std::tuple<Tensor, Tensor> rotate_table(const Tensor& q, const MaybeTensor& k, const Tensor& cos, const Tensor& sin,
+                                        std::int64_t rotary_dim, const std::string& pairing, const std::string& layout,
+                                        bool inverse) {
+  const View qv("q", q);
+  const Backend backend = backend_for(qv);
+  if (is_checked_here(qv, backend)) {
+    const Layout l = layout_of(layout);
+    const View cv("cos", cos, &qv), sv("sin", sin, &qv);
+    STD_TORCH_CHECK(qv.dim == 3 || qv.dim == 4, "q: rank");
+    STD_TORCH_CHECK(cv.dim == 3 && sv.dim == 3 && cv.size[2] == rotary_dim, "cos, sin: shape");
+    const auto run_into = [&](const View* kv, const View& q_out, const View* k_out) {
+      Job job = job_of_table(qv, kv, q_out, k_out, cv, sv, l, pairing);
+      job.inverse = inverse;
+      return run(job, qv, backend, false);
+    };
+    const Output q_out(qv);
+    if (!k) {
+      if (run_into(nullptr, q_out.view, nullptr)) return {q_out.tensor, torch::stable::new_empty(q, {0})};
+    } else {
+      const View kv("k", *k, &qv);
+      STD_TORCH_CHECK(kv.dim == qv.dim, "k: rank");
+      const Output k_out(kv);
+      if (run_into(&kv, q_out.view, &k_out.view)) return {q_out.tensor, k_out.tensor};
+    }
+  }
+  return two_tensors(
+      in_python("rope_kernels::python_rotate_table", q, k, cos, sin, rotary_dim, pairing, layout, inverse));
 }
 
 }  // namespace
@@ -173,10 +170,8 @@ void boxed_rotate_table(StableIValue* stack, std::uint64_t arguments, std::uint6
 
 #define ROPE_EXPORT extern "C" __attribute__((visibility("default")))
 
-/// Python (ctypes) gives the function that tells whether the calling context has chosen another backend than this one.
-ROPE_EXPORT void rope_kernels_ask_python(int (*ask)()) { rope::ops::ask_python = ask; }
-
-/// The architectures that the CUDA kernels were compiled for, separated by commas; empty without them.
+/// The architectures that the CUDA kernels were compiled for, separated by commas, "120+PTX" for code that newer ones
+/// compile for themselves; empty without kernels.
 ROPE_EXPORT const char* rope_kernels_cuda_archs() {
 #if defined(ROPE_WITH_CUDA)
 #define ROPE_TEXT_OF(...) #__VA_ARGS__
@@ -203,14 +198,17 @@ ROPE_EXPORT const char* rope_kernels_isas() {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(rope_kernels, CPU, m) {
-  m.impl("rotate", &rope::ops::boxed_rotate);
-  m.impl("rotate_", &rope::ops::boxed_rotate_in_place);
-  m.impl("rotate_out", &rope::ops::boxed_rotate_out);
-  m.impl("rotate_table", &rope::ops::boxed_rotate_table);
-  m.impl("native_rotate_out", TORCH_BOX(&rope::ops::rotate_into));
+  m.impl("rotate", TORCH_BOX(&rope::ops::rotate));
+  m.impl("rotate_", TORCH_BOX(&rope::ops::rotate_in_place));
+  m.impl("rotate_out", TORCH_BOX(&rope::ops::rotate_into));
+  m.impl("rotate_table", TORCH_BOX(&rope::ops::rotate_table));
+  m.impl("native_rotate_out", TORCH_BOX(&rope::ops::native_rotate_into));
 }
 
-#if defined(ROPE_WITH_CUDA)
-// Python's dispatch rule chooses the kernels for CUDA tensors, and calls this operator if it chooses these.
-STABLE_TORCH_LIBRARY_IMPL(rope_kernels, CUDA, m) { m.impl("native_rotate_out", TORCH_BOX(&rope::ops::rotate_into)); }
-#endif
+STABLE_TORCH_LIBRARY_IMPL(rope_kernels, CUDA, m) {
+  m.impl("rotate", TORCH_BOX(&rope::ops::rotate));
+  m.impl("rotate_", TORCH_BOX(&rope::ops::rotate_in_place));
+  m.impl("rotate_out", TORCH_BOX(&rope::ops::rotate_into));
+  m.impl("rotate_table", TORCH_BOX(&rope::ops::rotate_table));
+  m.impl("native_rotate_out", TORCH_BOX(&rope::ops::native_rotate_into));
+}

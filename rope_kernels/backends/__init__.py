@@ -11,7 +11,7 @@ from types import ModuleType, TracebackType
 
 import torch
 
-from . import native
+from . import choice
 
 __all__ = ["PREFERENCE", "available_backends", "backend_for", "current_override", "use_backend"]
 
@@ -40,7 +40,7 @@ def available_backends() -> dict[str, str | None]:
 
 def current_override() -> str | None:
     """The backend this context chose with :func:`use_backend`, or else ``ROPE_KERNELS_BACKEND`` as it was at import."""
-    return native.chosen()
+    return choice.chosen()
 
 
 def backend_for(device: torch.device) -> ModuleType:
@@ -52,7 +52,7 @@ def backend_for(device: torch.device) -> ModuleType:
     override = current_override()
     if override is None:
         return _preferred(device)
-    _check_name(override, "backend" if native.own_choice() else "ROPE_KERNELS_BACKEND")
+    _check_name(override, "backend" if choice.own_choice() else "ROPE_KERNELS_BACKEND")
     reason = _why_not(override, device)
     if reason is not None:
         raise RuntimeError(f"backend {override!r} was chosen, but {reason}")
@@ -66,6 +66,8 @@ def _preferred(device: torch.device) -> ModuleType:
     module = _chosen.get(device)
     if module is None:
         name = next(name for name in PREFERENCE if _why_not(name, device) is None)
+        if device.type == "cuda":
+            choice.tell_preferred(device.index, name)
         module = _chosen[device] = importlib.import_module(_MODULES[name], __name__)
     return module
 
@@ -88,8 +90,8 @@ class use_backend:  # noqa: N801  (a function to its users)
     def __init__(self, name: str | None) -> None:
         if name is not None:
             _check_name(name)
-        self._before = native.own_choice()
-        native.choose(name)
+        self._before = choice.own_choice()
+        choice.choose(name)
 
     def __enter__(self) -> use_backend:
         return self
@@ -97,4 +99,4 @@ class use_backend:  # noqa: N801  (a function to its users)
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        native.choose(self._before)
+        choice.choose(self._before)

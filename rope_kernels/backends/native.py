@@ -1,15 +1,12 @@
-"""The native backend: loads the C++/CUDA extension, says why it is missing, tells it which backend a thread chose.
+"""The native backend: loads the C++/CUDA extension, says why it is missing, and calls it.
 
-On load the library registers itself for ``rope_kernels::*`` on the CPU, so torch's dispatcher calls it without Python.
-CUDA tensors reach it by the dispatch rule.
+On load the library registers itself for ``rope_kernels::*`` on the CPU and on CUDA, so torch's dispatcher calls it
+without Python. It asks :mod:`.choice` which backend a context chose.
 """
 
 from __future__ import annotations
 
 import ctypes
-import os
-from collections.abc import Callable
-from contextvars import ContextVar
 from pathlib import Path
 
 import torch
@@ -17,48 +14,25 @@ from torch import Tensor
 
 from ..core.rotation import Rotation
 from ..core.spec import Spec, text_of
-from . import reference
+from . import choice, reference
 from .inputs import Inputs
 
 __all__ = [
-    "FROM_ENVIRONMENT",
-    "choose",
-    "chosen",
     "cuda_archs",
     "force_isa",
     "isa",
     "isas",
     "load",
-    "own_choice",
     "rotate",
     "rotate_table",
-    "state",
-    "takes_cpu_tensors",
     "unavailable",
 ]
-
-FROM_ENVIRONMENT = os.environ.get("ROPE_KERNELS_BACKEND") or None
-"""The backend that the environment chose at import. The library reads it too, for threads that never chose one."""
 
 _PATH = Path(__file__).parent.parent / "_native.so"
 _MAX_CUDA_PAIRS = 1024
 """Pairs of a head that the CUDA kernels take; csrc/cuda/params.cuh has the same limit. Longer heads: plain torch."""
 _library: ctypes.CDLL | None = None
 _missing: str | None = "it has not been loaded yet"
-
-
-_chosen: ContextVar[str | None] = ContextVar("rope_kernels_backend", default=None)
-"""What :func:`rope_kernels.use_backend` chose in this thread, task or other context."""
-
-
-class _State:
-    """Whether nobody in the process ever chose a backend, so that all calls on CPU tensors go to the library."""
-
-    is_default = False
-
-
-state = _State()
-_ask: Callable[[], int] | None = None  # ctypes' function, which must live as long as the library
 
 
 def load() -> None:
@@ -76,7 +50,7 @@ def load() -> None:
     for name in ("rope_kernels_isa", "rope_kernels_isas", "rope_kernels_cuda_archs"):
         getattr(library, name).restype = ctypes.c_char_p
     _library, _missing = library, None
-    state.is_default = FROM_ENVIRONMENT in (None, "native")
+    choice.tell(library)
 
 
 def unavailable(device: torch.device | None = None) -> str | None:
@@ -85,41 +59,25 @@ def unavailable(device: torch.device | None = None) -> str | None:
         return _missing
     if device.type != "cuda" or not cuda_archs():
         return f"the extension was built without kernels for {device.type}"
+    major, minor = torch.cuda.get_device_capability(device)
+    if not _has_code_for(10 * major + minor):
+        return f"the extension has kernels for {', '.join(f'sm_{a}' for a in cuda_archs())}, not for sm_{major}{minor}"
     return None
 
 
-def own_choice() -> str | None:
-    """What this context chose; ``None``: nothing, or the dispatch rule."""
-    return _chosen.get()
-
-
-def chosen() -> str | None:
-    """The backend that this context chose, or else ``ROPE_KERNELS_BACKEND``; ``None`` is the dispatch rule."""
-    return _chosen.get() or FROM_ENVIRONMENT
-
-
-def choose(backend: str | None) -> None:
-    """Choose the backend of this context. From the first choice on the library asks before each call."""
-    global _ask
-    _chosen.set(backend)
-    if backend is None or _ask is not None or _library is None:
-        return
-    state.is_default = False
-    _ask = ctypes.CFUNCTYPE(ctypes.c_int)(_is_forwarding)
-    _library.rope_kernels_ask_python(_ask)
-
-
-def _is_forwarding() -> int:
-    return int(chosen() not in (None, "native"))
-
-
-def takes_cpu_tensors() -> bool:
-    """Whether calls of this context on CPU tensors run in the library."""
-    return state.is_default or (_library is not None and not _is_forwarding())
+def _has_code_for(arch: int) -> bool:
+    """Whether a GPU of this architecture runs the library's kernels: machine code of its generation, or older PTX."""
+    machine = [int(name) for name in cuda_archs()]
+    ptx = [int(name.removesuffix("+PTX")) for name in _cuda_code() if name.endswith("+PTX")]
+    return any(a // 10 == arch // 10 and a <= arch for a in machine) or any(a <= arch for a in ptx)
 
 
 def cuda_archs() -> list[str]:
     """Architectures that the library has CUDA kernels for, such as "90" for sm_90; empty if it has none."""
+    return [name for name in _cuda_code() if not name.endswith("+PTX")]
+
+
+def _cuda_code() -> list[str]:
     names = b"" if _library is None else _library.rope_kernels_cuda_archs()
     return [name for name in names.decode().split(",") if name]
 

@@ -13,7 +13,7 @@ import torch
 import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
 
-from ..backends import current_override, native, use_backend
+from ..backends import choice, current_override, use_backend
 from ..core.layouts import LAYOUTS, from_tokens_first, position_axes, tokens_first
 from ..core.pairs import pairs, rotate_pairs, unit_pairs
 from ..core.spec import adjoint, parse_text, text_of
@@ -32,6 +32,7 @@ __all__ = [
 ]
 
 _is_grad_enabled = torch.is_grad_enabled
+_is_never_chosen = choice.is_never_chosen
 _below_autograd = torch._C._AutoDispatchBelowAutograd
 _new_tuple = tuple.__new__  # a named tuple's own constructor takes 0.2 us longer
 _transforms_active = torch._C._are_functorch_transforms_active
@@ -68,18 +69,22 @@ def rotate(q: Tensor, k: Tensor | None, args: Arguments) -> tuple[Tensor, Tensor
 def rotate_unchecked(
     q: Tensor, k: Tensor | None, positions: Tensor | None, text: str
 ) -> tuple[Tensor, Tensor | None] | None:
-    """The rotation without checks in Python; ``None``, with nothing written, if the native kernel cannot do the call.
+    """The rotation without checks in Python; ``None``, with nothing written, if the library cannot do the call.
 
-    The native CPU kernel validates its own arguments, so a call that runs there needs no check before. Do not call it
-    for frequencies that depend on a length, nor while ``torch.compile`` traces.
+    The library validates its arguments, so a call that runs there needs no check before. Do not call it for frequencies
+    that depend on a length, nor while ``torch.compile`` traces.
     """
     # Floating positions are checked: the kernel takes dtypes that the public calls refuse.
-    reaches_native = (
-        type(q) is Tensor and q.is_cpu and (k is None or (isinstance(k, Tensor) and k.is_cpu))
-        and isinstance(positions, Tensor) and positions.is_cpu and not positions.is_floating_point()
-        and (native.state.is_default or native.takes_cpu_tensors())
+    reaches_library = (
+        type(q) is Tensor and (k is None or isinstance(k, Tensor)) and isinstance(positions, Tensor)
+        and (
+            (q.is_cpu and positions.is_cpu and (k is None or k.is_cpu))
+            or (q.is_cuda and positions.is_cuda and (k is None or k.is_cuda))
+        )
+        and not positions.is_floating_point()
+        and (_is_never_chosen() or choice.runs_in_library())
     )  # fmt: skip
-    if not reaches_native:
+    if not reaches_library:
         return None
     try:
         q_out, k_out = _rotate_usual(q, k, _new_tuple(Arguments, (positions, None, None, None, None, text)))

@@ -1,8 +1,9 @@
-"""Fast path for plain CPU tensors: calls the C++ kernel without torch's dispatcher, which takes longer than the kernel.
+"""Fast path for plain CPU and CUDA tensors: calls the kernel without torch's dispatcher, which takes longer than it.
 
 Each function does the call, or returns ``None`` or ``False`` without writing anything; the caller then takes the slow
 path. It refuses a call that needs autograd, a transform, a mode, a tracer, a profiler, another backend or an error
-message: tensors that do not fit or are no plain CPU tensors, and memory that might overlap. Check
+message: tensors that do not fit or are no plain tensors, and memory that might overlap. On CUDA it repeats launches of
+Triton's kernels that were made once before, or launches the kernels of nvcc. Check
 ``torch.compiler.is_compiling()`` before: the functions are not for code that ``torch.compile`` traces.
 """
 
@@ -15,7 +16,7 @@ import torch
 import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
 
-__all__ = ["load", "rotate", "rotate_", "rotate_out", "rotate_table", "unavailable"]
+__all__ = ["load", "remember", "remember_table", "rotate", "rotate_", "rotate_out", "rotate_table", "unavailable"]
 
 _missing: str | None = "the extension has not been loaded"
 
@@ -35,11 +36,16 @@ rotate_out: Callable[..., bool | None] = _refuse
 """(the same, q_out, k_out or ``None``) -> whether q_out and k_out have been written."""
 rotate_table: Callable[..., tuple[Tensor, Tensor | None] | None] = _refuse
 """(q, k, cos, sin, unsqueeze_dim, pairing), as in ``apply_rotary_pos_emb`` -> (q, k) rotated, or ``None``."""
+remember: Callable[..., bool | None] = _refuse
+"""(q, k, the arguments of ``rotate``'s schema, q_out, k_out, Triton's launches, what they need) -> whether such calls
+will repeat them."""
+remember_table: Callable[..., bool | None] = _refuse
+"""(q, k, cos, sin, layout, pairing, inverse, q_out, k_out, launches, what they need) -> the same by a table."""
 
 
 def load() -> None:
     """Bind the functions to the library's. Call it once, after torch has loaded the library; before, all refuse."""
-    global rotate, rotate_, rotate_out, rotate_table, _missing
+    global rotate, rotate_, rotate_out, rotate_table, remember, remember_table, _missing
     try:
         from .. import _native
 
@@ -56,6 +62,7 @@ def load() -> None:
     try:
         rotate_table = _native.rotate_table
         rotate, rotate_, rotate_out = _native.rotate, _native.rotate_, _native.rotate_out
+        remember, remember_table = _native.remember, _native.remember_table
     except AttributeError as error:
         _missing = f"the extension is older than the package; install the package again ({error})"
         return

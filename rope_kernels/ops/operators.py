@@ -77,7 +77,9 @@ def _into(q: Tensor, k: Tensor | None, q_out: Tensor, k_out: Tensor | None, args
     wide_q_out = wide_q if q_out is q else tokens_first(q_out, layout)
     wide_k_out = wide_k if k_out is k or k_out is None else tokens_first(k_out, layout)
     inputs = inputs_of(args, operation)
-    backend_for(q.device).rotate(wide_q, wide_k, wide_q_out, wide_k_out, inputs, operation.spec)
+    launched = backend_for(q.device).rotate(wide_q, wide_k, wide_q_out, wide_k_out, inputs, operation.spec)
+    if launched is not None:
+        direct.remember(q, k, *args, q_out, k_out, *launched)
 
 
 def _rotate(
@@ -128,7 +130,7 @@ def _rotate_table(
     _check_words(pairing, layout)
     q_out, k_out = _new_outputs(q, k)
     if q.numel() or (k is not None and k.numel()):
-        backend_for(q.device).rotate_table(
+        launched = backend_for(q.device).rotate_table(
             tokens_first(q, layout),
             None if k is None else tokens_first(k, layout),
             tokens_first(q_out, layout),
@@ -138,6 +140,9 @@ def _rotate_table(
             table_rotation(q.shape[-1], rotary_dim, pairing),
             inverse,
         )
+        if launched is not None:
+            written = None if k is None else k_out
+            direct.remember_table(q, k, cos, sin, layout, pairing, inverse, q_out, written, *launched)
     return q_out, k_out
 
 

@@ -7,7 +7,8 @@ position 2**31. Tables are integer tensors, which no cast to another floating dt
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal, localcontext
 from functools import lru_cache
 
@@ -27,7 +28,9 @@ _UNITS = {"fixed": 2**64 / _TWO_PI, "float": 1 / _TWO_PI, "float32": Decimal(1)}
 _NUM_POWERS = 9
 _DIGITS = 50
 
-_on_device: dict[tuple[Spec, str, bool, torch.device], tuple[Tensor | None, Tensor | None]] = {}
+Made = tuple[Tensor | None, Tensor | None]
+
+_on_device: dict[tuple[Spec, str, bool, torch.device], Made] = {}
 
 
 def ramp_of(params: FrequencyParams) -> str:
@@ -112,16 +115,39 @@ def device_tensors(spec: Spec, phase: str, ladder: bool, device: torch.device) -
     return _on_device[key]
 
 
-def _made(spec: Spec, phase: str, ladder: bool, device: torch.device) -> tuple[Tensor | None, Tensor | None]:
-    params, rotation = spec.frequency, spec.rotation
-    mapped = bool(rotation.axis or rotation.freq_index)
-    if not mapped and not params.multipliers:
+def _made(spec: Spec, phase: str, ladder: bool, device: torch.device) -> Made:
+    rotation = spec.rotation
+    if not (rotation.axis or rotation.freq_index or spec.frequency.multipliers):
         return None, None
-    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+    if device.type != "cuda":
+        return _tensors(spec, phase, ladder, device)
+    if torch.cuda.is_current_stream_capturing():
         raise RuntimeError(
             "rope_kernels: this config keeps small tensors on the device, which cannot be made during CUDA graph "
-            "capture; call once before capturing"
+            "capture; call rope_kernels.warm_up, or make the call once, before capturing"
         )
+    return _outside_pools(lambda: _tensors(spec, phase, ladder, device), device)
+
+
+def _outside_pools(make: Callable[[], Made], device: torch.device) -> Made:
+    """What ``make`` makes, in memory that does not belong to the pool of a CUDA graph, which the graph would reuse.
+
+    torch lets a thread allocate from a pool while it warms a graph up (``mode="reduce-overhead"``); a new thread
+    allocates as usual.
+    """
+
+    def made() -> Made:
+        tensors = make()
+        torch.cuda.synchronize(device)
+        return tensors
+
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(made).result()
+
+
+def _tensors(spec: Spec, phase: str, ladder: bool, device: torch.device) -> Made:
+    params, rotation = spec.frequency, spec.rotation
+    mapped = bool(rotation.axis or rotation.freq_index)
     pair_map = _padded([_pair_map(rotation)], torch.int32, device)[0] if mapped else None
     if not params.multipliers:
         return pair_map, None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from functools import lru_cache
 
 import torch
@@ -12,6 +13,7 @@ from ...core.rotation import Rotation
 from ...core.spec import Spec
 from ..inputs import Inputs
 from . import kernels
+from .compiled import ADDRESSES, Launched, compiled_launch
 from .constants import device_tensors, ramp_of, scalars
 from .plan import Angle, Memory, Tile, alignment, launch_tile, power_of_2
 
@@ -38,30 +40,45 @@ def prepare(spec: Spec, device: torch.device) -> None:
         device_tensors(spec, phase, ladder, device)
 
 
-def rotate(q: Tensor, k: Tensor | None, q_out: Tensor, k_out: Tensor | None, inputs: Inputs, spec: Spec) -> None:
+def rotate(
+    q: Tensor, k: Tensor | None, q_out: Tensor, k_out: Tensor | None, inputs: Inputs, spec: Spec
+) -> Launched | None:
     """Rotate (batch, tokens, heads, head_dim) views in one launch; the last stride is 1, the others are free.
 
     ``q_out`` and ``k_out`` may be ``q`` and ``k``. fp32, fp16 or bf16; computed in fp32, rounded once.
+
+    Returns:
+        What repeats the launches, if they can be repeated without Python.
     """
     pairs = _present(q, k, q_out, k_out)
     if not spec.rotation.num_pairs:
         _copy(pairs)
-        return
-    for group in _launches(pairs):
-        _rotate(group, q.shape[0], q.shape[1], inputs, spec)
+        return None
+    return _all([_rotate(group, q.shape[0], q.shape[1], inputs, spec) for group in _launches(pairs)])
 
 
 def rotate_table(
     q: Tensor, k: Tensor | None, q_out: Tensor, k_out: Tensor | None,
     cos: Tensor, sin: Tensor, rotation: Rotation, inverse: bool,
-) -> None:  # fmt: skip
+) -> Launched | None:  # fmt: skip
     """The same by a table: ``cos``, ``sin`` (batch or 1, tokens, rotary_dim), in the order of the output."""
     pairs = _present(q, k, q_out, k_out)
     if not rotation.num_pairs:
         _copy(pairs)
-        return
-    for group in _launches(pairs):
-        _rotate_table(group, q.shape[0], q.shape[1], cos, sin, rotation, inverse)
+        return None
+    batch, tokens = q.shape[:2]
+    return _all([_rotate_table(group, batch, tokens, cos, sin, rotation, inverse) for group in _launches(pairs)])
+
+
+def _all(made: list[Launched | None]) -> Launched | None:
+    """The launches of all groups, if each can be repeated."""
+    launched = [each for each in made if each is not None]
+    if not launched or len(launched) < len(made):
+        return None
+    return Launched(
+        tuple(launch for each in launched for launch in each.launches),
+        tuple(needed for each in launched for needed in each.needed),
+    )
 
 
 def _present(q: Tensor, k: Tensor | None, q_out: Tensor, k_out: Tensor | None) -> list[Pair | None]:
@@ -86,7 +103,7 @@ def _launches(pairs: list[Pair | None]) -> list[list[Pair | None]]:
     return [pairs] if present else []
 
 
-def _rotate(pairs: list[Pair | None], batch: int, tokens: int, inputs: Inputs, spec: Spec) -> None:
+def _rotate(pairs: list[Pair | None], batch: int, tokens: int, inputs: Inputs, spec: Spec) -> Launched | None:
     positions, seq_len, from_seq_len = inputs.positions, inputs.seq_len, inputs.from_seq_len
     angle = _angle(
         spec,
@@ -105,35 +122,66 @@ def _rotate(pairs: list[Pair | None], batch: int, tokens: int, inputs: Inputs, s
     pair_map, table = device_tensors(spec, angle.PHASE, bool(angle.LADDER), x.device)
     position_strides = strides.pop() if others else (0, 0)
     frequency = spec.frequency
-    with _device_of(x):
-        kernels.rotate_kernel[(-(-count // tile.TOKENS), tile.CHUNKS)](
-            *_pointers(pairs),
-            positions, *map(_dense, (inputs.offset, seq_len, from_seq_len, inputs.cu_seqlens)), pair_map, table,
-            count, tokens, 1.0 / tokens, 0 if inputs.cu_seqlens is None else inputs.cu_seqlens.shape[0] - 1,
-            *(s for each in strides for s in each),
-            0 if positions is None else positions.stride(0), *position_strides,
-            *scalars(frequency, angle.PHASE),
-            frequency.attention_scaling, frequency.long_attention_scaling or 0.0,
-            ANGLE=angle, TILE=tile, num_warps=tile.WARPS,
-        )  # fmt: skip
+    vectors = (inputs.offset, seq_len, from_seq_len, inputs.cu_seqlens)
+    dense = tuple(map(_dense, vectors))
+    arguments = (
+        *_pointers(pairs), positions, *dense, pair_map, table,
+        count, tokens, 1.0 / tokens, 0 if inputs.cu_seqlens is None else inputs.cu_seqlens.shape[0] - 1,
+        *(s for each in strides for s in each),
+        0 if positions is None else positions.stride(0), *position_strides,
+        *scalars(frequency, angle.PHASE),
+        frequency.attention_scaling, frequency.long_attention_scaling or 0.0,
+    )  # fmt: skip
+    grid = (-(-count // tile.TOKENS), tile.CHUNKS)
+    with _device_of(x), _first_in_capture():
+        kernel = kernels.rotate_kernel[grid](*arguments, ANGLE=angle, TILE=tile, num_warps=tile.WARPS)
+    if not x.is_cuda or any(a is not b for a, b in zip(vectors, dense, strict=True)):
+        return None
+    return _launched(kernel, grid, arguments, dict(enumerate(ADDRESSES[:9])), (pair_map, table))
 
 
 def _rotate_table(
     pairs: list[Pair | None], batch: int, tokens: int, cos: Tensor, sin: Tensor, rotation: Rotation, inverse: bool
-) -> None:
+) -> Launched | None:
     others = [_position_strides(table.unsqueeze(0)) for table in (cos, sin)]
     count, tile, strides = _layout(pairs, others, batch, tokens, False, rotation, inverse, True, one_head=True)
     x = next(pair for pair in pairs if pair is not None)[0]
-    with _device_of(x):
-        kernels.rotate_table_kernel[(-(-count // tile.TOKENS), tile.CHUNKS)](
-            *_pointers(pairs), cos, sin, count, tokens, 1.0 / tokens,
-            *(s for each in strides for s in each), cos.stride(2), sin.stride(2),
-            INVERSE=inverse, TILE=tile, num_warps=tile.WARPS,
-        )  # fmt: skip
+    arguments = (
+        *_pointers(pairs), cos, sin, count, tokens, 1.0 / tokens,
+        *(s for each in strides for s in each), cos.stride(2), sin.stride(2),
+    )  # fmt: skip
+    grid = (-(-count // tile.TOKENS), tile.CHUNKS)
+    with _device_of(x), _first_in_capture():
+        kernel = kernels.rotate_table_kernel[grid](*arguments, INVERSE=inverse, TILE=tile, num_warps=tile.WARPS)
+    if not x.is_cuda:
+        return None
+    return _launched(kernel, grid, arguments, dict(enumerate((*ADDRESSES[:4], "cos", "sin"))), ())
+
+
+def _launched(
+    kernel: object, grid: tuple[int, int], arguments: tuple[object, ...], tensors: dict[int, str],
+    needed: tuple[object, ...],
+) -> Launched | None:  # fmt: skip
+    launch = compiled_launch(kernel, grid, arguments, tensors)
+    return None if launch is None else Launched((launch,), (kernel, *needed))
 
 
 def _device_of(x: Tensor) -> contextlib.AbstractContextManager[object]:
     return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def _first_in_capture() -> Iterator[None]:
+    """Words the error of a kernel that is first met while a CUDA graph is captured."""
+    try:
+        yield
+    except RuntimeError as error:
+        if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+            raise RuntimeError(
+                "rope_kernels: the kernel of this call cannot be loaded while a CUDA graph is captured; call "
+                f"rope_kernels.warm_up, or make the call once, before capturing ({error})"
+            ) from None
+        raise
 
 
 def _pointers(pairs: list[Pair | None]) -> list[Tensor | None]:

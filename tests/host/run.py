@@ -1,0 +1,73 @@
+"""`make host-check`: what CUDA calls do on the host, on a machine without a GPU.
+
+Builds the GPU that does nothing and a copy of the package whose library launches on it, then runs the tests of this
+folder and the table of host times.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+FOLDER = ROOT / "build" / "host"
+sys.path.insert(0, str(ROOT / "tests"))
+
+from emulation.null_gpu import RUNTIME, build, environment  # noqa: E402  (found by the line above)
+
+DEVICES = 2
+
+
+def objects() -> list[str]:
+    """The object files of the library that was built for this checkout."""
+    ninja = (ROOT / "build" / "native" / "build.ninja").read_text("utf-8")
+    linked = re.search(r"^build [^\n]*_native\.so: link (.*)$", ninja, re.MULTILINE)
+    if linked is None or "kernel.cu.o" not in linked[1]:
+        sys.exit("host-check needs a library with CUDA kernels: nvcc, and `make .venv/.ready` before")
+    return linked[1].split()
+
+
+def package() -> Path:
+    """A copy of the package whose library is linked to the null runtime; returns the folder that it is in."""
+    where = FOLDER / "package"
+    shutil.rmtree(where, ignore_errors=True)
+    shutil.copytree(ROOT / "rope_kernels", where / "rope_kernels", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    shutil.copytree(ROOT / "benchmarks", where / "benchmarks", ignore=shutil.ignore_patterns("results", "__pycache__"))
+    torch = Path(
+        subprocess.check_output([sys.executable, "-c", "import torch; print(torch.__path__[0])"], text=True).strip()
+    )
+    library = where / "rope_kernels" / "_native.so"
+    command = ["g++", "-shared", "-o", str(library), *objects(), f"-L{FOLDER}", f"-l:{RUNTIME}", f"-L{torch / 'lib'}"]
+    subprocess.run([*command, "-ltorch_cpu", "-ldl"], check=True, cwd=ROOT / "build" / "native")
+    return where
+
+
+def main() -> int:
+    """Run the tests, then the table; the exit status is that of the first that fails."""
+    nvcc = shutil.which("nvcc") or "/usr/local/cuda/bin/nvcc"
+    build(FOLDER, Path(nvcc).parents[1] / "include")
+    where = package()
+    variables = environment(FOLDER, DEVICES) | {"PYTHONPATH": f"{where}:{ROOT / 'tests'}"}
+    tests = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        str(ROOT / "tests" / "host"),
+        *sys.argv[1:],
+    ]
+    table = [sys.executable, "-m", "benchmarks.host_time"]
+    for command in (tests, table):
+        status = subprocess.run(command, env=variables, cwd=where).returncode
+        if status:
+            return status
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,173 @@
+"""Calls that go past Python launch what Python launches: the kernel, the grid, the stream, every parameter."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+from support.calls import arguments
+from support.cases import CASES, Case, Made, config_of, make
+
+import rope_kernels as rk
+from emulation.null_gpu import Driver, Launch, Runtime
+from rope_kernels import _native
+from rope_kernels.backends.triton import launch as triton_launch
+from rope_kernels.core.spec import parse_text
+from rope_kernels.ops import direct
+
+DRIVER, RUNTIME = Driver(), Runtime()
+SIZES = {"i1": 4, "i32": 4, "i64": 8, "fp32": 4, "fp64": 8}
+PLAIN = [case for case in CASES if case.batch and case.tokens]
+CALLS = ("in place", "out", "allocating")
+SETTINGS_BYTES, PADDING_BYTES = 488, 4
+
+cases = pytest.mark.parametrize("case", PLAIN, ids=str)
+
+
+def on_device(made: Made, device: str) -> Made:
+    """The case's tensors on a device, with the strides that they have."""
+
+    def moved(x: Any) -> Any:
+        if not isinstance(x, torch.Tensor):
+            return x
+        y = torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=device)
+        return y.copy_(x)
+
+    options = {name: moved(value) for name, value in made.options.items()}
+    return dataclasses.replace(made, q=moved(made.q), k=moved(made.k), positions=moved(made.positions), options=options)
+
+
+class Sizes:
+    """Learns the sizes of a kernel's parameters from Triton's compiled kernel, and tells them to the driver."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        compiled_launch = triton_launch.compiled_launch
+
+        def learning(kernel: Any, *others: Any) -> Any:
+            kinds = [kind for kind in kernel.src.signature.values() if kind != "constexpr"]
+            DRIVER.expect([8 if kind.startswith("*") else SIZES[kind] for kind in kinds] + [8, 8])
+            return compiled_launch(kernel, *others)
+
+        monkeypatch.setattr(triton_launch, "compiled_launch", learning)
+
+
+def rotations(kind: str, made: Made, args: Any) -> tuple[Any, Any, Any]:
+    """(a call in Python, the operator, the direct call), all on the same tensors."""
+    ops, q, k = torch.ops.rope_kernels, made.q, made.k
+    usual = (args.positions, args.offset, args.seq_len, args.cu_seqlens, args.text)
+    if kind == "allocating":
+        return ops.python_rotate, ops.rotate, lambda: direct.rotate(q, k, *usual)
+    if kind == "in place":
+        return ops.python_rotate_, ops.rotate_, lambda: direct.rotate_(q, k, *usual)
+    outputs = (torch.empty_like(q), None if k is None else torch.empty_like(k))
+
+    def with_outputs(operator: Any) -> Any:
+        return lambda *given: operator(*given, *outputs)
+
+    return (
+        with_outputs(ops.python_rotate_out),
+        with_outputs(ops.rotate_out),
+        lambda: direct.rotate_out(q, k, *usual, *outputs),
+    )
+
+
+def without_new_memory(launch: Launch, is_allocating: bool) -> Launch:
+    """The launch without the addresses of its outputs, if each call has new ones."""
+    if not is_allocating:
+        return launch
+    return dataclasses.replace(launch, parameters=(*launch.parameters[:1], *launch.parameters[4:]))
+
+
+def used_bytes(launch: Launch, cfg: rk.RopeConfig) -> tuple[Any, ...]:
+    """The launch without padding, and without the frequencies that the kernel does not have: csrc/cuda/params.cuh."""
+    (parameters,) = launch.parameters
+    num_pairs = parse_text(cfg.spec()).spec.rotation.num_pairs
+    frequencies = parameters[SETTINGS_BYTES : SETTINGS_BYTES + 8 * num_pairs]
+    return launch.shape, launch.stream, parameters[: SETTINGS_BYTES - PADDING_BYTES], frequencies
+
+
+@cases
+@pytest.mark.parametrize("kind", CALLS)
+def test_a_repeated_launch_is_tritons_own(case: Case, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    Sizes(monkeypatch)
+    for device, stream in (("cuda:0", None), ("cuda:0", torch.cuda.Stream(0)), ("cuda:1", torch.cuda.Stream(1))):
+        made = on_device(make(case), device)
+        args = arguments(case, made)
+        in_python, operator, directly = rotations(kind, made, args)
+        with torch.cuda.stream(stream), torch.no_grad():
+            in_python(made.q, made.k, *args)  # learns the sizes, and is remembered
+            in_python(made.q, made.k, *args)
+            want, count = DRIVER.last(), DRIVER.launches
+            if stream is not None:
+                assert want.stream == stream.cuda_stream
+            operator(made.q, made.k, *args)
+            assert DRIVER.launches == count + 1
+            assert without_new_memory(DRIVER.last(), kind == "allocating") == without_new_memory(
+                want, kind == "allocating"
+            )
+            if case.from_seq_len is None:
+                assert directly()
+                assert DRIVER.launches == count + 2
+                assert without_new_memory(DRIVER.last(), kind == "allocating") == without_new_memory(
+                    want, kind == "allocating"
+                )
+
+
+@pytest.mark.parametrize("case", [case for case in PLAIN if case.from_seq_len is None], ids=str)
+def test_the_direct_call_of_the_native_kernels_is_the_operators(case: Case) -> None:
+    made = on_device(make(case), "cuda:0")
+    with rk.use_backend("native"), torch.no_grad():
+        args = arguments(case, made)
+        RUNTIME.record(True)
+        torch.ops.rope_kernels.rotate_(made.q, made.k, *args)
+        want = RUNTIME.last()
+        assert direct.rotate_(made.q, made.k, args.positions, args.offset, args.seq_len, args.cu_seqlens, args.text)
+        got = RUNTIME.last()
+        RUNTIME.record(False)
+    is_same = used_bytes(got, config_of(case)) == used_bytes(want, config_of(case))
+    assert is_same  # pytest would compare thousands of bytes
+
+
+@pytest.mark.parametrize("pairing", ["half", "interleaved"])
+def test_a_repeated_launch_by_a_table(pairing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    Sizes(monkeypatch)
+    q, k = (torch.empty(2, heads, 5, 64, device="cuda", dtype=torch.bfloat16) for heads in (4, 2))
+    cos, sin = torch.empty(2, 2, 5, 64, device="cuda", dtype=torch.bfloat16)
+    given = (q, k, cos, sin, 64, pairing, "bhsd", False)
+    with torch.no_grad():
+        torch.ops.rope_kernels.python_rotate_table(*given)
+        torch.ops.rope_kernels.python_rotate_table(*given)
+        want, count = DRIVER.last(), DRIVER.launches
+        torch.ops.rope_kernels.rotate_table(*given)
+        assert without_new_memory(DRIVER.last(), True) == without_new_memory(want, True)
+        rk.apply_rotary_pos_emb(q, k, cos, sin, interleaved=pairing == "interleaved", table_width="full")
+        assert without_new_memory(DRIVER.last(), True) == without_new_memory(want, True)
+    assert DRIVER.launches == count + 2
+
+
+def test_no_more_than_a_thousand_calls_are_remembered() -> None:
+    cfg = rk.RopeConfig(head_dim=16)
+    q = torch.empty(1, 2000, 1, 16, device="cuda")
+    for tokens in range(1, 1200):
+        rk.apply_rope_(q[:, :tokens], None, None, cfg)
+    assert _native.num_remembered() <= 1024
+
+
+def test_one_order_of_backends_in_eager_compiled_and_backward() -> None:
+    """Forward and backward pass, eager or compiled, decode or prefill: Triton launches, and nvcc's kernels never."""
+    cfg = rk.RopeConfig(head_dim=64)
+
+    def loss(q: torch.Tensor, k: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        a, b = rk.apply_rope(q, k, positions, cfg)
+        return a.sum() + b.sum()
+
+    for tokens in (1, 5000):
+        q, k = (torch.empty(1, tokens, heads, 64, device="cuda", requires_grad=True) for heads in (4, 2))
+        positions = torch.zeros(1, tokens, device="cuda", dtype=torch.int64)
+        for call in (loss, torch.compile(loss, backend="aot_eager", fullgraph=True)):
+            for _ in range(2):
+                before = DRIVER.launches
+                call(q, k, positions).backward()
+                assert DRIVER.launches - before >= 2
