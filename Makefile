@@ -3,8 +3,15 @@ PYTEST_ARGS ?= -n 2 --dist worksteal
 CPP_BUILD ?= build/cmake
 CPP_OBJECTS ?= $(CURDIR)/build/native
 BIN := .venv/bin
+# Compiling Python's files when they are installed takes as long as installing them; what is imported is compiled then.
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check install --no-compile
+VENV := .venv/.created
 INSTALLED := .venv/.installed
 READY := .venv/.ready
+BUILD_SOURCES := pyproject.toml setup.py $(shell find csrc native_build -type f -not -name "*.pyc")
+# The demo runs on this machine alone: fewer packages, and kernels for this CPU and this GPU.
+DEMO_INSTALLED := .venv/.demo-installed
+DEMO_READY := $(or $(wildcard $(READY)),.venv/.demo-ready)
 CPP_SOURCES := $(shell find csrc tests/cpp tests/emulation/cuda -name "*.c" -o -name "*.cpp" -o -name "*.h" -o -name "*.cu" -o -name "*.cuh")
 
 .DEFAULT_GOAL := help
@@ -13,8 +20,9 @@ CPP_SOURCES := $(shell find csrc tests/cpp tests/emulation/cuda -name "*.c" -o -
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-demo: $(READY) ## Set up .venv, then rotate every shipped model's q and k and print the accuracy table
-	$(BIN)/rope-kernels demo
+demo: $(DEMO_READY) ## Set up .venv for this machine, then rotate every shipped model's q and k and print the accuracy table
+	@echo "Rotating every shipped model's q and k: about 10 s"
+	@$(BIN)/rope-kernels demo
 
 test: $(READY) cpp-test ## Set up .venv, then run the tests, those in C++ first
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
@@ -27,7 +35,7 @@ test-all: PYTEST_ARGS += -m ""
 test-all: test ## The same with every case that the default run leaves out
 
 cpp-test: $(READY) ## Build the C++ library without torch and its Python module, and run the C++ tests
-	@$(BIN)/cmake -S . -B $(CPP_BUILD) -G Ninja --log-level=WARNING -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python -DROPE_KERNELS_OBJECTS=$(CPP_OBJECTS)
+	@$(BIN)/cmake -S . -B $(CPP_BUILD) -G Ninja --log-level=WARNING "-DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja" "-DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python" "-DROPE_KERNELS_OBJECTS=$(CPP_OBJECTS)"
 	$(BIN)/ninja -C $(CPP_BUILD) -j $$(nproc)
 	$(BIN)/ctest --test-dir $(CPP_BUILD) -j $$(nproc) --output-on-failure
 
@@ -65,16 +73,34 @@ clean: ## Remove .venv and everything that was built or cached
 	find rope_kernels tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/.docs: docs/requirements.txt $(INSTALLED)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r docs/requirements.txt
+	$(PIP) -r docs/requirements.txt
 	@touch $@
 
-$(READY): $(INSTALLED) pyproject.toml setup.py $(shell find csrc -type f)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps --editable .
+.venv/.demo-ready: $(DEMO_INSTALLED) $(BUILD_SOURCES)
+	@echo "Compiling the kernels for this machine, log in build/native/build.log: about 40 s on two cores, twice that with CUDA"
+	@rm -f $@
+	@ROPE_KERNELS_ISAS=$${ROPE_KERNELS_ISAS-native} TORCH_CUDA_ARCH_LIST=$${TORCH_CUDA_ARCH_LIST-native} $(PIP) --no-build-isolation --no-deps --editable .
+	@touch $@
+
+$(READY): $(INSTALLED) $(BUILD_SOURCES)
+	@echo "Compiling the kernels, log in build/native/build.log: about 2 minutes on two cores, 4 with CUDA"
+	@rm -f $@ .venv/.demo-ready
+	@$(PIP) --no-build-isolation --no-deps --editable .
 	@$(BIN)/rope-kernels info
 	@touch $@
 
-$(INSTALLED): requirements.txt
+$(DEMO_INSTALLED): requirements-demo.txt requirements.txt | $(VENV)
+	@echo "Installing torch, transformers and others for the demo: about 20 s, more where they have to be downloaded"
+	@$(PIP) -r requirements-demo.txt
+	@touch $@
+
+$(INSTALLED): requirements.txt | $(VENV)
+	@echo "Installing torch and the tools of the tests: about a minute, more where they have to be downloaded"
+	@$(PIP) -r requirements.txt
+	@touch $@
+
+$(VENV):
+	@echo "Making .venv: about 5 s"
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 10) or sys.exit("Python 3.10 or newer is needed: make PYTHON=python3.11")'
-	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@$(PYTHON) -m venv .venv
 	@touch $@

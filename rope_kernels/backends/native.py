@@ -29,6 +29,8 @@ __all__ = [
 ]
 
 _PATH = Path(__file__).parent.parent / "_native.so"
+_NOTE = _PATH.with_name("_why_not_native.txt")
+"""setup.py's reason why there is no library, if it left one."""
 _MAX_CUDA_PAIRS = 1024
 """Pairs of a head that the CUDA kernels take; csrc/cuda/params.cuh has the same limit. Longer heads: plain torch."""
 _library: ctypes.CDLL | None = None
@@ -39,7 +41,7 @@ def load() -> None:
     """Load the library into torch. Call it once, after the operators are defined."""
     global _library, _missing
     if not _PATH.exists():
-        _missing = "the extension was not built (pip install --no-build-isolation, with a C++20 compiler)"
+        _missing = f"there are no native kernels: {_why_not_built()}"
         return
     try:
         torch.ops.load_library(str(_PATH))
@@ -51,6 +53,12 @@ def load() -> None:
         getattr(library, name).restype = ctypes.c_char_p
     _library, _missing = library, None
     choice.tell(library)
+
+
+def _why_not_built() -> str:
+    if _NOTE.exists():
+        return _NOTE.read_text(encoding="utf-8").strip()
+    return "they were not built (pip install --no-build-isolation . in a checkout, with a C++20 compiler)"
 
 
 def unavailable(device: torch.device | None = None) -> str | None:

@@ -24,7 +24,7 @@ DEVICES = 2
 def objects() -> list[str]:
     """The object files of the library that was built for this checkout."""
     ninja = (ROOT / "build" / "native" / "build.ninja").read_text("utf-8")
-    linked = re.search(r"^build [^\n]*_native\.so: link (.*)$", ninja, re.MULTILINE)
+    linked = re.search(r"^build _native\.so: link (.*)$", ninja, re.MULTILINE)
     if linked is None or "kernel.cu.o" not in linked[1]:
         sys.exit("host-check needs a library with CUDA kernels: nvcc, and `make .venv/.ready` before")
     return linked[1].split()

@@ -71,7 +71,6 @@ def run(copy: Path, command: Sequence[str]) -> tuple[int | None, str]:
         "PATH": f"{tools}{os.pathsep}{os.environ.get('PATH', '')}",
         "TRITON_CACHE_DIR": str(copy / ".triton_cache"),
         "ROPE_KERNELS_CUDA": "0",
-        "ROPE_KERNELS_BUILD": "1",
         "PYTHONDONTWRITEBYTECODE": "1",
     }
     try:
