@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ._version import __version__
-from .backends import available_backends, native
+from .backends import available_backends, native, variable_error
 from .ops import direct
 
 __all__ = ["describe", "version_of"]
@@ -30,7 +30,7 @@ def describe() -> dict[str, Any]:
     """The machine as values that JSON can hold.
 
     A version is ``None`` if the package is not installed, ``cuda_device`` if there is no device. ``backends`` maps each
-    backend to ``None`` or the reason why it cannot run here.
+    backend to ``None`` or the reason why it cannot run here. ``error`` is what makes every call fail, or ``None``.
     """
     return {
         "rope_kernels": __version__,
@@ -45,7 +45,9 @@ def describe() -> dict[str, Any]:
         "cuda_device": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "native_kernels": _native_kernels(),
         "direct_calls": direct.unavailable() or "yes",
+        "ROPE_KERNELS_BACKEND": native.FROM_ENVIRONMENT,
         "backends": available_backends(),
+        "error": variable_error(),
     }
 
 

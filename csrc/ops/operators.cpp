@@ -4,6 +4,8 @@
 
 #include <array>
 #include <stdexcept>
+#include <string>
+#include <string_view>
 #include <tuple>
 
 #include "core/job.h"
@@ -38,12 +40,22 @@ struct Output {
   explicit Output(const Made& made) : view(made.view), tensor(made.tensor) {}
 };
 
+/// The message of an error in Python, without the type and the stack that torch writes around it.
+std::string message_of(std::string_view text) {
+  text = text.substr(0, text.find("\n\nAt:\n"));
+  for (const std::string_view type : {"RuntimeError: ", "ValueError: "}) {
+    if (text.substr(0, type.size()) == type) text.remove_prefix(type.size());
+  }
+  return std::string(text);
+}
+
 /// The error of a failed call through the dispatcher; torch has exported it since 2.13.
 std::string last_error() {
   using What = const char* (*)();
   const auto what = reinterpret_cast<What>(dlsym(RTLD_DEFAULT, "torch_exception_get_what_without_backtrace"));
   const char* text = what != nullptr ? what() : nullptr;
-  return text != nullptr ? text : "the backend chosen with rope_kernels.use_backend failed (torch printed why)";
+  if (text == nullptr) return "the backend chosen with rope_kernels.use_backend failed (torch printed why)";
+  return message_of(text);
 }
 
 /// Calls the same operator in Python, which runs every backend. Its results take the place of the arguments.

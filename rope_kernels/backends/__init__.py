@@ -13,8 +13,9 @@ import torch
 
 from . import choice
 
-__all__ = ["PREFERENCE", "available_backends", "backend_for", "current_override", "use_backend"]
+__all__ = ["PREFERENCE", "available_backends", "backend_for", "current_override", "use_backend", "variable_error"]
 
+VARIABLE = "ROPE_KERNELS_BACKEND"
 PREFERENCE = ("triton", "native", "reference")
 _MODULES = {"triton": ".triton.launch", "native": ".native", "reference": ".reference"}
 
@@ -52,7 +53,7 @@ def backend_for(device: torch.device) -> ModuleType:
     override = current_override()
     if override is None:
         return _preferred(device)
-    _check_name(override, "backend" if choice.own_choice() else "ROPE_KERNELS_BACKEND")
+    _check_name(override, "backend" if choice.own_choice() else VARIABLE)
     reason = _why_not(override, device)
     if reason is not None:
         raise RuntimeError(f"backend {override!r} was chosen, but {reason}")
@@ -75,6 +76,22 @@ def _preferred(device: torch.device) -> ModuleType:
 def _check_name(name: str, source: str = "backend") -> None:
     if name not in PREFERENCE:
         raise ValueError(f"{source}: got {name!r}, allowed are {', '.join(PREFERENCE)}")
+
+
+def variable_error() -> str | None:
+    """Why calls fail with ``ROPE_KERNELS_BACKEND`` as it was at import: no such backend, or none that can run here.
+
+    ``None`` if it is not set or right.
+    """
+    name = choice.FROM_ENVIRONMENT
+    if name is None:
+        return None
+    try:
+        _check_name(name, VARIABLE)
+    except ValueError as error:
+        return str(error)
+    reason = _why_not(name, None)
+    return None if reason is None else f"{VARIABLE}: got {name!r}, which cannot run here: {reason}"
 
 
 class use_backend:  # noqa: N801  (a function to its users)

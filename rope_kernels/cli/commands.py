@@ -47,7 +47,7 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
 
 @app.command(epilog=EXIT_CODES)
 def info(as_json: AsJson = False) -> None:
-    """Show versions, the CUDA device, and which backends can be used, or why not."""
+    """Show versions, the CUDA device, which backends can be used, or why not, and which one the environment chooses."""
     from ..environment import describe
     from .demo_report import info_report
 
@@ -56,6 +56,9 @@ def info(as_json: AsJson = False) -> None:
         print_json(machine)
     else:
         Console().print(info_report(machine))
+    if machine["error"] is not None:
+        typer.echo(f"error: {machine['error']}", err=True)
+        raise typer.Exit(1 if machine["ROPE_KERNELS_BACKEND"] in machine["backends"] else 2)
 
 
 @app.command(epilog=EXIT_CODES)

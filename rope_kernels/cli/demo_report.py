@@ -96,8 +96,9 @@ def info_report(machine: Mapping[str, Any]) -> Table:
     table.add_column(style="bold")
     table.add_column(overflow="fold")
     for key, value in machine.items():
-        if key != "backends":
-            table.add_row(key.replace("_", "-"), Text(str(value) if value is not None else "none"))
+        if key not in ("backends", "error"):
+            name = key if key.isupper() else key.replace("_", "-")
+            table.add_row(name, Text(str(value) if value is not None else "none"))
     for name, reason in machine["backends"].items():
         table.add_row(f"backend {name}", Text("usable" if reason is None else f"not usable: {reason}"))
     return table

@@ -266,7 +266,7 @@ def _compute(config: RopeConfig) -> FrequencyParams:
     except (ArithmeticError, ValueError) as error:
         raise RopeConfigError(
             "rope_type", f"{config.rope_type!r} cannot be computed from {config.given()}: {error}"
-        ) from error
+        ) from None
 
 
 def _check_pairs(config: RopeConfig, pairs: int) -> None:
