@@ -39,12 +39,15 @@ def chosen_isas() -> list[str]:
 
 
 def isas_of(features: Collection[str] | None) -> list[str]:
-    """The best instruction sets of an x86 processor with these ``features``; all of them where it is not known."""
+    """The best instruction sets of an x86 processor with these ``features``; all of them where it is not known.
+
+    "portable" is always there, for a machine that the library is moved to.
+    """
     if features is None:
         return list(FLAGS)
     if {"avx512f", "avx512bw", "avx512dq", "avx512vl", "fma", "f16c"} <= {*features}:
-        return ["avx512", "avx512_bf16"] if "avx512_bf16" in features else ["avx512"]
-    return ["avx2"] if {"avx2", "fma", "f16c"} <= {*features} else ["portable"]
+        return ["avx512", *(["avx512_bf16"] if "avx512_bf16" in features else []), "portable"]
+    return ["avx2", "portable"] if {"avx2", "fma", "f16c"} <= {*features} else ["portable"]
 
 
 def _features() -> list[str] | None:

@@ -32,9 +32,13 @@ TARGET_VERSION = f"-DTORCH_TARGET_VERSION=0x{OLDEST_TORCH[0]:02x}{OLDEST_TORCH[1
 def sources(isas: Sequence[str]) -> dict[str, list[str]]:
     """C++ files without torch and the flags of their own; what takes longest comes first."""
     kernels = {f"cpu/isa/{isa}.cpp": FLAGS[isa] for isa in isas}
-    names = " ".join(f"each({isa})" for isa in sorted(isas, reverse=True))  # avx512_bf16 before avx512
-    fewer = [] if list(isas) == all_isas() else [f"-DROPE_ISAS(each)={names}"]
-    return kernels | {"core/spec.cpp": [], "cpu/dispatch.cpp": fewer, "cpu/scratch.cpp": []}
+    chosen = []
+    if list(isas) != all_isas():
+        names = sorted(isas, key=["avx512_bf16", "avx512", "avx2", "portable"].index)
+        chosen = [f"-DROPE_ISAS(each)={' '.join(f'each({isa})' for isa in names)}"]
+        if len(isas) > 1:
+            kernels["cpu/isa/portable.cpp"] = ["-O1"]  # hardly ever runs, and takes as long to compile as the others
+    return kernels | {"core/spec.cpp": [], "cpu/dispatch.cpp": chosen, "cpu/scratch.cpp": []}
 
 
 def _with_torch(tools: Toolchain) -> dict[str, list[str]]:
