@@ -31,6 +31,40 @@ def test_triton_without_a_gpu_says_why():
         rk.apply_rope(torch.zeros(1, 1, 1, 64), None, None, rk.RopeConfig(head_dim=64))
 
 
+DOORS = {
+    "allocating": lambda q, positions: rk.apply_rope(q, None, positions, CONFIG),
+    "in place": lambda q, positions: rk.apply_rope_(q, q.clone(), positions, CONFIG),
+    "out=": lambda q, positions: rk.apply_rope(q, None, positions, CONFIG, out=(torch.empty_like(q), None)),
+    "gradient": lambda q, positions: rk.apply_rope(q.requires_grad_(), None, positions, CONFIG),
+    "table": lambda q, positions: rk.apply_rotary_pos_emb(q, None, torch.ones(1, 3, 16), torch.ones(1, 3, 16), 2),
+    "vmap": lambda q, positions: torch.func.vmap(lambda q: rk.apply_rope(q, None, positions, CONFIG)[0])(q[None]),
+    "compiled": lambda q, positions: torch.compile(
+        lambda q: rk.apply_rope(q, None, positions, CONFIG)[0], fullgraph=True, backend="aot_eager"
+    )(q),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize(
+    ("environment", "chosen", "message"),
+    [
+        (None, "triton", "backend 'triton' was chosen, but the Triton kernels run on cuda tensors, not on cpu"),
+        ("triton", None, "backend 'triton' was chosen, but the Triton kernels run on cuda tensors, not on cpu"),
+        ("nativ", None, "ROPE_KERNELS_BACKEND: got 'nativ', allowed are triton, native, reference"),
+    ],
+)
+def test_a_backend_that_cannot_run_is_an_error_of_one_line(monkeypatch, door, environment, chosen, message):
+    monkeypatch.setattr(backends.native, "FROM_ENVIRONMENT", environment)
+    # By a choice, so that the library asks; the next one may be None.
+    with rk.use_backend("reference"), rk.use_backend(chosen):
+        if environment is not None:
+            monkeypatch.setattr(backends.native.state, "is_default", False)
+        with pytest.raises((RuntimeError, ValueError)) as raised:
+            DOORS[door](torch.ones(1, 3, 2, 16), torch.arange(3))
+    assert str(raised.value) == message
+    assert raised.value.__context__ is None or raised.value.__suppress_context__
+
+
 def test_use_backend_as_a_call_and_as_a_context():
     rk.use_backend("reference")
     assert backends.current_override() == "reference"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import types
@@ -54,6 +55,34 @@ def test_info_names_versions_and_every_backend(run):
     machine = json.loads(run("info", "--json").stdout)
     assert machine.keys() >= {"rope_kernels", "python", "torch", "triton", "transformers", "cuda_device", "backends"}
     assert machine["backends"]["reference"] is None
+
+
+@pytest.mark.parametrize("name", backends.PREFERENCE)
+def test_info_shows_the_backend_of_the_environment(run, monkeypatch, name):
+    monkeypatch.setattr(native, "FROM_ENVIRONMENT", name)
+    monkeypatch.setattr(backends, "_why_not", lambda name, device: None)
+    assert re.search(rf"^ROPE_KERNELS_BACKEND +{name} *$", run("info").stdout, re.M)
+    machine = json.loads(run("info", "--json").stdout)
+    assert machine["ROPE_KERNELS_BACKEND"] == name
+    assert machine["error"] is None
+
+
+@pytest.mark.parametrize("name", ["nativ", "Triton", "cuda", " native", "native,triton", "0"])
+@pytest.mark.parametrize("arguments", [(), ("--json",)])
+def test_info_fails_for_an_unknown_backend_of_the_environment(run, monkeypatch, name, arguments):
+    monkeypatch.setattr(native, "FROM_ENVIRONMENT", name)
+    result = run("info", *arguments, code=2)
+    assert result.stderr == f"error: ROPE_KERNELS_BACKEND: got {name!r}, allowed are triton, native, reference\n"
+    assert name in result.stdout
+
+
+@pytest.mark.parametrize(("name", "reason"), [("triton", "no CUDA device is available"), ("native", "not built")])
+def test_info_fails_for_a_backend_of_the_environment_that_cannot_run(run, monkeypatch, name, reason):
+    monkeypatch.setattr(native, "FROM_ENVIRONMENT", name)
+    monkeypatch.setattr(backends, "_why_not", lambda name, device: reason)
+    result = run("info", code=1)
+    assert result.stderr == f"error: ROPE_KERNELS_BACKEND: got {name!r}, which cannot run here: {reason}\n"
+    assert json.loads(run("info", "--json", code=1).stdout)["error"] in result.stderr
 
 
 def test_info_says_what_is_not_installed(run, monkeypatch):
