@@ -69,7 +69,7 @@ format: $(READY) ## Rewrite the sources in the project's format
 
 clean: ## Remove .venv and everything that was built or cached
 	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .triton_cache
-	rm -f rope_kernels/*.so
+	rm -f rope_kernels/*.so rope_kernels/_why_not_native.txt
 	find rope_kernels tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/.docs: docs/requirements.txt $(INSTALLED)
@@ -77,13 +77,13 @@ clean: ## Remove .venv and everything that was built or cached
 	@touch $@
 
 .venv/.demo-ready: $(DEMO_INSTALLED) $(BUILD_SOURCES)
-	@echo "Compiling the kernels for this machine, log in build/native/build.log: about 40 s on two cores, twice that with CUDA"
+	@echo "Compiling the kernels for this machine, log in build/native/build.log: about 30 s on two cores, twice that with CUDA"
 	@rm -f $@
 	@ROPE_KERNELS_ISAS=$${ROPE_KERNELS_ISAS-native} TORCH_CUDA_ARCH_LIST=$${TORCH_CUDA_ARCH_LIST-native} $(PIP) --no-build-isolation --no-deps --editable .
 	@touch $@
 
 $(READY): $(INSTALLED) $(BUILD_SOURCES)
-	@echo "Compiling the kernels, log in build/native/build.log: about 2 minutes on two cores, 4 with CUDA"
+	@echo "Compiling the kernels, log in build/native/build.log: about a minute on two cores, 2 to 3 with CUDA"
 	@rm -f $@ .venv/.demo-ready
 	@$(PIP) --no-build-isolation --no-deps --editable .
 	@$(BIN)/rope-kernels info

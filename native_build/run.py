@@ -68,4 +68,4 @@ def _remedy(target: str, said: str) -> str:
         return "Run the same command with MAX_JOBS=1, which compiles one file at a time in 1 GB."
     if target.startswith("cuda/"):
         return "Repair CUDA's toolkit, or set ROPE_KERNELS_CUDA=0 for CPU kernels alone."
-    return "A C++20 compiler is needed, such as g++ 12; CXX chooses another one: CXX=g++-13 pip install ."
+    return "Repair what it names, or choose another C++20 compiler, such as g++ 12 or newer: CXX=g++-12 pip install ."
