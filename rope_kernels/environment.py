@@ -44,7 +44,7 @@ def describe() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "cuda_device": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "native_kernels": _native_kernels(),
-        "direct_calls": direct.unavailable() or "yes",
+        "direct_calls": native.unavailable() or direct.unavailable() or "yes",
         "ROPE_KERNELS_BACKEND": native.FROM_ENVIRONMENT,
         "backends": available_backends(),
         "error": variable_error(),

@@ -85,6 +85,15 @@ def test_info_fails_for_a_backend_of_the_environment_that_cannot_run(run, monkey
     assert json.loads(run("info", "--json", code=1).stdout)["error"] in result.stderr
 
 
+@pytest.mark.parametrize("reason", ["the last build failed: a.cpp: error: x", "ROPE_KERNELS_NATIVE=0"])
+def test_info_says_why_there_are_no_native_kernels(run, monkeypatch, reason):
+    monkeypatch.setattr(native, "_library", None)
+    monkeypatch.setattr(native, "_missing", reason)
+    machine = json.loads(run("info", "--json").stdout)
+    assert machine["native_kernels"] is None
+    assert machine["direct_calls"] == machine["backends"]["native"] == reason
+
+
 def test_info_says_what_is_not_installed(run, monkeypatch):
     monkeypatch.setattr(environment, "version_of", lambda package: None)
     machine = json.loads(run("info", "--json").stdout)
