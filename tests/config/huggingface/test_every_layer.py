@@ -39,9 +39,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 }  # fmt: skip
 
 
-def wrong_layers(config: Any) -> list[str]:
-    """What differs between a run of the model and what is read of its config."""
-    count, seen = rotations_by_layer(config)
+def wrong_layers(config: Any, count: int, seen: dict[int, list[torch.Tensor]]) -> list[str]:
+    """What differs between a run of the model, as :func:`rotations_by_layer` saw it, and what is read of its config."""
     groups, _ = groups_of(as_dict(config))
     types = getattr(config, "layer_types", None) or ["full_attention"] * count
     layers = RopeConfig.per_layer(config, strict=False)
@@ -63,27 +62,28 @@ def wrong_layers(config: Any) -> list[str]:
 def test_layers_of_the_models_that_differ_by_layer(name: str) -> None:
     model_type, values = CASES[name]
     torch.manual_seed(0)
-    assert wrong_layers(tiny_config(model_type, **values)) == []
+    config = tiny_config(model_type, **values)
+    assert wrong_layers(config, *rotations_by_layer(config)) == []
 
 
-# Models that do not run with small sizes or on tokens alone: their modules are compared in test_model_types.py.
+# Models that do not run on tokens alone, or that our sizes do not make small: test_model_types.py has their modules.
 _NOT_RUN = (
     "EvollaModel bailing_hybrid blt blt_global_transformer blt_local_decoder blt_local_encoder blt_patcher chameleon "
-    "cosmos3_edge_text csm_depth_decoder_model dbrx deepseek_ocr2_encoder deepseek_ocr2_text deepseek_v2 deepseek_v4 "
-    "dia_decoder dia_encoder diffusion_gemma_text dots1 dots3_note_audio_encoder efficientloftr emu3_text_model "
-    "eomt_dinov3 ernie4_5_vl_moe_text esmc evolla falcon_h1 gemma3n_text glm4v_moe_text glm4v_text glm_image_text "
-    "glm_ocr_text glmasr_encoder gradium_phonon_tts granite4_vision_text hunyuan_vl_text idefics "
-    "kyutai_speech_to_text lasr_encoder lfm2_moe llama4_vision_model mimi mimi_decoder mimi_encoder mistral4 "
-    "mllama_text_model moonshine moonshine_streaming muse_glimmer_assistant nemotron nemotron3_5_transcribe_asr_audio "
-    "nemotron3_5_transcribe_word_timestamp nemotron3_diarization_audio paddleocr_vl_text pe_audio_encoder "
-    "pe_video_encoder pocket_tts pocket_tts_audio_tokenizer pocket_tts_audio_tokenizer_decoder "
-    "pocket_tts_audio_tokenizer_encoder qwen2_5_omni_dit qwen2_5_omni_talker qwen2_5_omni_text qwen2_5_vl_text "
-    "qwen2_vl_text qwen3_omni_moe_talker_code_predictor qwen3_omni_moe_talker_text qwen3_omni_moe_text qwen4_exp_text "
-    "step3p5 t5_gemma_module t5gemma2_decoder t5gemma2_text timesfm2_5 unlimited_ocr_text voxtral_realtime_encoder "
-    "voxtral_realtime_text zamba2 "
+    "cosmos3_edge_text csm csm_depth_decoder_model dbrx deepseek_ocr2_encoder deepseek_ocr2_text deepseek_v2 "
+    "deepseek_v4 dia_decoder dia_encoder diffusion_gemma_text dots1 dots3_note_audio_encoder efficientloftr "
+    "emu3_text_model eomt_dinov3 ernie4_5_vl_moe_text esmc evolla falcon_h1 gemma3n_text glm4v_moe_text glm4v_text "
+    "glm_image_text glm_ocr_text glmasr_encoder gradium_phonon_tts granite4_vision_text hunyuan_vl_text idefics "
+    "kyutai_speech_to_text lasr_encoder lfm2_moe llama4_vision_model longcat_flash mimi mimi_decoder mimi_encoder "
+    "mistral4 mllama_text_model moonshine moonshine_streaming muse_glimmer_assistant nemotron "
+    "nemotron3_5_transcribe_asr_audio nemotron3_5_transcribe_word_timestamp nemotron3_diarization_audio neucodec "
+    "paddleocr_vl_text pe_audio_encoder pe_audio_video_encoder pe_video_encoder phi4_multimodal pocket_tts "
+    "pocket_tts_audio_tokenizer pocket_tts_audio_tokenizer_decoder pocket_tts_audio_tokenizer_encoder "
+    "qwen2_5_omni_dit qwen2_5_omni_talker qwen2_5_omni_text qwen2_5_vl_text qwen2_vl_text "
+    "qwen3_omni_moe_talker_code_predictor qwen3_omni_moe_talker_text qwen3_omni_moe_text qwen4_exp_text step3p5 "
+    "t5_gemma_module t5gemma2_decoder t5gemma2_text timesfm2_5 unlimited_ocr_text voxtral_realtime_encoder "
+    "voxtral_realtime_text xcodec2 zamba2 "
 )
 NOT_RUN = set(_NOT_RUN.split())
-SLOW = {"csm", "longcat_flash", "neucodec", "pe_audio_video_encoder", "phi4_multimodal", "xcodec2"}
 # Read with another meaning, or not at all, for a reason that another test holds.
 NOT_READ = {
     "bamba": "no attention layers by default, CASES has some",
@@ -104,12 +104,12 @@ def test_every_layer_of_every_model_that_runs() -> None:
         torch.manual_seed(0)
         try:
             config = tiny_config(model_type)
-            rotations_by_layer(config)
+            run = rotations_by_layer(config)
         except Exception:  # the model's own code
             not_run.add(model_type)
             continue
         compared += 1
-        if model_type not in NOT_READ and (problems := wrong_layers(config)):
+        if model_type not in NOT_READ and (problems := wrong_layers(config, *run)):
             wrong[model_type] = problems
     assert not wrong
     assert not not_run - NOT_RUN
@@ -122,5 +122,5 @@ def text_models() -> Iterator[str]:
         with contextlib.suppress(Exception):  # a class without defaults
             config = CONFIG_MAPPING[model_type]()
             parameters = getattr(config, "rope_parameters", None) or {"rope_type": "axial"}
-            if parameters.get("rope_type") != "axial" and not hasattr(config, "text_config") and model_type not in SLOW:
+            if parameters.get("rope_type") != "axial" and not hasattr(config, "text_config"):
                 yield model_type

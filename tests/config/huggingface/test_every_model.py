@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import transformers
 from test_model_types import BROKEN_DEFAULTS, NO_MAP, NO_ROPE_BY_DEFAULT
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING, CONFIG_MAPPING_NAMES
+from tiny_models import default_configs
 
 from rope_kernels.config import RopeConfig
 from rope_kernels.config.huggingface.model_types import AXIAL_MAP, UNSUPPORTED
@@ -43,24 +42,7 @@ REASONS = {
 
 
 def every_class() -> Iterator[Any]:
-    """One default object of every config class, also of those inside composite configs."""
-    seen = set()
-
-    def inside(config: Any, depth: int = 0) -> Iterator[Any]:
-        yield config
-        for value in vars(config).values():
-            if depth < 3 and isinstance(value, transformers.PreTrainedConfig):
-                yield from inside(value, depth + 1)
-
-    for name in CONFIG_MAPPING_NAMES:
-        try:
-            top = CONFIG_MAPPING[name]()
-        except Exception:  # a class without defaults
-            continue
-        for config in inside(top):
-            if type(config) not in seen and config.model_type:
-                seen.add(type(config))
-                yield config
+    return default_configs(lambda config: bool(config.model_type))
 
 
 def text_part(config: Any) -> Any:

@@ -6,13 +6,12 @@ import contextlib
 import importlib
 import inspect
 import warnings
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
-import transformers
 from support import comparisons, tolerances
+from tiny_models import default_configs
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING, CONFIG_MAPPING_NAMES
 
 from rope_kernels.config import RopeConfig
@@ -52,34 +51,14 @@ NO_MAP = {"edgetam_video", "inkling2_vision", "minimax_m3_vl_vision", "sam2_vide
 REORDERED = {"ernie4_5_vl_moe_text", "pixtral"}
 
 
-def every_config() -> Iterator[Any]:
-    """One default object of every config class with rope parameters."""
-    seen = set()
-
-    def inside(config: Any, depth: int = 0) -> Iterator[Any]:
-        yield config
-        for value in vars(config).values():
-            if depth < 3 and isinstance(value, transformers.PreTrainedConfig):
-                yield from inside(value, depth + 1)
-
-    for name in CONFIG_MAPPING_NAMES:
-        try:
-            top = CONFIG_MAPPING[name]()
-        except Exception:  # a class without defaults
-            continue
-        for config in inside(top):
-            if type(config) not in seen and getattr(config, "rope_parameters", None):
-                seen.add(type(config))
-                yield config
-
-
 @pytest.fixture(scope="module")
 def configs() -> list[Any]:
     """Every config that both sides can build."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         left_out = BROKEN_DEFAULTS | NO_MAP | NO_ROPE_BY_DEFAULT | UNSUPPORTED.keys()
-        return [c for c in every_config() if c.model_type not in left_out]
+        rotating = default_configs(lambda config: bool(getattr(config, "rope_parameters", None)))
+        return [config for config in rotating if config.model_type not in left_out]
 
 
 def embeddings(config: Any) -> list[Any]:

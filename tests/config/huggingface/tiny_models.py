@@ -1,14 +1,15 @@
-"""Small models of every text architecture, and what each of their layers is rotated by."""
+"""transformers' models: their default configs, and small ones, with what each of their layers is rotated by."""
 
 from __future__ import annotations
 
 import importlib
 import inspect
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from transformers import AutoModel
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers import AutoModel, PreTrainedConfig
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING, CONFIG_MAPPING_NAMES
 
 _SIZES: dict[str, Any] = {
     "vocab_size": 64,
@@ -67,6 +68,28 @@ _SIZES: dict[str, Any] = {
 }
 _LISTS = ("layers", ".h", "blocks")
 TOKENS = 9
+MOST_PARAMETERS = 1 << 28  # 1 GiB in fp32
+
+
+def default_configs(is_wanted: Callable[[Any], bool]) -> Iterator[Any]:
+    """One default object of every config class that ``is_wanted`` accepts, also of those inside composite configs."""
+    seen = set()
+
+    def inside(config: Any, depth: int = 0) -> Iterator[Any]:
+        yield config
+        for value in vars(config).values():
+            if depth < 3 and isinstance(value, PreTrainedConfig):
+                yield from inside(value, depth + 1)
+
+    for name in CONFIG_MAPPING_NAMES:
+        try:
+            top = CONFIG_MAPPING[name]()
+        except Exception:  # a class without defaults
+            continue
+        for config in inside(top):
+            if type(config) not in seen and is_wanted(config):
+                seen.add(type(config))
+                yield config
 
 
 def tiny_config(model_type: str, **values: Any) -> Any:
@@ -82,8 +105,12 @@ def rotations_by_layer(config: Any) -> tuple[int, dict[int, list[torch.Tensor]]]
     """The number of layers, and by layer the angles at position 1 that its queries and keys were rotated by.
 
     The model runs once on a few tokens, with the functions of its file named ``apply_rotary...`` replaced by ones
-    that note their arguments.
+    that note their arguments. One that the sizes above do not make small is a ``ValueError``.
     """
+    with torch.device("meta"):
+        count = sum(x.numel() for x in AutoModel.from_config(config).parameters())
+    if count > MOST_PARAMETERS:
+        raise ValueError(f"{config.model_type}: {count:,} parameters, at most {MOST_PARAMETERS:,} fit a test")
     model = AutoModel.from_config(config).eval()
     layers = next(
         m for name, m in model.named_modules() if isinstance(m, torch.nn.ModuleList) and name.endswith((*_LISTS, "h"))
