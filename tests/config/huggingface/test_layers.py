@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from test_model_types import BROKEN_DEFAULTS, NO_MAP, NO_ROPE_BY_DEFAULT, every_config
+from test_model_types import BROKEN_DEFAULTS, NO_MAP, NO_ROPE_BY_DEFAULT
+from tiny_models import default_configs, has_rope_parameters
 
 from rope_kernels.config import RopeConfig
 from rope_kernels.config.huggingface.model_sizes import HEAD_DIM, SIZES
@@ -84,7 +85,7 @@ def test_a_text_part_has_the_defaults_of_its_class() -> None:
     compared, wrong = set(), {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for config in every_config():
+        for config in default_configs(has_rope_parameters):
             model_type = config.model_type
             if model_type in left_out or model_type not in HEAD_DIM.keys() | SIZES.keys():
                 continue

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from support import comparisons, tolerances
-from tiny_models import default_configs
+from tiny_models import default_configs, has_rope_parameters
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING, CONFIG_MAPPING_NAMES
 
 from rope_kernels.config import RopeConfig
@@ -57,8 +57,7 @@ def configs() -> list[Any]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         left_out = BROKEN_DEFAULTS | NO_MAP | NO_ROPE_BY_DEFAULT | UNSUPPORTED.keys()
-        rotating = default_configs(lambda config: bool(getattr(config, "rope_parameters", None)))
-        return [config for config in rotating if config.model_type not in left_out]
+        return [c for c in default_configs(has_rope_parameters) if c.model_type not in left_out]
 
 
 def embeddings(config: Any) -> list[Any]:

@@ -92,6 +92,11 @@ def default_configs(is_wanted: Callable[[Any], bool]) -> Iterator[Any]:
                 yield config
 
 
+def has_rope_parameters(config: Any) -> bool:
+    """Whether a config is one of a model that rotates, as far as its class says."""
+    return bool(getattr(config, "rope_parameters", None))
+
+
 def tiny_config(model_type: str, **values: Any) -> Any:
     """transformers' config object with small sizes, everything else as its class has it."""
     default = CONFIG_MAPPING[model_type]().to_dict()
