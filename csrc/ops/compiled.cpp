@@ -78,6 +78,7 @@ struct Store {
   std::mutex mutex;
   std::unordered_map<Key, Kept, Hash> jobs;
   std::deque<Key> by_age;
+  std::vector<std::shared_ptr<void>> captured;  // what launches in CUDA graphs need: replays read it, so it stays
 };
 
 /// Never destroyed: threads may still launch while the process ends.
@@ -95,6 +96,7 @@ struct Driver {
   int (*retain)(void**, int) = nullptr;
   int (*make_current)(void*) = nullptr;
   int (*error)(int, const char**) = nullptr;
+  int (*capturing)(void*, int*) = nullptr;
 
   Driver() {
     void* const library = dlopen("libcuda.so.1", RTLD_LAZY | RTLD_NOLOAD);
@@ -108,6 +110,7 @@ struct Driver {
     find("cuDevicePrimaryCtxRetain", retain);
     find("cuCtxSetCurrent", make_current);
     find("cuGetErrorString", error);
+    find("cuStreamIsCapturing", capturing);
   }
 
   void check(int result) const {
@@ -142,12 +145,19 @@ std::array<const void*, static_cast<std::size_t>(Address::kCount)> addresses_of(
           job.table.sine};
 }
 
-Launches launches_of(const Job& job, std::int32_t device_index) {
+Launches launches_of(const Key& key) {
   Store& kept = store();
-  const Key key(job, device_index);
   const std::lock_guard lock(kept.mutex);
   const auto found = kept.jobs.find(key);
   return found == kept.jobs.end() ? nullptr : found->second.launches;
+}
+
+/// Keeps what a job's launches need for good.
+void keep_for_replays(const Key& key) {
+  Store& kept = store();
+  const std::lock_guard lock(kept.mutex);
+  const auto found = kept.jobs.find(key);
+  if (found != kept.jobs.end()) kept.captured.push_back(found->second.owned);
 }
 
 }  // namespace
@@ -174,12 +184,16 @@ void remember(const Job& job, std::int32_t device_index, std::vector<CompiledLau
 }
 
 bool launch_compiled(const Job& job, std::int32_t device_index) {
-  const Launches launches = launches_of(job, device_index);
+  const Key key(job, device_index);
+  const Launches launches = launches_of(key);
   if (launches == nullptr) return false;
   static const Driver driver;
   const torch::stable::accelerator::DeviceGuard guard(device_index);
   ensure_context(driver, device_index);
   void* const stream = current_stream(device_index);
+  int is_capturing = 0;
+  driver.check(driver.capturing(stream, &is_capturing));
+  if (is_capturing != 0) keep_for_replays(key);
   const auto addresses = addresses_of(job);
   for (const CompiledLaunch& launch : *launches) {
     std::array<std::uint64_t, kMaxParameters> cells;

@@ -6,6 +6,7 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
+#include <cstddef>
 #include <cstring>
 #include <memory>
 #include <mutex>
@@ -13,6 +14,7 @@
 #include <string>
 #include <string_view>
 #include <unordered_map>
+#include <utility>
 
 #include "core/job.h"
 #include "core/spec.h"
@@ -53,18 +55,27 @@ struct View {
   }
 };
 
-/// Parses a text, once per process: none is ever dropped. A thread nearly always repeats its last text.
+constexpr std::size_t kKeptOperations = 1024;  // as many as parse_text of rope_kernels/core/spec.py keeps
+
+/// Parses a text, or finds it among those parsed lately. A thread nearly always repeats its last text.
+///
+/// The result is valid until this thread asks for another text. When the table is full it is emptied; each thread still
+/// holds the operation it uses.
 inline const Operation& operation_of(std::string_view text) {
   thread_local std::string last;
-  thread_local const Operation* operation = nullptr;
+  thread_local std::shared_ptr<const Operation> operation;
   if (operation != nullptr && text == last) return *operation;
   static std::mutex mutex;
-  static auto* operations = new std::unordered_map<std::string, std::unique_ptr<Operation>>();
+  static auto* operations = new std::unordered_map<std::string, std::shared_ptr<const Operation>>();
   const std::lock_guard lock(mutex);
-  auto& made = (*operations)[std::string(text)];
-  if (!made) made = std::make_unique<Operation>(parse_text(text));
+  auto found = operations->find(std::string(text));
+  if (found == operations->end()) {
+    auto made = std::make_shared<const Operation>(parse_text(text));
+    if (operations->size() >= kKeptOperations) operations->clear();
+    found = operations->emplace(text, std::move(made)).first;
+  }
   last = text;
-  operation = made.get();
+  operation = found->second;
   return *operation;
 }
 

@@ -324,8 +324,37 @@ def test_tables_are_made_once(monkeypatch):
 def test_tables_cannot_be_made_during_capture(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
     spec = Spec(FrequencyParams(1.0, 64, 32, multipliers=((0.5,) * 32,)), Rotation(64, 32, 32))
-    with pytest.raises(RuntimeError, match="call once before capturing"):
+    with pytest.raises(RuntimeError, match="call rope_kernels.warm_up"):
         triton_launch.prepare(spec, torch.device("cuda", 0))
+
+
+def table_of(number, device):
+    spec = Spec(FrequencyParams(1.0, 8, 4, multipliers=((1.0 + number,) * 4,)), Rotation(8, 4, 4))
+    return triton_constants.device_tensors(spec, "fixed", False, device)[1]
+
+
+def test_tables_of_specs_that_are_gone_are_dropped_but_not_those_of_cuda_graphs(monkeypatch):
+    """A graph reads them by address. The tensors lie on the CPU here, under the name of a GPU."""
+    device, made, capturing, waited = torch.device("cuda", 0), triton_constants._made, [], []
+    monkeypatch.setattr(triton_constants, "_KEPT", 4)
+    monkeypatch.setattr(triton_constants, "_on_device", {})
+    monkeypatch.setattr(triton_constants, "_captured", {})
+    monkeypatch.setattr(triton_constants, "_made", lambda *args: made(*args[:3], torch.device("cpu")))
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: bool(capturing))
+    monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
+    kept = [table_of(number, device) for number in range(2)]
+    capturing.append(True)
+    assert table_of(1, device) is kept[1]
+    capturing.clear()
+    for number in range(2, 30):
+        assert table_of(number, device) is table_of(number, device)
+        assert len(triton_constants._on_device) <= 4
+    assert len(waited) == 7, "kernels that run may still read what is dropped"
+    assert set(waited) == {device}
+    assert table_of(1, device) is kept[1]
+    assert table_of(0, device) is not kept[0]
+    capturing.append(True)
+    assert table_of(1, device) is kept[1]
 
 
 def test_why_it_is_unavailable():

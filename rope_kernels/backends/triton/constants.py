@@ -30,7 +30,11 @@ _DIGITS = 50
 
 Made = tuple[Tensor | None, Tensor | None]
 
-_on_device: dict[tuple[Spec, str, bool, torch.device], Made] = {}
+_KEPT = 1024
+_Key = tuple[Spec, str, bool, torch.device]
+_on_device: dict[_Key, Made] = {}
+_captured: dict[_Key, Made] = {}
+"""Those of calls in CUDA graphs, which read them by address at every replay: never dropped."""
 
 
 def ramp_of(params: FrequencyParams) -> str:
@@ -109,24 +113,30 @@ def device_tensors(spec: Spec, phase: str, ladder: bool, device: torch.device) -
     Raises:
         RuntimeError: a CUDA graph is being captured and they do not exist yet.
     """
-    key = (spec, phase, ladder, device)
-    if key not in _on_device:
-        _on_device[key] = _made(spec, phase, ladder, device)
-    return _on_device[key]
-
-
-def _made(spec: Spec, phase: str, ladder: bool, device: torch.device) -> Made:
-    rotation = spec.rotation
-    if not (rotation.axis or rotation.freq_index or spec.frequency.multipliers):
+    if not (spec.rotation.axis or spec.rotation.freq_index or spec.frequency.multipliers):
         return None, None
-    if device.type != "cuda":
-        return _tensors(spec, phase, ladder, device)
-    if torch.cuda.is_current_stream_capturing():
-        raise RuntimeError(
-            "rope_kernels: this config keeps small tensors on the device, which cannot be made during CUDA graph "
-            "capture; call rope_kernels.warm_up, or make the call once, before capturing"
-        )
-    return _outside_pools(lambda: _tensors(spec, phase, ladder, device), device)
+    key = (spec, phase, ladder, device)
+    is_capturing = device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+    found = _on_device.get(key) or _captured.get(key)
+    if found is None:
+        if is_capturing:
+            raise RuntimeError(
+                "rope_kernels: this config keeps small tensors on the device, which cannot be made during CUDA graph "
+                "capture; call rope_kernels.warm_up, or make the call once, before capturing"
+            )
+        if len(_on_device) >= _KEPT:
+            _drop_all()
+        found = _on_device[key] = _outside_pools(lambda: _made(spec, phase, ladder, device), device)
+    if is_capturing:
+        _captured[key] = found
+    return found
+
+
+def _drop_all() -> None:
+    """Empty the cache, once no kernel on any stream may still read it."""
+    for device in {key[3] for key in _on_device if key[3].type == "cuda"}:
+        torch.cuda.synchronize(device)
+    _on_device.clear()
 
 
 def _outside_pools(make: Callable[[], Made], device: torch.device) -> Made:
@@ -135,6 +145,9 @@ def _outside_pools(make: Callable[[], Made], device: torch.device) -> Made:
     torch lets a thread allocate from a pool while it warms a graph up (``mode="reduce-overhead"``); a new thread
     allocates as usual.
     """
+
+    if device.type != "cuda":
+        return make()
 
     def made() -> Made:
         tensors = make()
@@ -145,7 +158,7 @@ def _outside_pools(make: Callable[[], Made], device: torch.device) -> Made:
         return thread.submit(made).result()
 
 
-def _tensors(spec: Spec, phase: str, ladder: bool, device: torch.device) -> Made:
+def _made(spec: Spec, phase: str, ladder: bool, device: torch.device) -> Made:
     params, rotation = spec.frequency, spec.rotation
     mapped = bool(rotation.axis or rotation.freq_index)
     pair_map = _padded([_pair_map(rotation)], torch.int32, device)[0] if mapped else None

@@ -10,7 +10,7 @@ __all__ = ["logger", "warning_once"]
 logger = logging.getLogger("transformers.modeling_rope_utils")
 
 
-@functools.cache
+@functools.lru_cache(maxsize=1024)
 def _first_time(message: str) -> None:
     logger.warning(message)
 

@@ -153,6 +153,11 @@ EXPORT int cuPointerGetAttributes(unsigned count, int* attributes, void** said, 
   for (unsigned i = 0; i < count; ++i) memcpy(said[i], &pointer, sizeof pointer);
   return 0;
 }
+EXPORT int cuStreamIsCapturing(void* stream, int* said) {
+  int (*const ask)(void*, int*) = (int (*)(void*, int*))dlsym(RTLD_DEFAULT, "cudaStreamIsCapturing");
+  *said = 0;
+  return ask ? ask(stream, said) : 0;
+}
 SUCCEEDS(cuMemcpyDtoH_v2)
 SUCCEEDS(cuMemcpyHtoD_v2)
 SUCCEEDS(cuMemAlloc_v2)
