@@ -73,7 +73,7 @@ def _rotate_checked(
     layout = _layout(q, cos, unsqueeze_dim)
     checks.check_qk(q, k, q.shape[-1], layout)
     if table_width == "half":
-        cos, sin = (_per_channel(name, table, interleaved) for name, table in (("cos", cos), ("sin", sin)))
+        cos, sin = _per_channel(cos, interleaved), _per_channel(sin, interleaved)
     _check_table(q, cos, sin, layout)
     if table_width is None and 2 * cos.shape[-1] == q.shape[-1]:
         _warn_of_half_a_head(cos.shape[-1])
@@ -83,12 +83,10 @@ def _rotate_checked(
     return q_out, None if k is None else k_out
 
 
-def _per_channel(name: str, table: Tensor, interleaved: bool) -> Tensor:
-    """A table with an entry per pair, widened to an entry per channel."""
+def _per_channel(table: Tensor, interleaved: bool) -> Tensor:
+    """A table with an entry per pair, widened to an entry per channel. A scalar stays one, for the check to refuse."""
     if table.dim() == 0:
-        raise RopeShapeError(
-            f"{name}: a scalar, must be (batch or 1, tokens, rotary_dim / 2) or (tokens, rotary_dim / 2)"
-        )
+        return table
     return table.repeat_interleave(2, -1) if interleaved else torch.cat((table, table), -1)
 
 
@@ -117,6 +115,16 @@ def _layout(q: Tensor, cos: Tensor, unsqueeze_dim: int) -> str:
     return _LAYOUTS[q.dim(), dim]
 
 
+def _meant(name: str, table: Tensor) -> str:
+    """What to do with a (seq, 1, rotary_dim) table, which Megatron and TransformerEngine have."""
+    if table.dim() != 3 or not is_known(table.shape[1] == 1):
+        return ""
+    return (
+        f"; if it is (seq, 1, rotary_dim), pass {name}.transpose(0, 1); layout sbhd, q of (seq, batch, heads, head_dim), "
+        "is not taken: pass q.transpose(0, 1) and k.transpose(0, 1) with unsqueeze_dim=2"
+    )
+
+
 def _check_table(q: Tensor, cos: Tensor, sin: Tensor, layout: str) -> None:
     axes = LAYOUTS[layout]
     batch, tokens = 1 if axes.batch is None else q.shape[axes.batch], q.shape[axes.tokens]
@@ -125,13 +133,15 @@ def _check_table(q: Tensor, cos: Tensor, sin: Tensor, layout: str) -> None:
             raise RopeShapeError(f"{name}: dtype {table.dtype}, allowed are float32, float64, float16, bfloat16")
         if table.device != q.device:
             raise RopeShapeError(f"{name}: on {table.device}, must be on q's {q.device}")
+        if table.dim() < 2:
+            raise RopeShapeError(f"{name}: shape {tuple(table.shape)}, must be cos's {tuple(cos.shape)}")
         fits = same(table.shape[-2], tokens)
         fits = fits and (table.dim() == 2 or is_known(table.shape[0] == 1) or same(table.shape[0], batch))
         width = table.shape[-1]
         if not fits or not 0 < width <= q.shape[-1] or width % 2:
             raise RopeShapeError(
                 f"{name}: shape {tuple(table.shape)}, must be ({batch} or 1, {tokens}, rotary_dim) or "
-                f"({tokens}, rotary_dim) with an even rotary_dim of 2 to {q.shape[-1]}"
+                f"({tokens}, rotary_dim) with an even rotary_dim of 2 to {q.shape[-1]}{_meant(name, table)}"
             )
     if cos.dim() != sin.dim() or not all(map(same, cos.shape, sin.shape)) or cos.dtype != sin.dtype:
         raise RopeShapeError(f"sin: shape {tuple(sin.shape)} {sin.dtype}, must be cos's {tuple(cos.shape)} {cos.dtype}")

@@ -139,6 +139,8 @@ def test_opcheck_and_adjoint_of_the_operator(pairing):
         (lambda q, k, c, s: (q, k, c[:, :3], s), r"cos: shape \(2, 3, 16\), must be \(2 or 1, 5, rotary_dim\)"),
         (lambda q, k, c, s: (q, k, c[..., :5], s[..., :5]), "cos: .*even rotary_dim of 2 to 16"),
         (lambda q, k, c, s: (q, k, torch.cat((c, c), -1), s), "cos: .*of 2 to 16"),
+        (lambda q, k, c, s: (q, k, c, s[0, 0, 0]), r"sin: shape \(\), must be cos's \(2, 5, 16\)"),
+        (lambda q, k, c, s: (q, k, c, s[0, 0]), r"sin: shape \(16,\), must be cos's \(2, 5, 16\)"),
         (lambda q, k, c, s: (q, k, c, s[:1]), r"sin: shape \(1, 5, 16\) .*, must be cos's \(2, 5, 16\)"),
         (
             lambda q, k, c, s: (q, k, c.long(), s),
@@ -157,6 +159,32 @@ def test_opcheck_and_adjoint_of_the_operator(pairing):
 def test_bad_tables(change, message):
     with pytest.raises(rk.RopeShapeError, match=message):
         rk.apply_rotary_pos_emb(*change(*qk(), *tables()))
+
+
+@pytest.mark.parametrize("tokens", [5, 8])
+def test_a_table_of_the_layout_sbhd_is_told_how(tokens):
+    """Megatron's and TransformerEngine's layout: the error says what to pass, and that works."""
+    batch, heads = 2, 3
+    q, (cos, sin) = torch.randn(tokens, batch, heads, 16), torch.randn(2, tokens, 1, 16)
+    with pytest.raises(
+        rk.RopeShapeError, match=r"^cos: shape .*transpose\(0, 1\); layout sbhd.* with unsqueeze_dim=2$"
+    ):
+        rk.apply_rotary_pos_emb(q, q, cos, sin, unsqueeze_dim=2)
+    with pytest.raises(rk.RopeShapeError, match=r"^cos: shape .*pass cos.transpose\(0, 1\)"):
+        rk.apply_rotary_pos_emb(q.transpose(0, 1), None, cos, sin, unsqueeze_dim=2)
+    got, _ = rk.apply_rotary_pos_emb(
+        q.transpose(0, 1), q.transpose(0, 1), cos.transpose(0, 1), sin.transpose(0, 1), unsqueeze_dim=2
+    )
+    wide_cos, wide_sin = cos[:, :, None], sin[:, :, None]
+    turned = torch.cat((-q[..., 8:], q[..., :8]), -1)
+    torch.testing.assert_close(got.transpose(0, 1), q * wide_cos + turned * wide_sin, **tolerances.THERE_AND_BACK)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_sine_without_tokens_is_refused_at_half_the_width(rank):
+    q, (cos, sin) = torch.randn(2, 4, 5, 16), torch.randn(2, 2, 5, 8)
+    with pytest.raises(rk.RopeShapeError, match=r"^sin: shape \((16,)?\), must be cos's \(2, 5, 16\)"):
+        rk.apply_rotary_pos_emb(q, None, cos, sin[0, 0, 0] if rank == 0 else sin[0, 0], table_width="half")
 
 
 def test_pairs_are_neighbours_or_not():
