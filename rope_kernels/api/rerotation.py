@@ -32,7 +32,8 @@ def rerotate_(
     When a sequence outgrows ``original_max_position_embeddings``, longrope and dynamic change all frequencies, and keys
     that were cached before no longer match. This rotates them by the difference of the phases, exact to one rounding in
     k's dtype. The result is not that of a new prefill: the keys of deeper layers also depend on what earlier layers'
-    attention computed with the old frequencies, and that does not change.
+    attention computed with the old frequencies, and that does not change. Every call rounds; for 16-bit keys that
+    change often see :func:`shift_`.
 
     The keys keep their attention scaling. If it differs between the two lengths (PhiMoE's ``short_mscale`` and
     ``long_mscale``), scale them as well. If no frequency depends on a length, k stays unchanged.
@@ -89,6 +90,11 @@ def shift_(
 
     Rotations of one frequency add up, so keys rotated to p become those rotated to p + delta, exact to one rounding in
     k's dtype. They keep their attention scaling. As with :func:`rerotate_`, the result is not that of a new prefill.
+
+    Do not shift 16-bit keys again and again: each call rounds, and a step too small for the dtype is lost. After 500
+    shifts by -1 the slow pairs of bf16 keys have hardly moved, and the keys are off by a quarter of their norm; after
+    one shift by -500 they are off by two roundings. Keep the unrotated keys and rotate them to their present positions,
+    or keep the keys as first rotated and shift a copy by the sum ("A sliding window" in docs/integrations.md).
 
     Args:
         k: rotated keys, in a layout and dtype of :func:`apply_rope`.

@@ -110,6 +110,48 @@ def test_keys_are_rounded_once(dtype, view):
     assert torch.equal(k, exact.to(dtype))
 
 
+@pytest.mark.parametrize(("dtype", "lost"), [(torch.bfloat16, 0.2), (torch.float16, 0.02)], ids=str)
+def test_keys_in_16_bits_are_shifted_once_or_rotated_anew(dtype, lost):
+    """docs/integrations.md has these figures: 0.25 and 0.035 after 500 shifts, half an ulp by rotating anew."""
+    config, positions = rk.RopeConfig(head_dim=64), torch.arange(64) + 1000
+    plain = torch.randn(1, 64, 4, 64, generator=torch.Generator().manual_seed(0)).to(dtype)
+    first = rotated(plain, positions, config)
+    wanted = rotated(plain.float(), positions - 500, config)
+    ulp = torch.finfo(dtype).eps
+
+    def error(k):
+        return ((k.float() - wanted).square().mean() / wanted.square().mean()).sqrt()
+
+    drifted = first.clone()
+    for _ in range(500):
+        rk.shift_(drifted, -1, config)
+    assert error(drifted) > lost
+    anew = rotated(plain, positions - 500, config)
+    one_rounding = ulp / 2 * wanted.abs() + tolerances.CONTRACT_EPS * wanted.abs().max()
+    assert ((anew.float() - wanted).abs() <= one_rounding).all()
+    assert error(rk.shift_(first.clone(), -500, config)) < ulp / 2
+    kept = rotated(plain.float(), positions, config)
+    for _ in range(500):
+        rk.shift_(kept, -1, config)
+    assert error(kept.to(dtype)) < ulp / 2, "keys kept in fp32"
+
+
+def test_a_small_step_is_lost_in_bf16():
+    """Pair 28 of 32 turns by 3e-4 rad per position: 500 steps together by -0.158 rad, of which bf16 keeps little."""
+    config, k = rk.RopeConfig(head_dim=64), torch.randn(1, 1, 256, 64, generator=torch.Generator().manual_seed(0))
+    k = k.bfloat16()
+    before, step = torch.atan2(*k[..., [60, 28]].float().unbind(-1)), config.inv_freq()[28].item()
+    once = rk.shift_(k.clone(), -500, config)
+    for _ in range(500):
+        rk.shift_(k, -1, config)
+    turned, turned_once = (
+        torch.remainder(torch.atan2(*x[..., [60, 28]].float().unbind(-1)) - before + torch.pi, 2 * torch.pi) - torch.pi
+        for x in (k, once)
+    )
+    assert turned.mean().abs() < 0.1 * 500 * step
+    assert abs(turned_once.mean() + 500 * step) < 0.01 * 500 * step
+
+
 def test_where_no_frequency_has_a_length_keys_stay_bit_for_bit():
     config = config_named("llama3")
     k = keys(config)
