@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import importlib.util
+import subprocess
 import sys
 from typing import Any
 
 import pytest
 import torch
 from support import tolerances
+from support.documents import ROOT
 from torch import nn
 from transformers.models.gpt_oss.modeling_gpt_oss import apply_rotary_pos_emb as half_width
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb as half
 from transformers.models.nanochat.modeling_nanochat import apply_rotary_pos_emb as conjugate
+from transformers.utils import import_utils
 
 from rope_kernels.integrations.transformers import hub, register_kernels, rotating
 
@@ -97,3 +100,41 @@ def test_a_function_of_no_known_convention_goes_on_by_itself() -> None:
     args = inputs(16)
     layer = kernelize(as_layer(odd), mode=Mode.INFERENCE, device="cpu")
     torch.testing.assert_close(layer(*args), odd(*args))
+
+
+# The versions that transformers accepts move with its releases; here it accepts the installed one.
+SET_USE_KERNELS = """
+import torch
+from transformers.utils import import_utils
+
+import_utils.is_kernels_available.__wrapped__.__defaults__ = "0", "1000"
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from rope_kernels.integrations.transformers import register_kernels, rotating
+
+sizes = dict(vocab_size=64, hidden_size=64, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4)
+model, tokens = LlamaForCausalLM(LlamaConfig(**sizes)).eval(), torch.arange(12)[None]
+calls, ours = [], rotating.apply_rotary_pos_emb
+rotating.apply_rotary_pos_emb = lambda *args, **options: calls.append(len(calls)) or ours(*args, **options)
+with torch.no_grad():
+    before = model(tokens).logits
+    register_kernels()
+    model.set_use_kernels(True)
+    assert not calls
+    torch.testing.assert_close(model(tokens).logits, before, rtol=1e-4, atol=1e-4)
+    calls.clear()
+    model(tokens)
+    assert len(calls) == 2
+"""
+
+
+@has_kernels
+def test_the_call_of_the_documents_reaches_our_kernel() -> None:
+    done = subprocess.run([sys.executable, "-c", SET_USE_KERNELS], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_documents_name_the_versions_that_transformers_accepts() -> None:
+    page = " ".join((ROOT / "docs/integrations.md").read_text(encoding="utf-8").split())
+    least, beyond = import_utils.KERNELS_MIN_VERSION, import_utils.KERNELS_MAX_VERSION.removesuffix(".0")
+    assert f"takes {least} and newer, below {beyond}." in page

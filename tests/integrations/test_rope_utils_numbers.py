@@ -5,11 +5,13 @@ from __future__ import annotations
 from types import ModuleType
 from typing import Any
 
+import mpmath
 import pytest
 import torch
 import transformers.modeling_rope_utils as theirs
-from rope_utils_sides import ORIGINAL
+from rope_utils_sides import ORIGINAL, SHAPE, TYPES, both
 from transformers import LlamaConfig
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 import rope_kernels.integrations.rope_utils as ours
 
@@ -32,6 +34,28 @@ def assert_numbers(table: torch.Tensor, start: int, wanted: list[float]) -> None
 @pytest.fixture(params=[theirs, ours], ids=["transformers", "drop-in"])
 def side(request: pytest.FixtureRequest) -> Any:
     return request.param
+
+
+@pytest.mark.parametrize("theta", [10000.0, 5e5, 1e6, 1e7])
+@pytest.mark.parametrize("head_dim", [64, 96, 128, 256])
+def test_the_default_table_is_rounded_once(head_dim: int, theta: float) -> None:
+    """docs/integrations.md has these figures. In heads of 96 transformers' exponents 2 j / 96 are rounded, too."""
+    config = LlamaConfig(head_dim=head_dim, rope_parameters={"rope_type": "default", "rope_theta": theta})
+    mine = ours.ROPE_INIT_FUNCTIONS["default"](config)[0].double()
+    powers = [mpmath.mpf(theta) ** (mpmath.mpf(-2 * j) / head_dim) for j in range(head_dim // 2)]
+    exact = torch.tensor([float(power) for power in powers], dtype=torch.float64)
+    assert ((mine - exact).abs() <= 6e-8 * exact).all()
+    apart = 1e-6 if head_dim == 96 else 3e-7
+    assert ((LlamaRotaryEmbedding(config).inv_freq.double() - mine).abs() <= apart * mine).all()
+
+
+@pytest.mark.parametrize("rope_type", TYPES)
+def test_every_type_is_transformers_to_3e7(rope_type: str) -> None:
+    for theta in (10000.0, 5e5, 1e6):
+        for length in (None, 1025, 4097, 100_000):
+            parameters = {"rope_type": rope_type, **TYPES[rope_type], "rope_theta": theta}
+            (mine, _), (wanted, _) = both(rope_type, parameters, SHAPE, "cpu", length)
+            torch.testing.assert_close(mine[0], wanted[0], rtol=3e-7, atol=0)
 
 
 def test_linear_numerically(side: ModuleType) -> None:

@@ -1,5 +1,8 @@
 """torch.compile and torch.export: whole graphs, right results, no recompilation when only lengths change."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from support import tolerances
@@ -158,3 +161,23 @@ def test_tracing_warns_of_nothing_of_ours(name, recwarn):
     q, k = torch.randn(2, 5, 4, HEAD_DIM), torch.randn(2, 5, 2, HEAD_DIM)
     torch.compile(calls, fullgraph=True, backend="aot_eager")(q, k, positions_for(name, 5))
     assert not [str(w.message) for w in recwarn if "Dynamo" in str(w.message)]
+
+
+WITHOUT_WARNINGS = """
+import torch
+
+import rope_kernels as rk
+
+q, positions, cfg = torch.randn(1, 8, 2, 64), torch.arange(8), rk.RopeConfig(head_dim=64)
+long = rk.RopeConfig(head_dim=64, rope_type="dynamic", factor=2.0, max_position_embeddings=4)
+for backend in ("eager", "aot_eager"):
+    call = torch.compile(lambda q, cfg: rk.apply_rope(q, q, positions, cfg), fullgraph=True, backend=backend)
+    for config in (cfg, long):
+        for x in (q, q.clone().requires_grad_()):
+            assert torch.equal(call(x, config)[0], rk.apply_rope(q, q, positions, config)[0])
+"""
+
+
+def test_compiling_warns_of_nothing():
+    done = subprocess.run([sys.executable, "-W", "error", "-c", WITHOUT_WARNINGS], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

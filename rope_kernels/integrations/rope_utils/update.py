@@ -71,7 +71,7 @@ def _grow_or_reset(module: Any, rope_type: str, position_ids: Tensor, device: De
 
 
 # The branch before the call has already ended any compiled graph, and reading the length gains nothing from one.
-@torch.compiler.disable  # type: ignore[untyped-decorator]
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # torch has no types for it
 def _at_length(
     rope_type: str, config: Any, device: Device, seq_len: Tensor, layer_type: str | None
 ) -> tuple[Tensor, float]:
