@@ -21,6 +21,9 @@ from ..errors import RopeShapeError
 from .checks import check_config
 from .lengths import longest
 
+# Importing DTensor takes time, so this file does not do it for types: to mypy a DTensor is a Tensor without placements,
+# hence every `type: ignore[attr-defined]` below.
+
 __all__ = ["Shards", "is_distributed", "mark_written", "refuse_mixed", "rotate_shards"]
 
 

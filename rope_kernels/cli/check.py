@@ -218,7 +218,7 @@ def _rotated(call: CheckCall, device: torch.device) -> list[Tensor]:
         got = (torch.full_like(q, float("nan")), torch.full_like(k, float("nan")))
         apply_rope(q, k, positions, call.config, layout=call.layout, out=got)
     else:
-        got = apply_rope(q, k, positions, call.config, layout=call.layout)  # type: ignore[assignment]
+        got = apply_rope(q, k, positions, call.config, layout=call.layout)  # type: ignore[assignment]  # k is given
     return [_laid_out(y, call.layout, back=True).cpu() for y in got]
 
 

@@ -46,7 +46,7 @@ def _named_fields(cls: type[_Config]) -> type[_Config]:
             raise RopeConfigError("head_dim", "missing; every config needs it")
         init(self, *args, **values)
 
-    cls.__init__ = checked  # type: ignore[assignment]
+    cls.__init__ = checked  # type: ignore[assignment]  # mypy takes methods for constants
     return cls
 
 

@@ -103,6 +103,7 @@ def _builtin(
 
 def _ladder(config: RopeFields, **values: object) -> FrequencyParams:
     d = config.ladder_dim
+    # mypy cannot know which fields ``values`` names.
     # An odd share of the head is rounded up to whole pairs, but stays the divisor of the exponent: transformers.
     return FrequencyParams(config.rope_theta, d, (d + 1) // 2, **values)  # type: ignore[arg-type]
 

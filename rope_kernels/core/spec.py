@@ -150,6 +150,7 @@ def _encode(value: object) -> str:
 
 
 def _read(part: type[_Part], values: dict[str, str]) -> _Part:
+    # _decode has checked each value against its field's type, which mypy cannot see.
     given = {name: _decode(name, str(_FIELDS[name].type), text) for name, text in values.items()}
     return part(**{field.name: given[field.name] for field in fields(part) if field.name in given})  # type: ignore[arg-type]
 

@@ -5,7 +5,7 @@ The caller has checked all arguments. Gradients are in :mod:`.autograd` and :mod
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -146,17 +146,18 @@ def _rotate_table(
     return q_out, k_out
 
 
-def _fake_rotate(q: Tensor, k: Tensor | None, *args: object) -> tuple[Tensor, Tensor]:
-    parse_text(Arguments(*args).text)  # type: ignore[arg-type]
+def _check_text(*args: Any) -> None:
+    """Refuse a wrong text while the call is traced. ``args``: those after q and k, in the order of the schemas."""
+    parse_text(args[Arguments._fields.index("text")])
+
+
+def _fake_rotate(q: Tensor, k: Tensor | None, *args: Any) -> tuple[Tensor, Tensor]:
+    _check_text(*args)
     return _new_outputs(q, k)
 
 
-def _fake_rotate_(q: Tensor, k: Tensor | None, *args: object) -> None:
-    parse_text(Arguments(*args).text)  # type: ignore[arg-type]
-
-
-def _fake_rotate_out(q: Tensor, k: Tensor | None, *args: object) -> None:
-    parse_text(Arguments(*args[:-2]).text)  # type: ignore[arg-type]
+def _fake_rotate_(q: Tensor, k: Tensor | None, *args: Any) -> None:
+    _check_text(*args)
 
 
 def _fake_rotate_table(
@@ -169,7 +170,7 @@ def _fake_rotate_table(
 for _name, _implementation, _fake in (
     ("rotate", _rotate, _fake_rotate),
     ("rotate_", _rotate_, _fake_rotate_),
-    ("rotate_out", _rotate_out, _fake_rotate_out),
+    ("rotate_out", _rotate_out, _fake_rotate_),
     ("rotate_table", _rotate_table, _fake_rotate_table),
 ):
     # python_<name> is the same operator in Python. The C++ implementation calls it when this thread has chosen

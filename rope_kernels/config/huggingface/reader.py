@@ -82,7 +82,7 @@ def fields_from_hf(config: object, layer_type: str | None, strict: bool) -> dict
             spellings that disagree.
     """
     if _is_own(config):
-        return _own_dict(dict(config), strict)  # type: ignore[call-overload]
+        return _own_dict(dict(config), strict)  # type: ignore[call-overload]  # a mapping, _is_own says
     source, values = _open(config, strict)
     refuse_unread(source, strict)
     tables, nested = _select(values, source, layer_type)
