@@ -30,6 +30,8 @@ test: $(READY) cpp-test ## Set up .venv, then run the tests, those in C++ first
 test-full: $(READY) cpp-test ## Only what `make test` leaves out, and the C++ library built by CMake alone
 	$(MAKE) cpp-test CPP_BUILD=build/cmake-full CPP_OBJECTS=
 	$(BIN)/python -m pytest $(PYTEST_ARGS) -m full
+	$(BIN)/python -m pytest $(PYTEST_ARGS) --direct=compared tests/api tests/ops
+	$(BIN)/python -m pytest $(PYTEST_ARGS) --direct=refused tests/api tests/integrations
 
 test-all: PYTEST_ARGS += -m ""
 test-all: test ## The same with every case that the default run leaves out
