@@ -120,8 +120,8 @@ def _meant(name: str, table: Tensor) -> str:
     if table.dim() != 3 or not is_known(table.shape[1] == 1):
         return ""
     return (
-        f"; if it is (seq, 1, rotary_dim), pass {name}.transpose(0, 1); layout sbhd, q of (seq, batch, heads, head_dim), "
-        "is not taken: pass q.transpose(0, 1) and k.transpose(0, 1) with unsqueeze_dim=2"
+        f"; if it is (seq, 1, rotary_dim), pass {name}.transpose(0, 1); layout sbhd, q of (seq, batch, heads, "
+        "head_dim), is not taken: pass q.transpose(0, 1) and k.transpose(0, 1) with unsqueeze_dim=2"
     )
 
 
