@@ -14,6 +14,7 @@
 #include "core/spec.h"
 #include "cpu/cos_sin.h"
 #include "cpu/floats.h"
+#include "cpu/radians.h"
 #include "cpu/scratch.h"
 #include "cpu/vectors.h"
 
@@ -40,10 +41,8 @@ double any_position(const Positions& p, std::int64_t at) {
   }
 }
 
-/// fp32 product of a position and a frequency, as transformers rounds both.
-double float32_angle(double position, std::int64_t integer, bool is_integer, double radians) {
-  const float where = is_integer ? static_cast<float>(integer) : static_cast<float>(position);
-  return static_cast<double>(where * static_cast<float>(radians));
+bool is_integer(const Positions& p) {
+  return p.kind == Number::kNone || p.kind == Number::kInt32 || p.kind == Number::kInt64;
 }
 
 /// The state of a thread that goes through a range of tokens.
@@ -51,6 +50,8 @@ struct Work {
   FrequencyCache* now;
   FrequencyCache* before;
   alignas(64) std::uint32_t phase[kMaxPairs];
+  alignas(64) float position[kMaxPairs];  // where phases are in fp32, these two take the place of `phase`
+  alignas(64) double angle[kMaxPairs];    // in radians
   std::int64_t group = -2;
   const Frequencies* frequencies = nullptr;
   const Frequencies* from = nullptr;
@@ -138,28 +139,58 @@ ROPE_INLINE void multiply(std::uint64_t position, const std::uint32_t* low, cons
   }
 }
 
-/// Phases of one token in natural order, one pair at a time: for several axes, floating-point positions, fp32 phases,
-/// and differences between two lengths.
+/// The position that is counted where none are given.
+std::int64_t counted_position(const Job& job, const Place& at) {
+  return at.counted + (job.offset.count ? job.offset[at.group] : 0);
+}
+
+/// The index of a token's position on an axis.
+std::int64_t index_of(const Positions& p, const Place& at, std::int64_t axis) {
+  return axis * p.axis + at.batch * p.batch + at.token * p.token;
+}
+
+/// A token's position on an axis as transformers rounds it.
+float float32_position(const Job& job, const Place& at, std::int64_t axis) {
+  const Positions& p = job.positions;
+  if (p.kind == Number::kNone) return static_cast<float>(counted_position(job, at));
+  const std::int64_t where = index_of(p, at, axis);
+  return is_integer(p) ? static_cast<float>(integer_position(p, where)) : static_cast<float>(any_position(p, where));
+}
+
+/// Angles of one token: products in fp32, as transformers rounds them, or differences of two.
+void float32_angles(const Job& job, const Place& at, Work& work) {
+  const Rotation& r = job.spec->rotation;
+  const double* now = work.frequencies->radians.data();
+  const double* before = work.from != nullptr ? work.from->radians.data() : nullptr;
+  float* position = work.position;
+  std::fill_n(position, r.num_pairs, float32_position(job, at, 0));
+  for (std::size_t i = 0; i < r.axis.size(); ++i) position[i] = float32_position(job, at, r.axis[i]);
+  for (int i = 0; i < r.num_pairs; ++i) {
+    work.angle[i] = static_cast<double>(position[i] * static_cast<float>(now[i]));
+  }
+  for (int i = 0; before != nullptr && i < r.num_pairs; ++i) {
+    work.angle[i] -= static_cast<double>(position[i] * static_cast<float>(before[i]));
+  }
+}
+
+/// Phases of one token in natural order, one pair at a time: for several axes, floating-point positions, and
+/// differences between two lengths.
 void general_phases(const Job& job, const Place& at, Work& work) {
   const Rotation& r = job.spec->rotation;
   const Positions& p = job.positions;
-  const bool integer = p.kind == Number::kNone || p.kind == Number::kInt32 || p.kind == Number::kInt64;
-  const std::int64_t start = at.counted + (job.offset.count ? job.offset[at.group] : 0);
+  const bool integer = is_integer(p);
+  const std::int64_t start = counted_position(job, at);
   for (int i = 0; i < r.num_pairs; ++i) {
     const auto pair = static_cast<std::size_t>(i);
-    const std::int64_t axis = r.axis.empty() ? 0 : r.axis[pair];
-    const std::int64_t where = axis * p.axis + at.batch * p.batch + at.token * p.token;
+    const std::int64_t where = index_of(p, at, r.axis.empty() ? 0 : r.axis[pair]);
     const std::int64_t whole = p.kind == Number::kNone ? start : (integer ? integer_position(p, where) : 0);
     double real = integer ? static_cast<double>(whole) : any_position(p, where);
-    if (r.phase == Phase::kFloat32 && !integer) real = static_cast<float>(real);
     if (!std::isfinite(real)) {
       work.without_angle[work.num_without_angle++] = i;
       real = 0.0;
     }
     const auto phase = [&](const Frequencies& f) {
       constexpr double kTurn = 0.15915494309189535;
-      if (r.phase == Phase::kFloat32)
-        return phase_of_turns(float32_angle(real, whole, integer, f.radians[pair]) * kTurn);
       if (!integer) return phase_of_turns(real * (f.radians[pair] * kTurn));
       return phase_of(whole, static_cast<std::uint64_t>(f.high[pair]) << 32 | f.low[pair]);
     };
@@ -170,15 +201,13 @@ void general_phases(const Job& job, const Place& at, Work& work) {
 /// Whether every phase of a token is its one integer position times a frequency: see plain_phases.
 bool is_plain(const Job& job) {
   const Rotation& r = job.spec->rotation;
-  const Number kind = job.positions.kind;
-  const bool integer = kind == Number::kNone || kind == Number::kInt32 || kind == Number::kInt64;
-  return integer && r.axis.empty() && r.phase == Phase::kExact && job.from_seq_len.count == 0;
+  return is_integer(job.positions) && r.axis.empty() && r.phase == Phase::kExact && job.from_seq_len.count == 0;
 }
 
 void plain_phases(const Job& job, const Place& at, Work& work, bool split) {
   const Positions& p = job.positions;
-  const std::int64_t position = p.kind == Number::kNone ? at.counted + (job.offset.count ? job.offset[at.group] : 0)
-                                                        : integer_position(p, at.batch * p.batch + at.token * p.token);
+  const std::int64_t position =
+      p.kind == Number::kNone ? counted_position(job, at) : integer_position(p, index_of(p, at, 0));
   const Frequencies& f = *work.frequencies;
   multiply<ROPE_VECTOR>(static_cast<std::uint64_t>(position), split ? f.split_low.data() : f.low.data(),
                         split ? f.split_high.data() : f.high.data(), 0, job.spec->rotation.num_pairs, work.phase);
@@ -187,7 +216,13 @@ void plain_phases(const Job& job, const Place& at, Work& work, bool split) {
 void cos_sin_of(const Job& job, Work& work, const CosSin& cos_sin) {
   const Rotation& r = job.spec->rotation;
   const float c_scale = work.scaling, s_scale = job.inverse ? -work.scaling : work.scaling;
-  for (int i = 0; i < r.num_pairs; ++i) {
+  const bool float32 = r.phase == Phase::kFloat32;
+  if (float32) sin_cos_of_radians(work.angle, r.num_pairs, cos_sin.sine(), cos_sin.cosine);
+  for (int i = 0; float32 && i < r.num_pairs; ++i) {
+    cos_sin.sine()[i] *= s_scale;
+    cos_sin.cosine[i] *= c_scale;
+  }
+  for (int i = 0; !float32 && i < r.num_pairs; ++i) {
     float s, c;
     sin_cos(work.phase[i], s, c);
     cos_sin.sine()[i] = s * s_scale;

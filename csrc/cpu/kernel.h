@@ -54,6 +54,8 @@ void rotate_range(const Job& job, std::int64_t first, std::int64_t last, ThreadS
         enter_group(job, at, work);
         if (plain) {
           plain_phases(job, at, work, split);
+        } else if (r.phase == Phase::kFloat32) {
+          float32_angles(job, at, work);
         } else {
           general_phases(job, at, work);
         }

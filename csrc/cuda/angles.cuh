@@ -4,6 +4,7 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
+#include "core/float_angle.h"
 #include "core/frequency.h"
 #include "core/job.h"
 #include "core/spec.h"
@@ -105,14 +106,21 @@ struct Position {
   double real;
 };
 
-/// Phase of one pair in the general case: see general_phases in cpu/angles.h. __dmul_rn rounds a product before whole
-/// turns are removed from it; else ptxas might fuse the two.
+/// An angle in 2^-64 turns modulo one, and for phases in fp32 in radians, else 1.
+struct Angle {
+  std::uint64_t turns;
+  float radians = 1.0F;
+};
+
+/// Angle of one pair in the general case: see cpu/angles.h. __dmul_rn rounds a product before whole turns are removed
+/// from it; else ptxas might fuse the two.
 template <class P>
-__device__ inline std::uint32_t general_phase(const P& p, const Effect& effect, const Position& where, int pair) {
+__device__ inline Angle general_angle(const P& p, const Effect& effect, const Position& where, int pair) {
   constexpr double kTurn = 0.15915494309189535;  // 1 / (2 pi)
   const Settings& at = p.at;
+  const auto of_phase = [](std::uint32_t phase) { return Angle{static_cast<std::uint64_t>(phase) << 32}; };
   const std::uint64_t entry = p.entries[(effect.is_long ? at.long_start : 0) + pair];
-  if (at.entries == Entries::kTurns) return phase_of(where.whole, entry);
+  if (at.entries == Entries::kTurns) return of_phase(phase_of(where.whole, entry));
   double radians = __longlong_as_double(static_cast<long long>(entry));
   if (effect.log2_alpha != 0.0) {
     const int index = p.places[pair] & ((1 << kIndexBits) - 1);
@@ -121,10 +129,11 @@ __device__ inline std::uint32_t general_phase(const P& p, const Effect& effect, 
   const bool whole = is_integer(at.positions);
   if (at.phase == Phase::kFloat32) {
     const float position = whole ? static_cast<float>(where.whole) : static_cast<float>(where.real);
-    return phase_of_turns(__dmul_rn(static_cast<double>(position * static_cast<float>(radians)), kTurn));
+    const float product = position * static_cast<float>(radians);
+    return {turns_of(product), product};
   }
-  if (whole) return phase_of(where.whole, fixed_point_turns(radians));
-  return phase_of_turns(__dmul_rn(where.real, radians * kTurn));
+  if (whole) return of_phase(phase_of(where.whole, fixed_point_turns(radians)));
+  return of_phase(phase_of_turns(__dmul_rn(where.real, radians * kTurn)));
 }
 
 /// The `i`-th of a thread's N pairs, from `pair` on. SPLIT: the second half of them lies `jump` pairs further on.
@@ -133,36 +142,15 @@ __device__ inline int pair_of(const Settings& at, int pair, int i) {
   return pair + i + (SPLIT && 2 * i >= N ? at.jump : 0);
 }
 
-/// Computes the phases of a thread's pairs; returns a bit for each whose position is NaN or infinite.
-template <bool SPLIT, class P, int N>
-__device__ inline std::uint32_t general_phases(const P& p, const Place& place, const Effect& effect,
-                                               std::int64_t counted, int first, std::uint32_t (&phase)[N]) {
-  const Settings& at = p.at;
-  const Effect before = effect_of<true>(at, at.from_seq_len, place.group);
-  std::uint32_t without_angle = 0;
-#pragma unroll
-  for (int i = 0; i < N; ++i) {
-    const int pair = pair_of<N, SPLIT>(at, first, i);
-    Position where{counted, 0.0};
-    if (at.positions.kind != Number::kNone) {
-      const std::int64_t axis = p.places[pair] >> kIndexBits;
-      const std::int64_t j =
-          axis * at.positions.axis + place.batch * at.positions.batch + place.token * at.positions.token;
-      if (is_integer(at.positions)) {
-        where.whole = integer_at(at.positions, j);
-      } else {
-        where.real = real_at(at.positions, j);
-        if (at.phase == Phase::kFloat32) where.real = static_cast<float>(where.real);
-        if (!std::isfinite(where.real)) {
-          without_angle |= 1U << i;
-          where.real = 0.0;
-        }
-      }
-    }
-    phase[i] = general_phase(p, effect, where, pair);
-    if (at.from_seq_len.data != nullptr) phase[i] -= general_phase(p, before, where, pair);
-  }
-  return without_angle;
+/// The position of one pair; `counted` is that of the token where none are given.
+template <class P>
+__device__ inline Position position_of(const P& p, const Place& place, std::int64_t counted, int pair) {
+  const Positions& positions = p.at.positions;
+  if (positions.kind == Number::kNone) return {counted, 0.0};
+  const std::int64_t axis = p.places[pair] >> kIndexBits;
+  const std::int64_t i = axis * positions.axis + place.batch * positions.batch + place.token * positions.token;
+  if (is_integer(positions)) return {integer_at(positions, i), 0.0};
+  return {0, real_at(positions, i)};
 }
 
 /// Rounds `x` as a table of `dtype` would.
@@ -179,6 +167,35 @@ struct CosSin {
   float sine[N];
 };
 
+/// The same in the general case; NaN where a position is NaN or infinite.
+template <bool SPLIT, class P, int N>
+__device__ inline void general_cos_sin(const P& p, const Place& place, const Effect& effect, std::int64_t counted,
+                                       int first, CosSin<N>& cos_sin) {
+  const Settings& at = p.at;
+  const Effect before = effect_of<true>(at, at.from_seq_len, place.group);
+#pragma unroll
+  for (int i = 0; i < N; ++i) {
+    const int pair = pair_of<N, SPLIT>(at, first, i);
+    Position where = position_of(p, place, counted, pair);
+    const bool is_known = std::isfinite(where.real);
+    if (!is_known) where.real = 0.0;
+    Angle angle = general_angle(p, effect, where, pair);
+    if (at.from_seq_len.data != nullptr) {
+      const Angle other = general_angle(p, before, where, pair);
+      angle.turns -= other.turns;
+      const bool both = std::isfinite(angle.radians) && std::isfinite(other.radians);
+      angle.radians = both ? 1.0F : NAN;
+    }
+    float &s = cos_sin.sine[i], &c = cos_sin.cosine[i];
+    if (at.phase == Phase::kFloat32) {
+      sin_cos_of_angle(angle.turns, angle.radians, s, c);
+    } else {
+      sin_cos(static_cast<std::uint32_t>(angle.turns >> 32), s, c);
+    }
+    if (!is_known) s = c = NAN;
+  }
+}
+
 /// The cosines and sines of a thread's pairs at a token. GENERAL: see Shape::general.
 template <int N, bool SPLIT, bool GENERAL, class P>
 __device__ inline CosSin<N> cos_sin_of(const P& p, const Place& place, int pair) {
@@ -186,10 +203,10 @@ __device__ inline CosSin<N> cos_sin_of(const P& p, const Place& place, int pair)
   const Effect effect = effect_of<GENERAL>(at, at.seq_len, place.group);
   std::int64_t position = place.counted;
   if (at.offset.data != nullptr) position += of_group(at.offset, place.group);
+  CosSin<N> cos_sin;
   std::uint32_t phase[N];
-  std::uint32_t without_angle = 0;
   if constexpr (GENERAL) {
-    without_angle = general_phases<SPLIT>(p, place, effect, position, pair, phase);
+    general_cos_sin<SPLIT>(p, place, effect, position, pair, cos_sin);
   } else {
     if (at.positions.kind != Number::kNone) {
       position = integer_at(at.positions, place.batch * at.positions.batch + place.token * at.positions.token);
@@ -200,22 +217,14 @@ __device__ inline CosSin<N> cos_sin_of(const P& p, const Place& place, int pair)
   }
   const float scaling = effect.is_long ? at.long_scaling : at.scaling;
   const float s_scaling = at.inverse ? -scaling : scaling;
-  CosSin<N> cos_sin;
 #pragma unroll
   for (int i = 0; i < N; ++i) {
-    float s, c;
-    sin_cos(phase[i], s, c);
-    cos_sin.sine[i] = s * s_scaling;
-    cos_sin.cosine[i] = c * scaling;
+    if constexpr (!GENERAL) sin_cos(phase[i], cos_sin.sine[i], cos_sin.cosine[i]);
+    cos_sin.sine[i] *= s_scaling;
+    cos_sin.cosine[i] *= scaling;
     if constexpr (GENERAL) {
       cos_sin.sine[i] = rounded(cos_sin.sine[i], at.table_dtype);
       cos_sin.cosine[i] = rounded(cos_sin.cosine[i], at.table_dtype);
-    }
-  }
-  if (without_angle != 0) {
-#pragma unroll
-    for (int i = 0; i < N; ++i) {
-      if ((without_angle >> i & 1U) != 0) cos_sin.sine[i] = cos_sin.cosine[i] = NAN;
     }
   }
   return cos_sin;

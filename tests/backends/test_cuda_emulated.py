@@ -9,8 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from support import tolerances
 from support.cases import CASES, CONFIGS, Case, check, config_of, make
+from support.float32_phases import ANGLES, CONFIG_NAMES, any_angles, near_and_far
 from support.no_angles import NO_ANGLES
 
 from emulation.cuda import build
@@ -107,6 +110,31 @@ def test_table_dtype_rounds_cosines_and_sines(cuda, dtype, arch):
     run(cuda, exact, arch)
     difference = (attempt.outputs[0] - exact.outputs[0]).abs().median()
     assert 0.05 * step < difference < step
+
+
+def rotating(cuda, arch):
+    """The kernels for ``arch``, for Phases.check."""
+
+    def rotate(case, made):
+        attempt = CudaAttempt(case, False, made)
+        run(cuda, attempt, arch)
+        return attempt.outputs[0]
+
+    return rotate
+
+
+@pytest.mark.parametrize(
+    ("name", "arch"), [(name, build.TARGETS[i % len(build.TARGETS)]) for i, name in enumerate(CONFIG_NAMES)]
+)
+def test_float32_phases_are_as_good_as_torchs(cuda, name, arch):
+    for floating in (False, True):
+        near_and_far(name, floating).check(rotating(cuda, arch))
+
+
+@given(ANGLES, st.sampled_from(build.TARGETS))
+@settings(max_examples=20)
+def test_float32_phases_of_any_angle_are_as_good_as_torchs(cuda, angles, arch):
+    any_angles(angles).check(rotating(cuda, arch))
 
 
 @pytest.mark.parametrize("way", WAYS, ids=names(WAYS))

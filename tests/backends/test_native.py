@@ -11,6 +11,7 @@ from support import tolerances
 from support.attempts import Attempt
 from support.calls import arguments, rotate
 from support.cases import CASES, CONFIGS, Case, check, config_of, make, tokens_first
+from support.float32_phases import ANGLES, CONFIG_NAMES, MANY, any_angles, near_and_far
 from support.no_angles import NO_ANGLES
 
 import rope_kernels as rk
@@ -81,6 +82,30 @@ def test_case(case, isa):
     if k is not None:
         assert torch.equal(out[1], k)
         assert torch.equal(made.k, k)
+
+
+def rotated(case, made):
+    return rotate(case, made)[0]
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("name", CONFIG_NAMES)
+def test_float32_phases_are_as_good_as_torchs(name, isa):
+    native.force_isa(isa)
+    for floating in (False, True):
+        near_and_far(name, floating).check(rotated)
+
+
+@given(ANGLES, st.sampled_from(ISAS))
+def test_float32_phases_of_any_angle_are_as_good_as_torchs(angles, isa):
+    native.force_isa(isa)
+    any_angles(angles).check(rotated)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_a_million_float32_phases_are_as_good_as_torchs(isa):
+    native.force_isa(isa)
+    MANY.check(rotated)
 
 
 @pytest.mark.parametrize("isa", ISAS)

@@ -3,8 +3,11 @@
 from itertools import product
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from support.attempts import Attempt
 from support.cases import CASES
+from support.float32_phases import ANGLES, CONFIG_NAMES, any_angles, near_and_far
 from support.no_angles import NO_ANGLES
 
 pytest.importorskip("triton")
@@ -113,6 +116,20 @@ def test_positions_without_an_angle_everywhere(call, target):
 def test_table_dtype_rounds_cosines_and_sines(dtype, target):
     with emulated(target):
         launches.run_rounded(dtype)
+
+
+@pytest.mark.parametrize(("name", "target"), [(name, TARGETS[i % 4]) for i, name in enumerate(CONFIG_NAMES)])
+def test_float32_phases_are_as_good_as_torchs(name, target):
+    with emulated(target):
+        for floating in (False, True):
+            near_and_far(name, floating).check(launches.rotated)
+
+
+@given(ANGLES, st.sampled_from(TARGETS))
+@settings(max_examples=20)
+def test_float32_phases_of_any_angle_are_as_good_as_torchs(angles, target):
+    with emulated(target):
+        any_angles(angles).check(launches.rotated)
 
 
 @on_every_target

@@ -4,9 +4,11 @@ import dataclasses
 
 import pytest
 import torch
+from hypothesis import given, settings
 from support.attempts import Attempt
 from support.calls import arguments, inputs, operation
 from support.cases import CASES, Case, make
+from support.float32_phases import ANGLES, CONFIG_NAMES, any_angles, near_and_far
 from support.no_angles import NO_ANGLES
 
 pytest.importorskip("triton")
@@ -85,6 +87,18 @@ def test_positions_without_an_angle_both_ways(call, in_place):
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_table_dtype_rounds_cosines_and_sines(dtype):
     launches.run_rounded(dtype)
+
+
+@pytest.mark.parametrize("name", CONFIG_NAMES)
+def test_float32_phases_are_as_good_as_torchs(name):
+    near_and_far(name, floating=True).check(launches.rotated)
+
+
+@pytest.mark.filterwarnings("ignore:overflow", "ignore:invalid value")
+@given(ANGLES)
+@settings(max_examples=10)
+def test_float32_phases_of_any_angle_are_as_good_as_torchs(angles):
+    any_angles(angles).check(launches.rotated)
 
 
 def test_frequencies_past_the_rotated_ones_are_zero():

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "core/float_angle.h"
 #include "core/job.h"
 #include "cpu/rotate.h"
 #include "cpu/scratch.h"
@@ -24,13 +25,22 @@ py::array_t<double> inv_freq(const std::string& text, std::optional<std::int64_t
   return py::cast(seq_len ? cache.at(spec, *seq_len).radians : spec.initial.radians);
 }
 
-py::tuple sin_cos(const Array<std::uint32_t>& phase) {
-  const std::vector<py::ssize_t> shape(phase.shape(), phase.shape() + phase.ndim());
+template <class T>
+py::tuple sin_cos_of(const Array<T>& of, void (*compute)(T, float&, float&)) {
+  const std::vector<py::ssize_t> shape(of.shape(), of.shape() + of.ndim());
   py::array_t<float> sine(shape), cosine(shape);
-  for (py::ssize_t i = 0; i < phase.size(); ++i) {
-    rope::sin_cos(phase.data()[i], sine.mutable_data()[i], cosine.mutable_data()[i]);
+  for (py::ssize_t i = 0; i < of.size(); ++i) {
+    compute(of.data()[i], sine.mutable_data()[i], cosine.mutable_data()[i]);
   }
   return py::make_tuple(sine, cosine);
+}
+
+py::tuple sin_cos(const Array<std::uint32_t>& phase) { return sin_cos_of<std::uint32_t>(phase, rope::sin_cos); }
+
+py::tuple sin_cos_of_angle(const Array<float>& angle) {
+  return sin_cos_of<float>(angle, [](float radians, float& sine, float& cosine) {
+    rope::sin_cos_of_angle(rope::turns_of(radians), radians, sine, cosine);
+  });
 }
 
 /// The instruction set of a call; the best one afterwards.
@@ -99,6 +109,8 @@ PYBIND11_MODULE(rope_kernels_math, m) {
   m.def("phase_of_turns", py::vectorize(rope::phase_of_turns), "turns"_a,
         "Phase in 2^-32 turns of a product in turns.");
   m.def("sin_cos", &sin_cos, "phase"_a, "(sine, cosine) in float32 of phases.");
+  m.def("turns_of", py::vectorize(rope::turns_of), "radians"_a, "2^-64 turns of a float32, modulo one turn.");
+  m.def("sin_cos_of_angle", &sin_cos_of_angle, "radians"_a, "(sine, cosine) in float32 of float32 angles.");
   m.def("isas", &rope::isas, "Instruction sets of this machine, best first.");
   m.def("rotate", &rotate, "spec"_a, "x"_a, "positions"_a, py::kw_only(), "seq_len"_a = py::none(), "inverse"_a = false,
         "bfloat16"_a = false, "isa"_a = "",

@@ -12,7 +12,8 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from support import cases, oracle
+from support import cases, oracle, tolerances
+from support.float32_phases import ANGLES, HARDEST, flips, ulps_off
 
 from rope_kernels.core.frequency import fixed_point_turns
 from rope_kernels.core.spec import parse_text
@@ -130,6 +131,41 @@ def test_sine_and_cosine(native, phases):
     angle = np.array(phases, dtype=np.longdouble) * (2 * PI / 2**32)
     assert np.abs(sine - np.sin(angle)).max() < 1.5e-7
     assert np.abs(cosine - np.cos(angle)).max() < 2.6e-7
+
+
+@given(radians=st.floats(width=32, allow_nan=False, allow_infinity=False) | st.floats(-4e6, 4e6, width=32))
+@example(radians=HARDEST[0])
+@example(radians=float(np.finfo(np.float32).max))
+@example(radians=-0.5)
+def test_turns_of_a_float_are_exact(native, radians):
+    """Within two units of 2^-64, whatever number of whole turns there are."""
+    off = (int(native.turns_of(np.float32(radians))) - exact_turns(radians, 64)) % 2**64
+    assert min(off, 2**64 - off) <= 2
+
+
+def check_angles(native, angles):
+    sine, cosine = native.sin_cos_of_angle(angles)
+    wide = angles.astype(np.longdouble)
+    torchs = torch.from_numpy(angles)
+    for got, exact, own in ((sine, np.sin(wide), torchs.sin()), (cosine, np.cos(wide), torchs.cos())):
+        assert ulps_off(got, exact).max() <= tolerances.FLOAT32_PHASE_ULPS
+        for dtype in (torch.bfloat16, torch.float16):
+            assert flips(got, exact, dtype) <= flips(own.numpy(), exact, dtype)
+
+
+@given(angles=ANGLES)
+@example(angles=HARDEST)
+def test_sine_and_cosine_of_any_float(native, angles):
+    angles = np.array(angles, dtype=np.float32)
+    check_angles(native, angles[np.isfinite(angles)].reshape(-1))
+    none = angles[~np.isfinite(angles)]
+    assert np.isnan(native.sin_cos_of_angle(none)).all()
+
+
+@pytest.mark.parametrize("most", [2.0**-100, 1e-4, 1.0, 100.0, 2.0**20, 2.0**31, 2.0**100])
+def test_sine_and_cosine_of_many_floats(native, most):
+    """As near to the exact ones as torch's, and in tables of 16 bits nearer."""
+    check_angles(native, np.random.default_rng(7).uniform(-most, most, 2**19).astype(np.float32))
 
 
 def test_functions_take_arrays_of_any_shape(native):

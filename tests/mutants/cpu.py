@@ -136,7 +136,7 @@ MUTANTS = [
     *in_file(
         "cpu",
         "csrc/cpu/angles.h",
-        ("branch", "integer && r.axis.empty() && r.phase", "integer && r.phase", "several axes taken for one"),
+        ("branch", "r.axis.empty() && r.phase", "r.phase", "several axes taken for one"),
         (
             "bound",
             "if (job.packed.bound(middle) <= at.token)",
@@ -174,6 +174,13 @@ MUTANTS = [
             "cos_sin.sine()[0] = cos_sin.cosine[0] =",
             "a NaN position clears the first pair instead of its own",
         ),
+    ),
+    *in_file(
+        "cpu",
+        "csrc/cpu/radians.h",
+        ("precision", " - whole * kQuarter2;", ";", "third part of a quarter turn"),
+        ("bound", "kNear = 268435456.0;", "kNear = 1e12;", "far angles lose digits of the quarter turns"),
+        ("sign", "flipped(c_bits ^ exchanged, quarters + 1U)", "flipped(c_bits ^ exchanged, quarters)", "quadrant"),
     ),
     *in_file(
         "cpu",

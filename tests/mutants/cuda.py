@@ -33,11 +33,16 @@ MUTANTS = [
         "cuda",
         "csrc/cuda/angles.cuh",
         ("bound", "length > at.switch_length", "length >= at.switch_length", "LongRoPE switches one token early"),
-        ("sign", "phase[i] -= general_phase", "phase[i] += general_phase", "difference of the phases at two lengths"),
+        (
+            "sign",
+            "angle.turns -= other.turns;",
+            "angle.turns += other.turns;",
+            "difference of the phases at two lengths",
+        ),
         (
             "stride",
-            "axis * at.positions.axis + place.batch",
-            "axis * at.positions.token + place.batch",
+            "axis * positions.axis + place.batch",
+            "axis * positions.token + place.batch",
             "stride of the axes",
         ),
         (
@@ -66,15 +71,15 @@ MUTANTS = [
         ),
         (
             "branch",
-            "if (without_angle != 0) {",
-            "if (false) {",
+            "if (!is_known) s = c = NAN;",
+            "",
             "a position without an angle leaves its token unchanged",
         ),
         (
             "precision",
-            "where.real = static_cast<float>(where.real);",
-            "where.real += 0.0;",
-            "positions beyond fp32 are not infinite in fp32 phases",
+            "return {turns_of(product), product};",
+            "return {turns_of(product), 1.0F};",
+            "fp32 phases next to 0 have the digits of turns, and infinite ones a sine",
         ),
     ),
     *in_file(

@@ -27,6 +27,13 @@ MUTANTS = [
     ),
     *in_file(
         "cpu",
+        "csrc/core/float_angle.h",
+        ("dropped", " + high_product(rest, mantissa)", "", "lower part of an fp32 angle's turns"),
+        ("precision", "sine = radians;  // 2^-14", ";", "sine of angles next to 0"),
+        ("bound", "place < 128 ? k2 : k3", "place < 64 ? k2 : k3", "turns of angles above 2^64"),
+    ),
+    *in_file(
+        "cpu",
         "csrc/core/spec.h",
         (
             "operand",

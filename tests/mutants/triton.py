@@ -116,6 +116,18 @@ MUTANTS = [
     ),
     *in_file(
         "triton",
+        "rope_kernels/backends/triton/float_angle.py",
+        ("dropped", " + ((rest * mantissa) >> 32)", "", "lower part of an fp32 angle's turns"),
+        ("precision", "tl.where(tl.abs(radians) < 6.103515625e-05, radians, s)", "s", "sine of angles next to 0"),
+        (
+            "branch",
+            'tl.where(tl.abs(radians) < float("inf"), value, float("nan"))',
+            "value",
+            "an fp32 angle that is infinite has a sine",
+        ),
+    ),
+    *in_file(
+        "triton",
         "rope_kernels/backends/triton/constants.py",
         ("sign", "ramp = (low + slope * c,", "ramp = (low - slope * c,", "start of the ramp"),
         (

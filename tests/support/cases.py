@@ -134,6 +134,11 @@ def _cases() -> list[Case]:
         out.append(Case(f"packed-seq_len-{n}", config, layout="thd", positions="none", lengths=(3, 0, 2, 4),
                         seq_len=(3, 1, 99, 16), tokens=11))  # fmt: skip
         out.append(Case(f"packed-grown-{n}", config, layout="thd", positions="none", lengths=(18, 2), tokens=21))
+    dynamic_float32, axes_float32 = (dict(c, phase="float32") for c in (dynamic, CONFIGS["mrope_contiguous"]))
+    out.append(Case("seq_len-batch-float32", dynamic_float32, seq_len=(16, 117)))
+    out.append(Case("rerotate-float32", dynamic_float32, seq_len=40, from_seq_len=8, unscaled=True, start=11))
+    out.append(Case("axes-float32", axes_float32, at=EVERYWHERE, tokens=len(EVERYWHERE)))
+    out.append(Case("positions-float-float32", CONFIGS["float32_phase"], positions="float", start=1000))
     out.append(Case("offset-one", default, positions="none", offset=1000))
     out.append(Case("offset-batch", llama3, positions="none", offset=(7, 100000)))
     out.append(Case("packed", llama3, layout="thd", positions="none", lengths=(1, 4, 2), tokens=7))
@@ -306,16 +311,15 @@ def farthest(case: Case) -> float:
 def bound(case: Case, x: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
     """How far a result may be from ``expected``, elementwise: the contract in README's accuracy section.
 
-    fp32: 5e-7 of max|x| to position 2**24, 1e-6 beyond, times attention scaling. A 16-bit result may also be one
-    rounding away from the exact one: half a unit in the last place of its binade.
+    fp32: 5e-7 of max|x| to position 2**24, 1e-6 beyond, 2e-7 with phase="float32", times attention scaling. A 16-bit
+    result may also be one rounding away from the exact one: half a unit in the last place of its binade.
     """
     scale = max(abs(oracle.inv_freq(case.config, n)[1]) for n in (None, 2**40))
     largest = float(x.double().abs().max()) if x.numel() else 0.0
-    absolute = (
-        (tolerances.CONTRACT_EPS if farthest(case) <= 2**24 else tolerances.FAR_CONTRACT_EPS)
-        * largest
-        * max(scale, 1.0)
-    )
+    relative = tolerances.CONTRACT_EPS if farthest(case) <= 2**24 else tolerances.FAR_CONTRACT_EPS
+    if case.config.get("phase") == "float32":
+        relative = tolerances.FLOAT32_PHASE_EPS
+    absolute = relative * largest * max(scale, 1.0)
     if case.dtype == torch.float32:
         return torch.full_like(expected, absolute)
     digits, smallest = {torch.float16: (11, -14), torch.bfloat16: (8, -126)}[case.dtype]

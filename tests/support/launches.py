@@ -152,6 +152,13 @@ def run_table(
             assert ((y.double() - wanted).abs() <= 2.0**-digits * wanted.abs() + tolerances.TABLE_PRODUCT).all()
 
 
+def rotated(case: Case, made: Made) -> torch.Tensor:
+    """q of a case, in a new tensor: for Phases.check."""
+    out = torch.full_like(made.q, float("nan"))
+    launch(case, made, (out, None))
+    return out
+
+
 def run_rotated(rotate=triton_launch.rotate) -> None:
     """Pairs whose frequency is beyond ``rotated`` are not rotated, at any position."""
     case = BY_NAME["default-near"]

@@ -148,17 +148,21 @@ def channels(c):
     return [a + first_channel for a in read], [a + first_channel for a in write]
 
 
+def angles(c, where, freqs):
+    """In radians; rounded where a model rounds them."""
+    if c.get("phase") == "float32":
+        return (where.astype(np.float32) * freqs.astype(np.float32)).astype(LD)
+    return where * freqs
+
+
 def rotate(c, x, positions, seq_len, *, inverse=False, unscaled=False, from_seq_len=None):
     """One token. ``x`` (heads, head_dim) float64, ``positions`` one number per axis."""
     freqs, scaling = inv_freq(c, seq_len)
     rows = axes(c, len(freqs))
     where = np.array([LD(positions[min(r, len(positions) - 1)]) for r in rows], dtype=LD)
+    angle = angles(c, where, freqs)
     if from_seq_len is not None:
-        freqs = freqs - inv_freq(c, from_seq_len)[0]
-    if c.get("phase") == "float32":
-        angle = (where.astype(np.float32) * freqs.astype(np.float32)).astype(LD)
-    else:
-        angle = where * freqs
+        angle = angle - angles(c, where, inv_freq(c, from_seq_len)[0])
     cos, sin = np.cos(angle).astype(np.float64), np.sin(angle).astype(np.float64)
     if not unscaled:
         cos, sin = cos * scaling, sin * scaling

@@ -21,6 +21,12 @@ CONTRACT_EPS = 5e-7
 """The README's contract in fp32, of max |x|, to position 2**24; a 16-bit result may be one rounding away besides."""
 FAR_CONTRACT_EPS = 1e-6
 """The same to position 2**31."""
+FLOAT32_PHASE_ULPS = 0.52
+"""Cosines and sines with phase="float32", of any fp32 angle, in units in their last place. 0.5 is the one rounding;
+torch's own are off by 0.6 on CPUs."""
+FLOAT32_PHASE_EPS = 2e-7
+"""A rotation by them, of max |x|, at any position: 3.1e-8 each for the cosine and the sine of the two members, and
+1.2e-7 for two products and a sum, which may be up to 1.4 max |x|."""
 RE_ROTATED_EPS = 3 * CONTRACT_EPS
 """Two rotations that were made, one that is expected."""
 ADJOINT_EPS = 1e-6

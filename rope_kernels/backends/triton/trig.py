@@ -8,6 +8,8 @@ that nothing is ever converted between thread layouts. ``ANGLE`` is a :class:`~.
 import triton
 import triton.language as tl
 
+from .float_angle import float_cosine, float_sine, known, turns_of
+
 
 @triton.jit
 def growth(length, ntk):
@@ -91,16 +93,22 @@ def frequency(pair, index, is_long, step, base, powers, ramp, table_ptr, ANGLE: 
 
 @triton.jit
 def phase(position, f, ANGLE: tl.constexpr):
-    """uint32 phase, in 2**-32 turns, of ``position`` times the :func:`frequency` ``f``."""
-    if ANGLE.PHASE == "fixed":  # modulo one turn exactly, negative positions by two's complement
-        bits = (position.to(tl.int64).to(tl.uint64) * f) >> 32
+    """``position`` times the :func:`frequency` ``f``: (uint32 phase, in 2**-32 turns, and the position).
+
+    For phase "float32": a point of :mod:`.float_angle`.
+    """
+    if ANGLE.PHASE == "float32":
+        shown = position.to(tl.float32) * f.to(tl.float32)
+        bits = turns_of(shown)
     else:
-        if ANGLE.PHASE == "float32":
-            turns = (position.to(tl.float32) * f.to(tl.float32)).to(tl.float64) * 0.15915494309189535
+        shown = position
+        if ANGLE.PHASE == "fixed":  # modulo one turn exactly, negative positions by two's complement
+            bits = (position.to(tl.int64).to(tl.uint64) * f) >> 32
         else:
             turns = position.to(tl.float64) * f
-        bits = ((turns - tl.floor(turns)) * 4294967296.0).to(tl.uint64)
-    return bits.to(tl.uint32)
+            bits = ((turns - tl.floor(turns)) * 4294967296.0).to(tl.uint64)
+        bits = bits.to(tl.uint32)
+    return bits, shown
 
 
 @triton.jit
@@ -161,7 +169,7 @@ def rounded(x, ANGLE: tl.constexpr):
 @triton.jit
 def angle(pair, entry, positions, is_long, step, from_long, from_step, base, powers, ramp, table_ptr,
           ANGLE: tl.constexpr):  # fmt: skip
-    """(uint32 phase, position) of the pairs ``pair`` at ``positions``, one [1, tokens, 1] per axis.
+    """The :func:`phase` of the pairs ``pair`` at ``positions``, one [1, tokens, 1] per axis.
 
     ``entry``: each pair's entry of the map, axis of positions * 65536 + index in the ladder.
     """
@@ -171,11 +179,14 @@ def angle(pair, entry, positions, is_long, step, from_long, from_step, base, pow
     for axis in tl.static_range(1, AXES):
         position = tl.where((entry >> 16) == axis, positions[axis], position)
     f = frequency(pair, index, is_long, step, base, powers, ramp, table_ptr, ANGLE)
-    bits = phase(position, f, ANGLE)
+    bits, shown = phase(position, f, ANGLE)
     if ANGLE.FROM_LENGTHS:
         f = frequency(pair, index, from_long, from_step, base, powers, ramp, table_ptr, ANGLE)
-        bits = bits - phase(position, f, ANGLE)
-    return bits, position
+        other_bits, other = phase(position, f, ANGLE)
+        bits = bits - other_bits
+        if ANGLE.PHASE == "float32":
+            shown = known(shown, other)
+    return bits, shown
 
 
 @triton.jit
@@ -183,10 +194,12 @@ def cos_sin(pair, positions, is_long, step, from_long, from_step, scaling, base,
             ANGLE: tl.constexpr):  # fmt: skip
     """fp32 (cos, sin) of :func:`angle`; scaled, rounded. ``map_ptr``: int32 ``entry`` per pair."""
     entry = tl.load(map_ptr + pair) if ANGLE.MAPPED else pair
-    s = sine(angle(pair, entry, positions, is_long, step, from_long, from_step, base, powers, ramp, table_ptr, ANGLE))
+    point = angle(pair, entry, positions, is_long, step, from_long, from_step, base, powers, ramp, table_ptr, ANGLE)
+    s = float_sine(point, ANGLE.FROM_LENGTHS > 0) if ANGLE.PHASE == "float32" else sine(point)
     pair += unseen_zero()
     entry += unseen_zero()
-    c = cosine(angle(pair, entry, positions, is_long, step, from_long, from_step, base, powers, ramp, table_ptr, ANGLE))
+    point = angle(pair, entry, positions, is_long, step, from_long, from_step, base, powers, ramp, table_ptr, ANGLE)
+    c = float_cosine(point) if ANGLE.PHASE == "float32" else cosine(point)
     if ANGLE.SCALINGS:
         s = s * scaling
         c = c * scaling
