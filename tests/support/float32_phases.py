@@ -15,10 +15,12 @@ from torch import Tensor
 
 from rope_kernels.core.pairs import pairs, unit_pairs
 
-__all__ = ["ANGLES", "CONFIG_NAMES", "MANY", "Phases", "any_angles", "flips", "near_and_far", "ulps_off"]
+__all__ = ["ANGLES", "CONFIG_NAMES", "MANY", "SOME_NAMES", "Phases", "any_angles", "flips", "near_and_far", "ulps_off"]
 
 CONFIG_NAMES = [name for name in CONFIGS if name != "float32_phase"]
 """Of every rope type, which :func:`near_and_far` takes."""
+SOME_NAMES = ["default", "yarn", "dynamic", "longrope", "table", "mrope_interleaved", "axial_gemma4"]
+"""Of each kind of frequencies and axes."""
 LENGTH = 100
 """Of sequences whose frequencies depend on it."""
 WHOLE = [*range(8), 4095, 65521, 131071, 1048575, 2**24 - 1, 2**24 + 1, 2**28 + 12345, 2**31 - 1, -1, -131071, -(2**31)]
