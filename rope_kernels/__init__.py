@@ -15,12 +15,13 @@ from .backends import available_backends, use_backend
 from .config import RopeConfig
 from .config.rope_types import ROPE_TYPES, register_rope_type
 from .core.frequency import FrequencyParams
-from .errors import RopeConfigError, RopeConfigWarning, RopeShapeError, RopeTableWarning
+from .errors import RopeBackendWarning, RopeConfigError, RopeConfigWarning, RopeShapeError, RopeTableWarning
 
 __all__ = [
     "ROPE_TYPES",
     "DynamicState",
     "FrequencyParams",
+    "RopeBackendWarning",
     "RopeConfig",
     "RopeConfigError",
     "RopeConfigWarning",

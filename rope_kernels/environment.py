@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ._version import __version__
-from .backends import available_backends, native, variable_error
+from .backends import available_backends, choice, native, variable_error
 from .ops import direct
 
 __all__ = ["describe", "version_of"]
@@ -45,7 +45,7 @@ def describe() -> dict[str, Any]:
         "cuda_device": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "native_kernels": _native_kernels(),
         "direct_calls": native.unavailable() or direct.unavailable() or "yes",
-        "ROPE_KERNELS_BACKEND": native.FROM_ENVIRONMENT,
+        "ROPE_KERNELS_BACKEND": choice.FROM_ENVIRONMENT,
         "backends": available_backends(),
         "error": variable_error(),
     }

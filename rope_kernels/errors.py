@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["RopeConfigError", "RopeConfigWarning", "RopeShapeError", "RopeTableWarning"]
+__all__ = ["RopeBackendWarning", "RopeConfigError", "RopeConfigWarning", "RopeShapeError", "RopeTableWarning"]
 
 
 class RopeConfigError(ValueError):
@@ -18,6 +18,10 @@ class RopeConfigError(ValueError):
 
 class RopeShapeError(ValueError):
     """A tensor is wrong. The message names the tensor first, then what was given and what is allowed."""
+
+
+class RopeBackendWarning(UserWarning):
+    """Plain torch rotates because no kernel can: the message says why, and how to install one. Given once a process."""
 
 
 class RopeConfigWarning(UserWarning):

@@ -13,7 +13,7 @@ from torch.compiler import is_compiling
 
 from ..config import RopeConfig
 from ..core.spec import text_of
-from ..ops import autograd, direct
+from ..ops import autograd, direct, plain
 from .prepare import prepare, refuse_derivative, refuse_derivative_of_outputs, rotate_in_place, write_outputs
 from .sharding import is_distributed, mark_written, rotate_shards
 
@@ -78,6 +78,10 @@ def apply_rope(
         and direct.rotate_out(q, k, positions, offset, seq_len, cu_seqlens, text, *out)
     ):  # fmt: skip
         return out
+    if seq_len is cu_seqlens is None:
+        made = plain.rotate(q, k, positions, offset, text, out)
+        if made is not None:
+            return made
     return _rotate_checked(q, k, positions, cfg, interleaved, layout, seq_len, offset, cu_seqlens, inverse, out)
 
 
@@ -105,7 +109,9 @@ def apply_rope_(
     """
     text = _usual_text(cfg, interleaved, layout, inverse)
     if text is None or not direct.rotate_(q, k, positions, offset, seq_len, cu_seqlens, text):
-        _rotate_in_place_checked(q, k, positions, cfg, interleaved, layout, seq_len, offset, cu_seqlens, inverse)
+        usual = seq_len is cu_seqlens is None
+        if not usual or plain.rotate(q, k, positions, offset, text, (q, k)) is None:
+            _rotate_in_place_checked(q, k, positions, cfg, interleaved, layout, seq_len, offset, cu_seqlens, inverse)
     return q, k
 
 

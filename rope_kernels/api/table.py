@@ -11,7 +11,7 @@ from torch.compiler import is_compiling
 
 from ..core.layouts import LAYOUTS
 from ..errors import RopeShapeError, RopeTableWarning
-from ..ops import direct
+from ..ops import direct, plain
 from ..ops.table_autograd import TableArguments, rotate_table
 from . import checks
 from .sharding import is_distributed, refuse_mixed
@@ -52,6 +52,8 @@ def apply_rotary_pos_emb(
     if (table_width is None or table_width == "full") and isinstance(interleaved, bool) and not is_compiling():
         pairing = "interleaved" if interleaved else "half"
         made = direct.rotate_table(q, k, cos, sin, unsqueeze_dim, pairing, table_width == "full")
+        if made is None:
+            made = plain.rotate_table(q, k, cos, sin, unsqueeze_dim, pairing, table_width == "full")
         if made is not None:
             return made
     return _rotate_checked(q, k, cos, sin, unsqueeze_dim, interleaved, table_width)

@@ -7,13 +7,23 @@ A backend is a module with ``rotate``, ``rotate_table`` and ``unavailable``, who
 from __future__ import annotations
 
 import importlib
+import warnings
 from types import ModuleType, TracebackType
 
 import torch
 
-from . import choice
+from ..errors import RopeBackendWarning
+from . import choice, native
 
-__all__ = ["PREFERENCE", "available_backends", "backend_for", "current_override", "use_backend", "variable_error"]
+__all__ = [
+    "PREFERENCE",
+    "available_backends",
+    "backend_for",
+    "current_override",
+    "is_plain_torch",
+    "use_backend",
+    "variable_error",
+]
 
 VARIABLE = "ROPE_KERNELS_BACKEND"
 PREFERENCE = ("triton", "native", "reference")
@@ -60,7 +70,9 @@ def backend_for(device: torch.device) -> ModuleType:
     return importlib.import_module(_MODULES[override], __name__)
 
 
+_CPU = torch.device("cpu")
 _chosen: dict[torch.device, ModuleType] = {}
+_notices = ["the fallback"]  # one; whoever pops it gives it
 
 
 def _preferred(device: torch.device) -> ModuleType:
@@ -69,8 +81,36 @@ def _preferred(device: torch.device) -> ModuleType:
         name = next(name for name in PREFERENCE if _why_not(name, device) is None)
         if device.type == "cuda":
             choice.tell_preferred(device.index, name)
+        if name == "reference":
+            _notify_of_fallback(device)
         module = _chosen[device] = importlib.import_module(_MODULES[name], __name__)
     return module
+
+
+def _notify_of_fallback(device: torch.device) -> None:
+    """Say once per process that plain torch rotates because nothing better can, and what to do about it."""
+    try:
+        _notices.pop()
+    except IndexError:
+        return
+    better = [name for name in PREFERENCE[:-1] if name != "triton" or device.type == "cuda"]
+    reasons = "; ".join(f"{name}: {_why_not(name, device)}" for name in better)
+    warnings.warn(
+        f"calls on {device.type} run in plain torch, several times slower than the kernels, because nothing better can "
+        f"({reasons}). Install the package again with its native kernels: pip install --no-build-isolation, in an "
+        "environment with torch and a C++20 compiler; `rope-kernels info` shows what is missing. "
+        'use_backend("reference") or ROPE_KERNELS_BACKEND=reference chooses plain torch without this notice',
+        RopeBackendWarning,
+        stacklevel=1,
+    )
+
+
+def is_plain_torch() -> bool:
+    """Whether plain torch runs the calls of this context on CPU tensors."""
+    override = choice.chosen()
+    if override is None:
+        return native.unavailable() is not None and _preferred(_CPU).__name__.endswith("reference")
+    return override == "reference"
 
 
 def _check_name(name: str, source: str = "backend") -> None:

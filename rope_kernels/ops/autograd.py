@@ -76,13 +76,13 @@ def rotate_unchecked(
     """
     # Floating positions are checked: the kernel takes dtypes that the public calls refuse.
     reaches_library = (
-        type(q) is Tensor and (k is None or isinstance(k, Tensor)) and isinstance(positions, Tensor)
+        (_is_never_chosen() or choice.runs_in_library())
+        and type(q) is Tensor and (k is None or isinstance(k, Tensor)) and isinstance(positions, Tensor)
         and (
             (q.is_cpu and positions.is_cpu and (k is None or k.is_cpu))
             or (q.is_cuda and positions.is_cuda and (k is None or k.is_cuda))
         )
         and not positions.is_floating_point()
-        and (_is_never_chosen() or choice.runs_in_library())
     )  # fmt: skip
     if not reaches_library:
         return None
