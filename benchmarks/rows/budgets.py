@@ -10,6 +10,7 @@ import rope_kernels as rk
 from rope_kernels.backends import native
 
 from . import peers
+from .fallback import fallback_rows
 from .ours import FLOORS, FORMS, TimedCall, floor, ours
 from .row import BenchmarkRow, facts_of
 from .shapes import DECODE_1, DECODE_32, LLAMA_8B, Shape, inputs
@@ -111,4 +112,5 @@ def budget_rows() -> list[BenchmarkRow]:
         _row("out=", Shape(1, 4096), "onnxruntime", 1.3, dtype="fp32"),
         BenchmarkRow(GROUP, "in place, 1000 packed sequences, against one", _packed, 0.9),
         *_thread_rows(),
+        *fallback_rows(),
     ]

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from rope_kernels.backends import native
+from rope_kernels.backends import native, use_backend
 from rope_kernels.measuring.forms import TimedCall
 from rope_kernels.measuring.timing import Pair, alternate
 
@@ -32,6 +32,7 @@ class BenchmarkRow:
         needed: the budget, as a multiple of the peer's speed; ``None`` for no budget.
         threads: of each side.
         isa: our instruction set, if one is forced.
+        backend: of our side, if one is chosen.
         facts: what tables and plots select and sort by: model, shape, tokens, dtype, form, peer, axis, size.
         timer: times the two calls for about the given seconds; :func:`alternate` if ``None``.
     """
@@ -42,6 +43,7 @@ class BenchmarkRow:
     needed: float | None = None
     threads: tuple[int, int] = (1, 1)
     isa: str = ""
+    backend: str | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
     timer: Callable[[TimedCall, TimedCall, float], Pair] | None = None
 
@@ -92,9 +94,10 @@ def measure(
     if row.isa:
         native.force_isa(row.isa)
     try:
-        ours, peer = row.build()
-        pair = row.timer(ours, peer, seconds) if row.timer else alternate(ours, peer, seconds, row.threads)
-        then(ours, pair)
+        with use_backend(row.backend):
+            ours, peer = row.build()
+            pair = row.timer(ours, peer, seconds) if row.timer else alternate(ours, peer, seconds, row.threads)
+            then(ours, pair)
     finally:
         native.force_isa("")
     low, high = pair.spread
