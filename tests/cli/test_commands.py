@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 import rope_kernels
 from rope_kernels import backends, environment
-from rope_kernels.backends import native
+from rope_kernels.backends import choice, native
 from rope_kernels.cli import bench, check, demo
 from rope_kernels.cli.commands import app
 from rope_kernels.cli.console import device_and_backend
@@ -27,7 +27,7 @@ LLAMA = {"model_type": "llama", "head_dim": 64, "max_position_embeddings": 2048,
 def run(monkeypatch):
     monkeypatch.setattr(demo, "PREFILL_TOKENS", 8)
     monkeypatch.setattr(demo, "ROUNDS", 1)
-    monkeypatch.setattr(native, "FROM_ENVIRONMENT", None)
+    monkeypatch.setattr(choice, "FROM_ENVIRONMENT", None)
 
     def invoke(*arguments, code=0):
         result = CliRunner().invoke(app, [str(argument) for argument in arguments])
@@ -59,7 +59,7 @@ def test_info_names_versions_and_every_backend(run):
 
 @pytest.mark.parametrize("name", backends.PREFERENCE)
 def test_info_shows_the_backend_of_the_environment(run, monkeypatch, name):
-    monkeypatch.setattr(native, "FROM_ENVIRONMENT", name)
+    monkeypatch.setattr(choice, "FROM_ENVIRONMENT", name)
     monkeypatch.setattr(backends, "_why_not", lambda name, device: None)
     assert re.search(rf"^ROPE_KERNELS_BACKEND +{name} *$", run("info").stdout, re.M)
     machine = json.loads(run("info", "--json").stdout)
@@ -70,7 +70,7 @@ def test_info_shows_the_backend_of_the_environment(run, monkeypatch, name):
 @pytest.mark.parametrize("name", ["nativ", "Triton", "cuda", " native", "native,triton", "0"])
 @pytest.mark.parametrize("arguments", [(), ("--json",)])
 def test_info_fails_for_an_unknown_backend_of_the_environment(run, monkeypatch, name, arguments):
-    monkeypatch.setattr(native, "FROM_ENVIRONMENT", name)
+    monkeypatch.setattr(choice, "FROM_ENVIRONMENT", name)
     result = run("info", *arguments, code=2)
     assert result.stderr == f"error: ROPE_KERNELS_BACKEND: got {name!r}, allowed are triton, native, reference\n"
     assert name in result.stdout
@@ -78,7 +78,7 @@ def test_info_fails_for_an_unknown_backend_of_the_environment(run, monkeypatch, 
 
 @pytest.mark.parametrize(("name", "reason"), [("triton", "no CUDA device is available"), ("native", "not built")])
 def test_info_fails_for_a_backend_of_the_environment_that_cannot_run(run, monkeypatch, name, reason):
-    monkeypatch.setattr(native, "FROM_ENVIRONMENT", name)
+    monkeypatch.setattr(choice, "FROM_ENVIRONMENT", name)
     monkeypatch.setattr(backends, "_why_not", lambda name, device: reason)
     result = run("info", code=1)
     assert result.stderr == f"error: ROPE_KERNELS_BACKEND: got {name!r}, which cannot run here: {reason}\n"
@@ -190,7 +190,7 @@ def test_the_backend_that_runs_is_named(monkeypatch, name):
 def test_demo_refuses_wrong_arguments(run, monkeypatch):
     assert "llama-2-7b" in run("demo", "--only", "llama-9", code=2).stderr
     assert "allowed are cpu and cuda" in run("demo", "--device", "tpu", code=2).stderr
-    monkeypatch.setattr(native, "FROM_ENVIRONMENT", "abacus")
+    monkeypatch.setattr(choice, "FROM_ENVIRONMENT", "abacus")
     assert "ROPE_KERNELS_BACKEND: got 'abacus'" in run("demo", code=2).stderr
 
 

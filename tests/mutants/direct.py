@@ -59,13 +59,12 @@ MUTANTS = [
         ),
         (
             "order",
-            "    launch_each(job, [given](Job& each) { launch_cpu(each, given); });\n",
+            "    done = run(job, q, backend, given);\n",
             "    PyEval_RestoreThread(thread);\n"
-            "    launch_each(job, [given](Job& each) { launch_cpu(each, given); });\n"
+            "    done = run(job, q, backend, given);\n"
             "    thread = PyEval_SaveThread();\n",
             "Python's other threads wait for a call",
         ),
-        ("refusal", "!is_forwarding() && ", "", "use_backend of this thread is ignored"),
         (
             "state",
             "const bool has_k = std::exchange(k_.tensor, nullptr) != nullptr;\n    q_.tensor = nullptr;",
@@ -91,6 +90,11 @@ MUTANTS = [
         "csrc/ops/outputs.h",
         ("branch", "v.stride[inner] == 0 || v.stride[outer] == 0", "false", "strides of 0 have a place in the order"),
         ("operand", "return fills || size == 0 ? kept : dense;", "return kept;", "gaps are allocated"),
+    ),
+    *in_file(
+        "direct",
+        "csrc/ops/run.cpp",
+        ("refusal", "  if (backend != Backend::kNative) return false;\n", "", "use_backend of this thread is ignored"),
     ),
     *in_file(
         "direct",

@@ -32,7 +32,7 @@ _MATHEMATICS = Stage(("tests/cpp/test_math_module.py",), (_CMAKE, ("ninja", "-C"
 
 SUITES: dict[str, list[Stage]] = {
     "triton": [
-        Stage((f"{_BACKENDS}/test_launch.py", f"{_BACKENDS}/test_triton_interpreter.py")),
+        Stage(tuple(f"{_BACKENDS}/test_{name}.py" for name in ("launch", "compiled", "triton_interpreter"))),
         Stage((f"{_BACKENDS}/test_triton_emulated.py",)),
     ],
     "cuda": [

@@ -166,4 +166,10 @@ MUTANTS = [
             "programs exchange parts of a row in place",
         ),
     ),
+    *in_file(
+        "triton",
+        "rope_kernels/backends/triton/compiled.py",
+        ("operand", "addresses += [len(cells),", "addresses += [number,", "constants count as parameters"),
+        ("refusal", "metadata.num_ctas == 1 and ", "", "a launch in clusters is repeated without"),
+    ),
 ]
