@@ -12,10 +12,11 @@ BUILD_SOURCES := pyproject.toml setup.py $(shell find csrc native_build -type f 
 # The demo runs on this machine alone: fewer packages, and kernels for this CPU and this GPU.
 DEMO_INSTALLED := .venv/.demo-installed
 DEMO_READY := $(or $(wildcard $(READY)),.venv/.demo-ready)
+HOST := build/host/venv
 CPP_SOURCES := $(shell find csrc tests/cpp tests/emulation/cuda -name "*.c" -o -name "*.cpp" -o -name "*.h" -o -name "*.cu" -o -name "*.cuh")
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-full cpp-test bench bench-check gpu-check mutants docs lint format clean
+.PHONY: help demo test test-all test-full cpp-test bench bench-check gpu-check host-check mutants docs lint format clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -52,6 +53,9 @@ bench-check: $(READY) ## Compare the last `make bench` with the committed baseli
 gpu-check: $(READY) ## On a machine with a CUDA GPU: every case on it, beside the emulator, in graphs; then its speed
 	$(BIN)/python tests/gpu/check.py $(GPU_CHECK_ARGS)
 
+host-check: $(READY) $(HOST)/.created ## Opt-in, downloads a CUDA torch: what CUDA calls do and cost on the host, over a GPU that does nothing
+	$(HOST)/bin/python tests/host/run.py $(HOST_CHECK_ARGS)
+
 mutants: $(READY) ## Plant mistakes in copies of the kernels, one at a time, and list those that the tests miss
 	$(BIN)/python tests/mutants/run.py $(MUTANTS_ARGS)
 
@@ -73,6 +77,11 @@ clean: ## Remove .venv and everything that was built or cached
 	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .triton_cache
 	rm -f rope_kernels/*.so rope_kernels/_why_not_native.txt
 	find rope_kernels tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(HOST)/.created: tests/host/requirements.txt
+	$(PYTHON) -m venv $(HOST)
+	$(HOST)/bin/python -m pip --quiet --disable-pip-version-check install -r tests/host/requirements.txt
+	@touch $@
 
 .venv/.docs: docs/requirements.txt $(INSTALLED)
 	$(PIP) -r docs/requirements.txt

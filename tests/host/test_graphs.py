@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support.cases import CONFIGS
+from support.cases import CONFIGS, Case, config_of
 
 import rope_kernels as rk
-
-SHAPES = {"q_shape": (2, 1, 4, 64), "k_shape": (2, 1, 2, 64)}
 
 
 def call(cfg: rk.RopeConfig, dtype: torch.dtype = torch.bfloat16) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -21,7 +19,7 @@ def call(cfg: rk.RopeConfig, dtype: torch.dtype = torch.bfloat16) -> tuple[torch
 def test_reduce_overhead_with_a_config_first_met_inside(name: str) -> None:
     """cudagraph trees warn, or fail, if a tensor of the graph's pool is kept that is no output."""
     torch._dynamo.reset()
-    cfg = rk.RopeConfig(**{**CONFIGS[name], "attention_scaling": 1.3} if "inv_freq" in CONFIGS[name] else CONFIGS[name])
+    cfg = config_of(Case("", CONFIGS[name]))
     q, k, positions = call(cfg)
 
     def layer(q: torch.Tensor, k: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -36,7 +34,7 @@ def test_reduce_overhead_with_a_config_first_met_inside(name: str) -> None:
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_capture_after_warm_up(name: str) -> None:
-    cfg = rk.RopeConfig(**CONFIGS[name])
+    cfg = config_of(Case("", CONFIGS[name]))
     q, k, positions = call(cfg, torch.float16)
     rk.warm_up(cfg, "cuda", q_shape=q.shape, k_shape=k.shape, dtype=torch.float16)
     with torch.no_grad(), torch.cuda.graph(torch.cuda.CUDAGraph()):
@@ -45,7 +43,7 @@ def test_a_capture_after_warm_up(name: str) -> None:
 
 
 def test_what_is_first_met_in_a_capture_is_an_error_that_names_warm_up() -> None:
-    for cfg in (rk.RopeConfig(head_dim=48), rk.RopeConfig(inv_freq=[1.0, 0.5, 0.1, 0.2], head_dim=8)):
+    for cfg in (rk.RopeConfig(head_dim=48), rk.RopeConfig.from_inv_freq([1.0, 0.5, 0.1, 0.2])):
         q, k, positions = call(cfg, torch.float32)
         with (
             pytest.raises(RuntimeError, match=r"rope_kernels\.warm_up"),
