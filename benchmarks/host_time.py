@@ -2,7 +2,7 @@
 
 Run by `make host-check`, over a GPU that does nothing: a real driver adds the same to every launch. Rows are medians of
 interleaved runs in one process, as thread time and as a ratio to the elementwise operation. The budgets are for a
-machine on which that takes 1.5 us.
+machine on which that takes 1.5 us, and are scaled by it.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import rope_kernels as rk
 __all__ = ["HostRow", "main"]
 
 ELEMENTWISE = 1.5
+MARGIN = 1.25  # medians of one machine differ by this much from run to run
 ROUNDS, CALLS = 25, 60
 
 
@@ -58,7 +59,7 @@ def _rows() -> list[HostRow]:
     offset = torch.zeros(4, device="cuda", dtype=torch.int64)
     cos, sin = torch.empty(2, 4, 1, 128, **options)
     leaf_q, leaf_k = q.clone().requires_grad_(), k.clone().requires_grad_()
-    operator, text = torch.ops.rope_kernels.rotate_, cfg.spec()
+    operator, text = torch.ops.rope_kernels.rotate_.default, cfg.spec()
     rows = [
         HostRow("torch, one elementwise operation", None, q.neg_),
         HostRow("transformers, apply_rotary_pos_emb", None, lambda: apply_rotary_pos_emb(wide_q, wide_k, cos, sin)),
@@ -115,7 +116,7 @@ def _measure(rows: list[HostRow]) -> dict[str, float]:
 
 
 def main() -> int:
-    """Print the table. The exit status is 1 if a row is over its budget or slower than transformers."""
+    """Print the table. The exit status is 1 if a row is over its budget by :data:`MARGIN`, or slower than transformers."""
     rows = _rows()
     medians = _measure(rows)
     one, eager = medians[rows[0].name], medians[rows[1].name]
@@ -125,7 +126,7 @@ def main() -> int:
     over = []
     for row in rows:
         time_of, limit = medians[row.name], None if row.budget is None else row.budget * one / ELEMENTWISE
-        if limit is not None and (time_of > limit or time_of > eager):
+        if limit is not None and (time_of > MARGIN * limit or time_of > eager):
             over.append(row.name)
         table.add_row(row.name, f"{time_of:.1f}", f"{time_of / one:.1f}", "" if limit is None else f"{limit / one:.1f}")
     Console().print(table)

@@ -5,6 +5,7 @@
 
 #include <array>
 #include <numeric>
+#include <stdexcept>
 #include <utility>
 
 #include "ops/tensor_job.h"
@@ -72,8 +73,9 @@ struct Made {
 inline Made new_like(const View& x) {
   Made made{nullptr, x};
   const Order strides = strides_like(x);
-  STABLE_TORCH_ERROR_CODE_CHECK(
-      aoti_torch_empty_strided(x.dim, x.size, strides.data(), x.dtype, x.device_type, x.device_index, &made.tensor));
+  const AOTITorchError error =
+      aoti_torch_empty_strided(x.dim, x.size, strides.data(), x.dtype, x.device_type, x.device_index, &made.tensor);
+  if (error != AOTI_TORCH_SUCCESS) throw std::runtime_error("the results could not be allocated");
   std::int64_t* kept;
   aoti_torch_get_strides(made.tensor, &kept);
   aoti_torch_get_data_ptr(made.tensor, &made.view.data);
