@@ -22,7 +22,7 @@ import rope_kernels as rk
 __all__ = ["HostRow", "main"]
 
 ELEMENTWISE = 1.5
-MARGIN = 1.25  # medians of one machine differ by this much from run to run
+MARGIN = 1.25  # medians differ by this much from run to run
 ROUNDS, CALLS = 25, 60
 
 
@@ -116,7 +116,7 @@ def _measure(rows: list[HostRow]) -> dict[str, float]:
 
 
 def main() -> int:
-    """Print the table. The exit status is 1 if a row is over its budget by :data:`MARGIN`, or slower than transformers."""
+    """Print the table. The exit status is 1 if a row is over its budget by a quarter, or slower than transformers."""
     rows = _rows()
     medians = _measure(rows)
     one, eager = medians[rows[0].name], medians[rows[1].name]

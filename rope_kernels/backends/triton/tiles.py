@@ -38,16 +38,14 @@ def places(rows, channels, ITEM: tl.constexpr, COUNT: tl.constexpr):
     return tl.multiple_of(tl.max_contiguous(pointers, [1, 1, 2 * COUNT]), [1, 1, BYTES])
 
 
-@triton.jit
-def stored(rows):
-    """The type that elements of ``rows`` are stored as: 16-bit elements as integers.
+@triton.constexpr_function
+def stored(dtype):
+    """The type that elements of ``dtype`` are stored as: 16-bit elements as integers.
 
     On AMD GPUs Triton drops the hints of :func:`places` for pointers that were not cast, and stores element by element.
     If fp32 were stored as integers too, LLVM would unroll some loops less on NVIDIA GPUs.
     """
-    DTYPE: tl.constexpr = rows.dtype.element_ty
-    ITEM: tl.constexpr = tl.uint16 if DTYPE.primitive_bitwidth == 16 else DTYPE
-    return ITEM
+    return tl.uint16 if dtype.primitive_bitwidth == 16 else dtype
 
 
 @triton.jit
@@ -170,13 +168,13 @@ def writable(y, keep, TILE: tl.constexpr):
     else:
         place = channel(first_pair(TILE) + item, TILE.WRITE_PAIRS, TILE)
         keep = within(keep, TILE.PAIRS, SIZE)
-    return places(y, place, stored(y), TILE.VECTOR * TILE.WRITE_ITEMS), keep
+    return places(y, place, stored(y.dtype.element_ty), TILE.VECTOR * TILE.WRITE_ITEMS), keep
 
 
 @triton.jit
 def copy_channels(x, y, keep, FIRST: tl.constexpr, LAST: tl.constexpr, TILE: tl.constexpr):
     """Copy channels FIRST to LAST of a tile's rows."""
-    ITEM: tl.constexpr = stored(x)
+    ITEM: tl.constexpr = stored(x.dtype.element_ty)
     N: tl.constexpr = 2 * TILE.VECTOR if TILE.WORDS else 1
     WIDTH: tl.constexpr = 2 * TILE.UNITS
     for begin in tl.range(FIRST, LAST, WIDTH):
