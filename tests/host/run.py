@@ -6,6 +6,7 @@ folder and the table of host times.
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -45,10 +46,23 @@ def package() -> Path:
     return where
 
 
+def cuda_headers() -> Path:
+    """The headers of the CUDA toolkit."""
+    homes = [os.environ.get("CUDA_HOME"), "/usr/local/cuda"]
+    nvcc = shutil.which("nvcc")
+    if nvcc is not None:
+        homes.insert(1, str(Path(nvcc).resolve().parents[1]))
+    for home in filter(None, homes):
+        if Path(home, "include", "cuda_runtime_api.h").exists():
+            return Path(home, "include")
+    sys.exit(
+        f"host-check needs the headers of the CUDA toolkit: none in {', '.join(filter(None, homes))}; set CUDA_HOME"
+    )
+
+
 def main() -> int:
     """Run the tests, then the table; the exit status is that of the first that fails."""
-    nvcc = shutil.which("nvcc") or "/usr/local/cuda/bin/nvcc"
-    build(FOLDER, Path(nvcc).parents[1] / "include")
+    build(FOLDER, cuda_headers())
     where = package()
     variables = environment(FOLDER, DEVICES) | {"PYTHONPATH": f"{where}:{ROOT / 'tests'}"}
     tests = [
