@@ -6,13 +6,16 @@ import os
 import subprocess
 import sys
 import threading
+import types
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 import rope_kernels as rk
 from rope_kernels import backends
-from rope_kernels.backends import reference
+from rope_kernels.backends import native, reference
 
 CPU = torch.device("cpu")
 
@@ -240,3 +243,33 @@ def test_compiled_calls_run_on_the_choice_of_the_caller(monkeypatch):
     with rk.use_backend("reference"):
         assert by_reference(lambda: compiled(q), seen)
     assert not by_reference(lambda: compiled(q), seen)
+
+
+def runs(code: list[str], arch: int) -> bool:
+    """CUDA's rule, said another way: machine code within a generation, PTX on everything that is not older."""
+    for name in code:
+        number, _, ptx = name.partition("+")
+        same_generation = len(str(arch)) == len(number) and str(arch)[:-1] == number[:-1]
+        if int(number) <= arch and (ptx == "PTX" or same_generation):
+            return True
+    return False
+
+
+@given(
+    st.lists(st.sampled_from(["75", "80", "86", "89", "90", "100", "120", "90+PTX", "120+PTX"]), max_size=4),
+    st.sampled_from([70, 75, 80, 86, 87, 89, 90, 100, 103, 110, 120, 121, 130]),
+)
+def test_a_gpu_without_code_goes_on_to_the_next_backend(code, arch):
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(native, "_library", types.SimpleNamespace())
+        monkeypatch.setattr(native, "_cuda_code", lambda: code)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: divmod(arch, 10))
+        reason = native.unavailable(torch.device("cuda", 0))
+    archs = [name for name in code if "+" not in name]
+    if not archs:
+        assert reason == "the extension was built without kernels for cuda"
+    elif runs(code, arch):
+        assert reason is None
+    else:
+        assert reason.endswith(f", not for sm_{arch}")
+        assert f"sm_{archs[0]}" in reason
