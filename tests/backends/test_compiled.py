@@ -77,3 +77,11 @@ def test_another_number_of_parameters_is_not_repeated(parameters: int) -> None:
 
 def test_the_interpreters_launches_are_not_repeated() -> None:
     assert compiled_launch(None, (1, 1), [1], {}) is None
+
+
+def test_launches_on_an_amd_gpu_are_not_repeated() -> None:
+    """They are not for CUDA's driver. Triton keeps other machine code of them, and has no clusters there."""
+    made = kernel(["i32"], 3)
+    made.asm = {"amdgcn": made.asm["ptx"]}
+    del made.metadata.num_ctas
+    assert compiled_launch(made, (1, 1), [1], {}) is None

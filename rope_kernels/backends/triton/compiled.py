@@ -59,7 +59,7 @@ class Launched(NamedTuple):
 def compiled_launch(
     kernel: Any, grid: tuple[int, int], arguments: Sequence[object], tensors: Mapping[int, str]
 ) -> CompiledLaunch | None:
-    """The launch that has just been made; ``None`` if it does more than CUDA's plain launch.
+    """The launch that has just been made; ``None`` if it is not for CUDA's driver, or more than its plain launch.
 
     Args:
         kernel: what the launch returned, Triton's compiled kernel.
@@ -68,7 +68,7 @@ def compiled_launch(
         tensors: by the number of an argument, the tensor of the call whose memory it is, one of :data:`ADDRESSES`.
     """
     metadata = getattr(kernel, "metadata", None)
-    if metadata is None or not _is_plain(metadata):
+    if metadata is None or "ptx" not in kernel.asm or not _is_plain(metadata):
         return None
     types = list(kernel.src.signature.values())
     cells: list[bytes] = []
