@@ -147,6 +147,11 @@ def test_the_package_says_why_it_has_no_library(monkeypatch, tmp_path, text):
     assert native.unavailable() == f"there are no native kernels: {text.strip()}"
 
 
+def outside_make():
+    """The environment without what `make test` passes on: it would make this make talk as an inner one."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
+
+
 @pytest.fixture
 def make(checkout):
     """Run make on a .venv whose Python and command are stubs; ``fails`` is the pip command that fails."""
@@ -162,7 +167,7 @@ def make(checkout):
 
     def run(*targets, fails="nothing at all"):
         done = subprocess.run(
-            ["make", *targets], cwd=checkout, env=os.environ | {"FAILS": fails}, capture_output=True, text=True,
+            ["make", *targets], cwd=checkout, env=outside_make() | {"FAILS": fails}, capture_output=True, text=True,
             check=False,
         )  # fmt: skip
         calls = (folder / "calls.txt").read_text() if (folder / "calls.txt").exists() else ""
