@@ -11,6 +11,7 @@ from torch import Tensor
 from ..config import RopeConfig
 from ..core.layouts import LAYOUTS, Layout
 from ..errors import RopeShapeError
+from ..ops.memory import are_clearly_apart
 from .overlap import has_memory, shares_memory, writes_twice
 from .sizes import is_known, is_possible, same
 
@@ -193,7 +194,7 @@ def check_outputs(q: Tensor, k: Tensor | None, out: tuple[Tensor, Tensor | None]
 
 def check_outputs_apart(q: Tensor, k: Tensor | None, out: tuple[Tensor, Tensor | None]) -> None:
     """Raise :class:`RopeShapeError` if an output overlaps itself, the other output, or an input without being it."""
-    if torch.compiler.is_compiling() or not has_memory(q) or _all_clearly_apart(q, k, *out):
+    if torch.compiler.is_compiling() or not has_memory(q) or are_clearly_apart(q, k, *out):
         return
     check_in_place(*out, ("out: q_out", "k_out"))
     for name, x, y in _with_outputs(q, k, out):
@@ -210,23 +211,6 @@ def _with_outputs(
     yield "q", q, out[0]
     if k is not None and out[1] is not None:
         yield "k", k, out[1]
-
-
-def _all_clearly_apart(*tensors: Tensor | None) -> bool:
-    """Whether all are contiguous and none overlaps another: a cheap test for the usual case."""
-    spans = []
-    for x in tensors:
-        if x is not None:
-            if not x.is_contiguous():
-                return False
-            spans.append((x.data_ptr(), x.nbytes))
-    spans.sort()
-    end = 0
-    for start, size in spans:
-        if start < end:
-            return False
-        end = start + size
-    return True
 
 
 def check_in_place(q: Tensor, k: Tensor | None, names: tuple[str, str] = ("q", "k")) -> None:

@@ -17,6 +17,7 @@ from ..backends.inputs import Inputs
 from ..core.layouts import LAYOUTS, position_axes, tokens_first
 from ..core.rotation import Rotation
 from ..core.spec import Operation, parse_text
+from .memory import are_clearly_apart
 from .operators import table_rotation
 
 __all__ = ["rotate", "rotate_table"]
@@ -54,7 +55,10 @@ def rotate(
         operation = _usual_operation(q, k, positions, text, q_out, k_out)
     except (RuntimeError, NotImplementedError):  # a nested or sparse tensor has no strides
         return None
-    if operation is None or (q_out is not None and not _are_apart(q, k, q_out, k_out)):
+    if operation is None:
+        return None
+    written = (q, k) if q_out is q and k_out is k else (q, k, q_out, k_out)
+    if q_out is not None and not are_clearly_apart(*written):
         return None
     layout = operation.layout
     with _below_autograd():
@@ -218,21 +222,3 @@ def _are_usual_outputs(q: Tensor, k: Tensor | None, q_out: Tensor, k_out: Tensor
     return all(
         out.dtype is x.dtype and out.shape == x.shape and x.is_contiguous() and out.is_contiguous() for x, out in pairs
     )
-
-
-def _are_apart(q: Tensor, k: Tensor | None, q_out: Tensor, k_out: Tensor | None) -> bool:
-    """Whether none of the contiguous tensors overlaps another one that is not itself."""
-    if q_out is q and k_out is k:
-        return k is None or _end(q) <= k.data_ptr() or _end(k) <= q.data_ptr()
-    given = (q, k, q_out, k_out)
-    starts = sorted([(x.data_ptr(), x.nbytes) for x in given if x is not None])
-    end = 0
-    for start, size in starts:
-        if start < end:
-            return False
-        end = start + size
-    return True
-
-
-def _end(x: Tensor) -> int:
-    return x.data_ptr() + x.nbytes
