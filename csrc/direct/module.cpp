@@ -57,10 +57,6 @@ std::int64_t longest_counted(const Job& job) {
   return most;
 }
 
-bool is_together(const View& v, const View& q) {
-  return v.device_type == q.device_type && v.device_index == q.device_index;
-}
-
 /// The backend for a call on q. Throws NotUsual if it runs in Python.
 Backend compiled_backend(const View& q) {
   const Backend backend = backend_for(q);
@@ -132,7 +128,7 @@ struct Inputs {
     if (at.positions && (!is_integer(*at.positions) || offset.is_given())) throw NotUsual();
     if (at.cu_seqlens && (q.dim != 3 || (at.positions && !seq_len.view))) throw NotUsual();
     for (const MaybeView* v : {&k, &at.positions, &at.offset, &at.seq_len, &at.cu_seqlens}) {
-      if (*v && !is_together(**v, q)) throw NotUsual();
+      if (*v && !(*v)->is_with(q)) throw NotUsual();
     }
     text = text_of(arguments[6]);
   }
@@ -166,7 +162,7 @@ struct Inputs {
   }
 
   [[nodiscard]] bool is_safe(const View& q_out, const MaybeView& k_out) const {
-    if (!is_together(q_out, q) || (k_out && !is_together(*k_out, q))) return false;
+    if (!q_out.is_with(q) || (k_out && !k_out->is_with(q))) return false;
     const Outer q_to(q_out), q_from(q);
     const bool q_stays = is_same(q, q_out);
     if (!q_to.is_nested() || !(q_stays || are_apart(q_to, q_from))) return false;
@@ -305,7 +301,7 @@ PyObject* rotate_table(PyObject*, PyObject* const* arguments, Py_ssize_t count) 
     const MaybeView k = maybe_view_of(arguments[1]);
     const Layout layout = layout_of_table(q, cos, sin, arguments[4]);
     if (!is_clear(q, cos, sin, arguments[6])) throw NotUsual();
-    if (!is_together(cos, q) || !is_together(sin, q) || (k && !is_together(*k, q))) throw NotUsual();
+    if (!cos.is_with(q) || !sin.is_with(q) || (k && !k->is_with(q))) throw NotUsual();
     Outputs outputs(q, k);
     const MaybeView k_out = outputs.k();
     Job job = job_of_table(q, k ? &*k : nullptr, outputs.q(), k_out ? &*k_out : nullptr, cos, sin, layout,

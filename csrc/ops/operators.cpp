@@ -209,18 +209,19 @@ ROPE_EXPORT const char* rope_kernels_isas() {
   return names.c_str();
 }
 
-STABLE_TORCH_LIBRARY_IMPL(rope_kernels, CPU, m) {
-  m.impl("rotate", TORCH_BOX(&rope::ops::rotate));
-  m.impl("rotate_", TORCH_BOX(&rope::ops::rotate_in_place));
-  m.impl("rotate_out", TORCH_BOX(&rope::ops::rotate_into));
-  m.impl("rotate_table", TORCH_BOX(&rope::ops::rotate_table));
-  m.impl("native_rotate_out", TORCH_BOX(&rope::ops::native_rotate_into));
+namespace {
+
+/// Registers the operators for one kind of device: they find the device of each call themselves.
+template <class LIBRARY>
+void implement(LIBRARY& library) {
+  library.impl("rotate", TORCH_BOX(&rope::ops::rotate));
+  library.impl("rotate_", TORCH_BOX(&rope::ops::rotate_in_place));
+  library.impl("rotate_out", TORCH_BOX(&rope::ops::rotate_into));
+  library.impl("rotate_table", TORCH_BOX(&rope::ops::rotate_table));
+  library.impl("native_rotate_out", TORCH_BOX(&rope::ops::native_rotate_into));
 }
 
-STABLE_TORCH_LIBRARY_IMPL(rope_kernels, CUDA, m) {
-  m.impl("rotate", TORCH_BOX(&rope::ops::rotate));
-  m.impl("rotate_", TORCH_BOX(&rope::ops::rotate_in_place));
-  m.impl("rotate_out", TORCH_BOX(&rope::ops::rotate_into));
-  m.impl("rotate_table", TORCH_BOX(&rope::ops::rotate_table));
-  m.impl("native_rotate_out", TORCH_BOX(&rope::ops::native_rotate_into));
-}
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(rope_kernels, CPU, m) { implement(m); }
+STABLE_TORCH_LIBRARY_IMPL(rope_kernels, CUDA, m) { implement(m); }

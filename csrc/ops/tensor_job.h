@@ -38,13 +38,16 @@ struct View {
 
   [[nodiscard]] bool is_empty() const { return std::find(size, size + dim, 0) != size + dim; }
 
+  [[nodiscard]] bool is_with(const View& q) const {
+    return device_type == q.device_type && device_index == q.device_index;
+  }
+
   /// `q`: the tensor whose device this one must be on.
   View(const char* name, const Tensor& t, const View* q = nullptr) {
     std::int64_t *sizes, *strides;
     aoti_torch_get_device_type(t.get(), &device_type);
     aoti_torch_get_device_index(t.get(), &device_index);
-    const bool together = q == nullptr || (device_type == q->device_type && device_index == q->device_index);
-    STD_TORCH_CHECK(together, name, ": is not on q's device");
+    STD_TORCH_CHECK(q == nullptr || is_with(*q), name, ": is not on q's device");
     aoti_torch_get_data_ptr(t.get(), &data);
     aoti_torch_get_sizes(t.get(), &sizes);
     aoti_torch_get_strides(t.get(), &strides);

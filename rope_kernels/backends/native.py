@@ -32,7 +32,7 @@ _PATH = Path(__file__).parent.parent / "_native.so"
 _NOTE = _PATH.with_name("_why_not_native.txt")
 """setup.py's reason why there is no library, if it left one."""
 _MAX_CUDA_PAIRS = 1024
-"""Pairs of a head that the CUDA kernels take; csrc/cuda/params.cuh has the same limit. Longer heads: plain torch."""
+"""Pairs of a head that the CUDA kernels take; csrc/cuda/launcher.h has the same limit. Longer heads: plain torch."""
 _library: ctypes.CDLL | None = None
 _missing: str | None = "it has not been loaded yet"
 
