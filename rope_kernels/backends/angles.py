@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -13,13 +14,36 @@ from ..core.frequency import FrequencyParams, fixed_point_turns
 from ..core.spec import Spec
 from .inputs import Inputs
 
-__all__ = ["copied_tokens", "cos_sin", "is_watched", "kept_tensors"]
+__all__ = ["copied_tokens", "cos_sin", "is_watched", "kept_tensors", "wide_cos_sin"]
 
 TWO_PI = 2.0 * math.pi
+_RADIANS = torch.tensor(TWO_PI / 2.0**64, dtype=torch.float64, device="cpu")
+"""Per unit of a phase in fixed point; a tensor, because one multiplication by it converts as well."""
+_WITHOUT_FLOAT64 = frozenset({"mps"})
+"""Types of devices that have no float64. Their angles are made on the CPU."""
 
 
 def cos_sin(batch: int, tokens: int, device: torch.device, inputs: Inputs, spec: Spec) -> tuple[Tensor, Tensor]:
     """float32 (batch or 1, tokens, pairs) cosines and sines, attention scaling included unless ``unscaled``."""
+    if device.type in _WITHOUT_FLOAT64:
+        cos, sin = wide_cos_sin(batch, tokens, torch.device("cpu"), _on_cpu(inputs), spec)
+        return cos.float().to(device), sin.float().to(device)
+    cos, sin = wide_cos_sin(batch, tokens, device, inputs, spec)
+    return cos.float(), sin.float()
+
+
+def _on_cpu(inputs: Inputs) -> Inputs:
+    def here(x: Tensor | None) -> Tensor | None:
+        return None if x is None else x.cpu()
+
+    return replace(
+        inputs, positions=here(inputs.positions), offset=here(inputs.offset), seq_len=here(inputs.seq_len),
+        from_seq_len=here(inputs.from_seq_len), cu_seqlens=here(inputs.cu_seqlens),
+    )  # fmt: skip
+
+
+def wide_cos_sin(batch: int, tokens: int, device: torch.device, inputs: Inputs, spec: Spec) -> tuple[Tensor, Tensor]:
+    """:func:`cos_sin` before it is rounded to float32: float64, or the dtype that the spec has for tables."""
     group, copied = _groups(batch, tokens, device, inputs)
     angle = _angle(_positions(tokens, group, device, inputs), group, inputs, spec)
     if copied is not None:
@@ -30,10 +54,9 @@ def cos_sin(batch: int, tokens: int, device: torch.device, inputs: Inputs, spec:
         if copied is not None:
             scaling = torch.where(copied, 1.0, scaling)
         cos, sin = cos * scaling, sin * scaling
-    cos, sin = cos.float(), sin.float()
     if spec.rotation.table_dtype:
         dtype = getattr(torch, spec.rotation.table_dtype)
-        cos, sin = cos.to(dtype).float(), sin.to(dtype).float()
+        cos, sin = cos.float().to(dtype), sin.float().to(dtype)
     return cos, sin
 
 
@@ -174,23 +197,29 @@ def _of_pairs(positions: Tensor, spec: Spec) -> Tensor:
 
 def _angle(positions: Tensor, group: Tensor | None, inputs: Inputs, spec: Spec) -> Tensor:
     """float64 (batch or 1, tokens, pairs) angles in radians, less whole turns."""
-    rotation, device = spec.rotation, positions.device
     of_pair = _of_pairs(positions, spec)
-    exact_integer = rotation.phase == "exact" and not positions.is_floating_point()
-    frequencies = _omega if exact_integer else _inv_freq
-
-    def at(seq_len: Tensor | None) -> Tensor:
-        freqs = _of_token(frequencies(spec, seq_len, device), group)
-        if exact_integer:
-            return of_pair.long() * freqs
-        if rotation.phase == "float32":
-            return (of_pair.float() * freqs.float()).double()
-        return _wrapped(of_pair.double() * (freqs / TWO_PI)) * TWO_PI
-
-    angle = at(inputs.seq_len)
+    is_exact = spec.rotation.phase == "exact"
+    in_fixed_point = is_exact and not positions.is_floating_point()
+    phase = _turned if in_fixed_point else _wrapped_angle if is_exact else _float32_angle
+    angle = phase(of_pair, inputs.seq_len, group, spec)
     if inputs.from_seq_len is not None:
-        angle = angle - at(inputs.from_seq_len)
-    return angle.double() * (TWO_PI / 2.0**64) if exact_integer else angle
+        angle = angle - phase(of_pair, inputs.from_seq_len, group, spec)
+    return angle * _RADIANS if in_fixed_point else angle
+
+
+def _turned(of_pair: Tensor, seq_len: Tensor | None, group: Tensor | None, spec: Spec) -> Tensor:
+    """int64 (batch or 1, tokens, pairs) turns in fixed point, less whole ones."""
+    return of_pair.long() * _of_token(_omega(spec, seq_len, of_pair.device), group)
+
+
+def _wrapped_angle(of_pair: Tensor, seq_len: Tensor | None, group: Tensor | None, spec: Spec) -> Tensor:
+    freqs = _of_token(_inv_freq(spec, seq_len, of_pair.device), group)
+    return _wrapped(of_pair.double() * (freqs / TWO_PI)) * TWO_PI
+
+
+def _float32_angle(of_pair: Tensor, seq_len: Tensor | None, group: Tensor | None, spec: Spec) -> Tensor:
+    freqs = _of_token(_inv_freq(spec, seq_len, of_pair.device), group)
+    return (of_pair.float() * freqs.float()).double()
 
 
 def _wrapped(turns: Tensor) -> Tensor:

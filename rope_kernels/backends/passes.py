@@ -91,15 +91,15 @@ def _is_dense(rotation: Rotation) -> bool:
 
 
 def table_of(cos: Tensor, sin: Tensor, rotation: Rotation, inverse: bool) -> Table:
-    """The table of (batch or 1, tokens, pairs) cosines and sines."""
+    """The float32 table of (batch or 1, tokens, pairs) cosines and sines of any dtype."""
     sin = -sin if inverse else sin
     if not _is_dense(rotation):
-        return Table(cos.unsqueeze(2), sin.unsqueeze(2))
+        return Table(cos.float().unsqueeze(2), sin.float().unsqueeze(2))
     if rotation.pairing == "interleaved":
-        cos, sin = (t.repeat_interleave(2, -1) for t in (cos, sin))
+        cos, sin = (t.float().repeat_interleave(2, -1) for t in (cos, sin))
         return Table(cos.unsqueeze(2), sin.unsqueeze(2))
     n = rotation.num_pairs
-    cos, sin = torch.cat((cos, cos, sin, sin), -1).unsqueeze(2).split_with_sizes((2 * n, 2 * n), -1)
+    cos, sin = torch.cat((cos, cos, sin, sin), -1).float().unsqueeze(2).split_with_sizes((2 * n, 2 * n), -1)
     return Table(cos, sin)
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..core.spec import Spec
-from .angles import cos_sin, is_watched, kept_tensors
+from .angles import is_watched, kept_tensors, wide_cos_sin
 from .inputs import Inputs
 from .passes import MAX_BYTES, Table, table_of
 
@@ -55,7 +55,7 @@ def recalled_table(batch: int, tokens: int, inputs: Inputs, spec: Spec) -> Table
 
 
 def _made(batch: int, tokens: int, inputs: Inputs, spec: Spec) -> Table:
-    cos, sin = cos_sin(batch, tokens, torch.device("cpu"), inputs, spec)
+    cos, sin = wide_cos_sin(batch, tokens, torch.device("cpu"), inputs, spec)
     return table_of(cos, sin, spec.rotation, inputs.inverse)
 
 

@@ -197,13 +197,14 @@ def _same(plan: RotaryPlan, layer_type: str | None, positions: Tensor, tables: l
     if inputs is None or at_one is None or inputs.source.cfg.num_axes != plan.order.axes:
         return False
     at_one.seq_len = inputs.seq_len
-    cos, sin = (table.double() for table in inputs.table())
-    want = [tables[0].real, tables[0].imag] if len(tables) == 1 else tables
+    # On the CPU: not every device has float64.
+    cos, sin = (table.cpu().double() for table in inputs.table())
+    want = [table.cpu() for table in ([tables[0].real, tables[0].imag] if len(tables) == 1 else tables)]
     if cos.shape != want[0].shape:
         return False
     # An angle's error grows with the angle. At position 1 the angle is the frequency.
-    cos_1, sin_1 = (table.double() for table in at_one.table())
-    angle = torch.atan2(sin_1, cos_1).abs() * inputs.positions.reshape(-1, *cos.shape[:-1], 1).amax(0)
+    cos_1, sin_1 = (table.cpu().double() for table in at_one.table())
+    angle = torch.atan2(sin_1, cos_1).abs() * inputs.positions.cpu().reshape(-1, *cos.shape[:-1], 1).amax(0)
     bound = (_TABLE_ERROR + _ANGLE_ERROR * angle) * torch.hypot(cos, sin).clamp(min=1.0)
     return bool(((cos - want[0]).abs() <= bound).all() and ((sin - want[1]).abs() <= bound).all())
 
