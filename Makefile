@@ -16,7 +16,7 @@ HOST := build/host/venv
 CPP_SOURCES := $(shell find csrc tests/cpp tests/emulation/cuda -name "*.c" -o -name "*.cpp" -o -name "*.h" -o -name "*.cu" -o -name "*.cuh")
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-full cpp-test bench bench-check gpu-check host-check mutants docs lint format clean
+.PHONY: help demo test test-all test-calls test-full cpp-test bench bench-check gpu-check host-check mutants docs lint format clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,11 +28,14 @@ demo: $(DEMO_READY) ## Set up .venv for this machine, then rotate every shipped 
 test: $(READY) cpp-test ## Set up .venv, then run the tests, those in C++ first
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
-test-full: $(READY) cpp-test ## Only what `make test` leaves out, and the C++ library built by CMake alone
+test-calls: $(READY) cpp-test ## What `make test` leaves out, but for emulated kernels: all models, and calls past the dispatcher
 	$(MAKE) cpp-test CPP_BUILD=build/cmake-full CPP_OBJECTS=
-	$(BIN)/python -m pytest $(PYTEST_ARGS) -m full
+	$(BIN)/python -m pytest $(PYTEST_ARGS) -m full --ignore=tests/backends --ignore=tests/emulation
 	$(BIN)/python -m pytest $(PYTEST_ARGS) --direct=compared tests/api tests/ops
 	$(BIN)/python -m pytest $(PYTEST_ARGS) --direct=refused tests/api tests/integrations
+
+test-full: test-calls ## All that `make test` leaves out: every case on every emulated GPU, too
+	$(BIN)/python -m pytest $(PYTEST_ARGS) -m full tests/backends tests/emulation
 
 test-all: PYTEST_ARGS += -m ""
 test-all: test ## The same with every case that the default run leaves out
