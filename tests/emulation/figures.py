@@ -39,6 +39,7 @@ __all__ = [
     "library_kernels",
     "triton_code",
     "triton_figures",
+    "triton_launches",
     "triton_launches_figures",
 ]
 
@@ -210,14 +211,20 @@ def triton_launches_figures(kernel: str, target: str, shape: Shape, launches: li
     return _figures(kernel, target, shape, facts, tensors, parts)
 
 
-@cache
-def triton_figures(shape: Shape, target: str) -> Figures:
-    """Of the Triton kernel, out of place; for AMD's targets ("gfx942") facts only."""
+def triton_launches(shape: Shape, target: str, in_place: bool = False) -> list[aot.Launch]:
+    """What Triton compiles for a call."""
     q, k = shape.tensors()
+    q_out, k_out = (q, k) if in_place else (torch.empty_like(q), torch.empty_like(k))
     inputs, spec = shape.call()
     with aot.compiling(target, triton_kernels, "rotate_kernel") as launches:
-        triton_launch.rotate(q, k, torch.empty_like(q), torch.empty_like(k), inputs, parse_spec(spec))
-    return triton_launches_figures("triton", target, shape, launches)
+        triton_launch.rotate(q, k, q_out, k_out, inputs, parse_spec(spec))
+    return launches
+
+
+@cache
+def triton_figures(shape: Shape, target: str, in_place: bool = False) -> Figures:
+    """Of the Triton kernel; for AMD's targets ("gfx942") facts only."""
+    return triton_launches_figures("triton", target, shape, triton_launches(shape, target, in_place))
 
 
 def _plain(name: str) -> str:

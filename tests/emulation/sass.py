@@ -17,7 +17,7 @@ import triton
 
 from .blocks import Piece
 
-__all__ = ["Code", "Facts", "amd_facts", "assembled", "executed", "nvidia_kernels", "same_code"]
+__all__ = ["Code", "Facts", "access_runs", "amd_facts", "assembled", "executed", "nvidia_kernels", "same_code"]
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+(.*?)\s*;", re.M)
@@ -115,6 +115,21 @@ def _facts(opcodes: list[str], registers: int, stack: int, shared: int, local: i
         store_widths=_widths(opcodes, "STG", "ST"),
         instructions=len(opcodes),
     )
+
+
+def access_runs(code: Code, width: int) -> list[tuple[int, int]]:
+    """How accesses to global memory, ``width`` bytes each, take turns in the code: (loads, stores that follow them)."""
+    runs: list[list[int]] = []
+    for opcode in code.opcodes():
+        if width in _widths([opcode], "LDG", "LD"):
+            if not runs or runs[-1][1]:
+                runs.append([0, 0])
+            runs[-1][0] += 1
+        elif width in _widths([opcode], "STG", "ST"):
+            if not runs:
+                runs.append([0, 0])
+            runs[-1][1] += 1
+    return [(loads, stores) for loads, stores in runs]
 
 
 def same_code(one: Code, other: Code) -> bool:

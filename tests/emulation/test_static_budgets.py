@@ -79,6 +79,13 @@ def test_other_heads(figures_of, shape, target):
     test_heads_of_128_channels(figures_of, shape, target)
 
 
+@pytest.mark.parametrize(("shape", "target"), [(s, NVIDIA[i % 4]) for i, s in enumerate(MAIN + SOME_OTHERS)], ids=str)
+def test_in_place(shape, target):
+    figures = triton_figures(shape, target, in_place=True)
+    check_instructions(figures)
+    check_code(figures)
+
+
 @pytest.mark.full
 @pytest.mark.parametrize("target", NVIDIA)
 @pytest.mark.parametrize("shape", OTHERS, ids=str)
@@ -93,6 +100,20 @@ def test_other_heads_everywhere(figures_of, shape, target):
 @pytest.mark.parametrize("figures_of", KERNELS)
 def test_other_dtypes(figures_of, shape, target):
     check_code(figures_of(shape, target))
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("target", NVIDIA)
+@pytest.mark.parametrize("shape", MAIN + OTHERS, ids=str)
+def test_in_place_everywhere(shape, target):
+    test_in_place(shape, target)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("target", NVIDIA)
+@pytest.mark.parametrize("shape", DTYPES, ids=str)
+def test_other_dtypes_in_place(shape, target):
+    check_code(triton_figures(shape, target, in_place=True))
 
 
 @with_cuda

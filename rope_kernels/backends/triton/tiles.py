@@ -1,8 +1,9 @@
 # mypy: ignore-errors
 """Rotate the rows of one tile: read, rotate, write, and copy the other channels.
 
-A tile is [heads, tokens, units]; ``TILE`` is a :class:`~.plan.Tile`. All loads of a tile come before its stores, as no
-compiler can move a load before an earlier store.
+A tile is [heads, tokens, units]; ``TILE`` is a :class:`~.plan.Tile`. All loads of a tile come before its stores, so
+that a thread waits for memory once per tile. In place, too, rows are read and written by pointers of their own: if both
+were one, ptxas would see that rows do not overlap, and move loads behind stores to save registers.
 """
 
 import triton
@@ -215,8 +216,6 @@ def rotate_heads(x, y, x_head, y_head, inside, rotated, any_past_end, even, odd,
     LOAD: tl.constexpr = CUT or REST or (TILE.TAIL and TILE.MEMORY.IN_PLACE)
     STORE: tl.constexpr = CUT or REST or TILE.TAIL or PACKED
     ITEMS: tl.constexpr = 2 if TILE.READ_WORDS else 1
-    if TILE.MEMORY.IN_PLACE:
-        y = x
     if TILE.MEMORY.DENSE_HEADS:
         x_head = TILE.HEAD_DIM
         y_head = TILE.HEAD_DIM
