@@ -23,6 +23,9 @@ Strides = tuple[int, ...]
 Pair = tuple[Tensor, Tensor]
 """A tensor and its output."""
 
+_OPTIONS = {"enable_fp_fusion": True}
+"""Products and sums become one instruction. From Triton 3.10 on that is no longer the default."""
+
 
 def unavailable(device: torch.device | None = None) -> str | None:
     """Why the kernels cannot run on ``device`` (``None``: on any device here), or ``None`` if they can."""
@@ -134,7 +137,7 @@ def _rotate(pairs: list[Pair | None], batch: int, tokens: int, inputs: Inputs, s
     )  # fmt: skip
     grid = (-(-count // tile.TOKENS), tile.CHUNKS)
     with _device_of(x), _first_in_capture():
-        kernel = kernels.rotate_kernel[grid](*arguments, ANGLE=angle, TILE=tile, num_warps=tile.WARPS)
+        kernel = kernels.rotate_kernel[grid](*arguments, ANGLE=angle, TILE=tile, num_warps=tile.WARPS, **_OPTIONS)
     if not x.is_cuda or any(a is not b for a, b in zip(vectors, dense, strict=True)):
         return None
     return _launched(kernel, grid, arguments, dict(enumerate(ADDRESSES[:9])), (pair_map, table))
@@ -152,7 +155,9 @@ def _rotate_table(
     )  # fmt: skip
     grid = (-(-count // tile.TOKENS), tile.CHUNKS)
     with _device_of(x), _first_in_capture():
-        kernel = kernels.rotate_table_kernel[grid](*arguments, INVERSE=inverse, TILE=tile, num_warps=tile.WARPS)
+        kernel = kernels.rotate_table_kernel[grid](
+            *arguments, INVERSE=inverse, TILE=tile, num_warps=tile.WARPS, **_OPTIONS
+        )
     if not x.is_cuda:
         return None
     return _launched(kernel, grid, arguments, dict(enumerate((*ADDRESSES[:4], "cos", "sin"))), ())
