@@ -1,6 +1,9 @@
 // The CUDA kernels, and the launcher that runs a call as one launch.
 #include <cuda_runtime.h>
 
+#include <array>
+#include <atomic>
+
 #include "core/job.h"
 #include "cuda/angles.cuh"
 #include "cuda/launcher.h"
@@ -82,6 +85,13 @@ __global__ void __launch_bounds__(T::kMaxThreads, (GENERAL || T::kExchanges ? 64
   }
 }
 
+/// nullptr, or the text of `error` or of one that is pending: that is cleared, so that no later call reports it.
+const char* outcome(cudaError_t error) {
+  const cudaError_t pending = cudaGetLastError();
+  if (error == cudaSuccess && pending == cudaSuccess) return nullptr;
+  return cudaGetErrorString(error != cudaSuccess ? error : pending);
+}
+
 template <class T, bool GENERAL, class P>
 const char* launch(const Job& job, const Shape& shape, void* stream) {
   P params;
@@ -91,9 +101,7 @@ const char* launch(const Job& job, const Shape& shape, void* stream) {
   void* arguments[] = {&params};
   const cudaError_t error =
       cudaLaunchKernel(&rotate_kernel<T, GENERAL, P>, grid, threads, arguments, 0, static_cast<cudaStream_t>(stream));
-  const cudaError_t pending = cudaGetLastError();  // cleared, so that the next launch does not report it
-  if (error == cudaSuccess && pending == cudaSuccess) return nullptr;
-  return cudaGetErrorString(error != cudaSuccess ? error : pending);
+  return outcome(error);
 }
 
 /// The usual geometries: halves or neighbours, read and written alike, integer positions on one axis. The distance
@@ -134,6 +142,19 @@ const char* launch_dtype(const Job& job, const Shape& shape, void* stream) {
   return launch_pairing<D, false, false>(job, shape, stream);
 }
 
+/// Finds the multiprocessors of the current device, which is asked once.
+cudaError_t find_multiprocessors(int& count) {
+  static std::array<std::atomic<int>, 64> known{};
+  int device = 0;
+  if (const cudaError_t error = cudaGetDevice(&device); error != cudaSuccess) return error;
+  const auto place = static_cast<std::size_t>(device) % known.size();
+  count = known[place].load(std::memory_order_relaxed);
+  if (count > 0) return cudaSuccess;
+  const cudaError_t error = cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device);
+  if (error == cudaSuccess) known[place].store(count, std::memory_order_relaxed);
+  return error;
+}
+
 }  // namespace
 }  // namespace rope::cuda
 
@@ -141,7 +162,9 @@ extern "C" const char* rope_launch_cuda(const rope::Job* job, void* stream) {
   using namespace rope::cuda;
   if (is_empty(*job)) return nullptr;
   if (const char* refused = refuse(*job)) return refused;
-  const Shape shape = shape_of(*job);
+  int multiprocessors = 0;
+  if (const cudaError_t error = find_multiprocessors(multiprocessors); error != cudaSuccess) return outcome(error);
+  const Shape shape = shape_of(*job, multiprocessors);
   switch (job->dtype) {
     case rope::DType::kFloat32:
       return launch_dtype<Float32>(*job, shape, stream);

@@ -16,8 +16,10 @@ namespace {
 
 constexpr std::int64_t kMaxTokens = std::int64_t{1} << 31;
 constexpr std::int64_t kBlockThreads = 128;
-/// Threads of a launch that keep a large GPU's memory busy, if each has 64 bytes in flight.
-constexpr std::int64_t kEnoughThreads = 32768;
+/// What a multiprocessor should have asked memory for at any time: rope_kernels/backends/triton/plan.py says why.
+constexpr std::int64_t kBytesInFlight = 40 * 1024;
+/// Threads that a multiprocessor has registers for, 64 each.
+constexpr std::int64_t kResidentThreads = 1024;
 constexpr std::int64_t kHeadsPerThread = 4;
 
 /// Which kernel runs, and how threads are laid over its blocks.
@@ -95,9 +97,17 @@ bool is_general(const Job& job) {
   return !has_fixed_turns(job) || several_axes || difference || job.spec->rotation.table_dtype != Number::kNone;
 }
 
-/// Spreads the heads of few tokens over several threads, but leaves each thread enough heads to share its angles. Then
-/// tokens fill the block.
-Shape shape_of(const Job& job) {
+/// Threads of a multiprocessor that keep its memory busy, or all that it can hold. A thread loads its parts of `kBatch`
+/// heads at once: see tiles.cuh.
+std::int64_t enough_threads(const Shape& shape) {
+  const std::int64_t bytes = 2 * std::max(shape.chunk, shape.item);
+  const std::int64_t heads = bytes / shape.item > 8 ? 2 : 4;
+  return std::min(kResidentThreads, kBytesInFlight / (heads * bytes));
+}
+
+/// Spreads the heads of few tokens over several threads until all multiprocessors are busy, but leaves each thread
+/// enough heads to share its angles. Then tokens fill the block.
+Shape shape_of(const Job& job, std::int64_t multiprocessors) {
   const Rotation& r = job.spec->rotation;
   Shape shape{};
   const bool mixed = r.pairing == Pairing::kInterleavedToHalf;
@@ -109,8 +119,8 @@ Shape shape_of(const Job& job) {
   shape.general = is_general(job);
   shape.lanes = shape.chunk > 0 ? r.num_pairs * shape.item / shape.chunk : r.num_pairs;
   shape.head_slots = 1;
-  const std::int64_t threads = job.batch * job.tokens * shape.lanes;
-  while (shape.head_slots * kHeadsPerThread * 2 <= heads_of(job) && shape.head_slots * threads < kEnoughThreads &&
+  const std::int64_t threads = job.batch * job.tokens * shape.lanes, enough = multiprocessors * enough_threads(shape);
+  while (shape.head_slots * kHeadsPerThread * 2 <= heads_of(job) && shape.head_slots * threads < enough &&
          shape.head_slots * shape.lanes * 2 <= kBlockThreads) {
     shape.head_slots *= 2;
   }

@@ -24,7 +24,7 @@ from rope_kernels.backends import reference
 if build.nvcc() is None:
     pytest.skip("there is no nvcc, which makes PTX of the CUDA kernels", allow_module_level=True)
 
-from emulation.cuda.emulated import ILLEGAL_ADDRESS, SUCCESS, launcher
+from emulation.cuda.emulated import ILLEGAL_ADDRESS, MULTIPROCESSORS, SUCCESS, launcher
 
 BY_NAME = {case.name: case for case in CASES}
 ALL = [*CASES, *KERNEL_CASES]
@@ -223,9 +223,9 @@ def test_runtime_refuses_bad_grids(cuda, grid, block):
     assert cuda.runtime.cudaGetLastError() == SUCCESS
 
 
-def with_tokens(tokens):
+def with_tokens(tokens, **options):
     """A call of one batch entry that has so many tokens, were they there."""
-    case = Case("many tokens", CONFIGS["default"], batch=1, positions="none")
+    case = Case("many tokens", CONFIGS["default"], batch=1, positions="none", **options)
     call = CudaAttempt(case, in_place=True).call
     call.fields[3] = tokens
     return call
@@ -239,6 +239,35 @@ def test_grid_of_many_tokens(not_run, tokens):
     lanes = 32 // 4  # of a row: 32 pairs, four to a thread
     tokens_per_block = launch.block[0] // lanes
     assert launch.grid == (-(-tokens // tokens_per_block), 1, 1)
+
+
+def threads_of(cuda, call, multiprocessors):
+    """Of the whole launch, on a device with so many multiprocessors."""
+    with cuda.planning(multiprocessors):
+        assert cuda.launch_fields(call.spec, call.fields) is None
+    (launch,) = cuda.launches
+    return launch.grid[0] * launch.block[0]
+
+
+@given(st.integers(1, 50_000), st.sampled_from(MULTIPROCESSORS))
+@settings(deadline=None)
+def test_heads_are_spread_over_threads_until_memory_is_busy(tokens, multiprocessors):
+    """A thread has 64 bytes in flight and takes at least four of the twelve heads. Tokens fill up the blocks."""
+    call = with_tokens(tokens, q_heads=8, k_heads=4, dtype=torch.bfloat16)
+    lanes, busy = 32 // 8, multiprocessors * 40 * 1024 // 64
+    slots = 1 if tokens * lanes >= busy else 2
+    expected = -(-tokens * slots * lanes // 128) * 128
+    assert threads_of(launcher(), call, multiprocessors) == expected
+
+
+def test_a_device_is_asked_once_for_its_multiprocessors(not_run):
+    call = with_tokens(64)
+    for multiprocessors in MULTIPROCESSORS:
+        threads_of(not_run, call, multiprocessors)
+    before = not_run.runtime.standin_questions()
+    for multiprocessors in MULTIPROCESSORS:
+        threads_of(not_run, call, multiprocessors)
+    assert not_run.runtime.standin_questions() == before
 
 
 def test_too_many_tokens_are_refused(not_run):

@@ -3,6 +3,7 @@
 
 import math
 from decimal import Decimal, localcontext
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ from emulation.interpreter import interpreted
 from rope_kernels.backends.triton import constants as triton_constants
 from rope_kernels.backends.triton import kernels as triton_kernels
 from rope_kernels.backends.triton import launch as triton_launch
-from rope_kernels.backends.triton.plan import PREFILL_TOKENS, Memory, alignment, launch_tile
+from rope_kernels.backends.triton.plan import BYTES_IN_FLIGHT, Memory, alignment, bytes_in_flight, launch_tile
 
 PI = Decimal("3.14159265358979323846264338327950288")
 STATIC = RopeConfig(
@@ -52,9 +53,16 @@ def tiles(draw):
     heads = draw(
         st.sampled_from([(1, 1), (32, 8), (28, 4), (7, 7), (5, 0), (0, 3), (12, 1), (128, 1), (40, 8), (71, 71)])
     )
-    tokens = draw(st.one_of(st.integers(1, 40), st.integers(PREFILL_TOKENS - 2, PREFILL_TOKENS + 2), st.just(2**20)))
+    tokens = draw(st.one_of(st.integers(1, 40), st.integers(1, 50_000), st.just(2**20)))
     flags = {name: draw(st.booleans()) for name in ("inverse", "loads_per_pair", "one_head")}
-    return tokens, launch_tile(tokens, *heads, rotation, memory, **flags), rotation, memory, flags
+    count = draw(st.sampled_from([1, 84, 108, 132, 304]))
+    return (
+        tokens,
+        launch_tile(tokens, *heads, rotation, memory, multiprocessors=count, **flags),
+        rotation,
+        memory,
+        flags,
+    )
 
 
 def is_power_of_2(n):
@@ -125,10 +133,29 @@ def test_every_channel_is_written_once(drawn):
     assert sorted(written) == list(range(rotation.head_dim))
 
 
-@given(st.integers(1, PREFILL_TOKENS - 1))
-def test_one_shape_for_all_small_numbers_of_tokens(tokens):
-    rotation, memory = Rotation(128, 64, 64), Memory(2)
-    assert launch_tile(tokens, 32, 8, rotation, memory) == launch_tile(1, 32, 8, rotation, memory)
+@given(st.sampled_from([84, 108, 132, 304]), st.sampled_from([64, 96, 128, 256]), st.data())
+def test_a_program_takes_one_token_until_those_of_many_keep_memory_busy(multiprocessors, width, data):
+    """Of 32/8 heads in bf16, two are loaded at a time: 40 KB of tokens per multiprocessor."""
+    rotation, memory = Rotation(width, width // 2, width // 2), Memory(2)
+    enough = -(-multiprocessors * BYTES_IN_FLIGHT // (2 * 2 * width))
+    tokens = data.draw(st.integers(1, 2 * enough))
+
+    def tile_of(tokens):
+        return launch_tile(tokens, 32, 8, rotation, memory, multiprocessors=multiprocessors)
+
+    if tokens < enough:
+        assert tile_of(tokens) == tile_of(1)
+        assert tile_of(tokens).TOKENS == 1
+    else:
+        assert tile_of(tokens).TOKENS > 1
+        assert bytes_in_flight(tile_of(tokens), tokens / multiprocessors) >= BYTES_IN_FLIGHT
+
+
+@given(tiles())
+def test_no_multiprocessor_has_more_in_flight_than_its_registers_hold(drawn):
+    """1024 threads with eight vectors each."""
+    _, tile, *_ = drawn
+    assert 0 < bytes_in_flight(tile, math.inf) <= 1024 * 8 * 16
 
 
 @pytest.mark.parametrize(
@@ -356,6 +383,30 @@ def test_tables_of_specs_that_are_gone_are_dropped_but_not_those_of_cuda_graphs(
     assert table_of(0, device) is not kept[0]
     capturing.append(True)
     assert table_of(1, device) is kept[1]
+
+
+def test_a_gpu_is_asked_once_for_its_multiprocessors(monkeypatch):
+    """A GPU's number decides the shape of its launches; tensors of the CPU count as those of a small GPU."""
+    asked = []
+    counts = {0: 132, 1: 84}
+    monkeypatch.setattr(
+        torch.cuda, "get_device_properties",
+        lambda device: asked.append(device) or SimpleNamespace(multi_processor_count=counts[device.index]),
+    )  # fmt: skip
+    triton_launch._multiprocessors.cache_clear()
+    for _ in range(3):
+        assert [triton_launch._multiprocessors(torch.device("cuda", i)) for i in range(2)] == [132, 84]
+    assert triton_launch._multiprocessors(torch.device("cpu")) == 48
+    assert len(asked) == 2
+    triton_launch._multiprocessors.cache_clear()
+
+
+@pytest.mark.parametrize(("count", "many"), [(100, True), (132, False)])
+def test_the_number_of_multiprocessors_decides_the_shape(launched, monkeypatch, count, many):
+    monkeypatch.setattr(triton_launch, "_multiprocessors", lambda device: count)
+    _, tile, grid = launched(*qk(1, 8192, heads=(32, 8)), torch.arange(8192))
+    assert (tile.TOKENS > 1) == many
+    assert grid == (8192 // tile.TOKENS, 1)
 
 
 def test_why_it_is_unavailable():

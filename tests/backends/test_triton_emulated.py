@@ -3,9 +3,10 @@
 from itertools import product
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.attempts import Attempt
+from support.attempts import Attempt, bits
 from support.cases import CASES
 from support.float32_phases import ANGLES, CONFIG_NAMES, any_angles, near_and_far
 from support.no_angles import NO_ANGLES
@@ -69,6 +70,20 @@ def test_many_tokens(case, way, many_tokens):
 @pytest.mark.parametrize("case", ON_ALL_TARGETS, ids=str)
 def test_every_way(case, way):
     run(case, way)
+
+
+@on_every_target
+@pytest.mark.parametrize("case", ON_ALL_TARGETS, ids=str)
+def test_bits_do_not_depend_on_the_shape_of_the_launch(case, target, request):
+    """A token rotates alike alone and among many: decode continues a prefill, and backward calls undo forward ones."""
+    few, many = Attempt(case, in_place=False), Attempt(case, in_place=False)
+    with emulated(target) as done:
+        launches.rotate(few)
+        request.getfixturevalue("many_tokens")
+        launches.rotate(many)
+    assert done[0].ptx != done[1].ptx
+    for one, other in zip(few.outputs, many.outputs, strict=True):
+        assert torch.equal(bits(one), bits(other))
 
 
 @pytest.mark.full

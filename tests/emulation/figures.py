@@ -49,7 +49,7 @@ LLAMA = dict(
     original_max_position_embeddings=8192, max_position_embeddings=131072,
 )  # fmt: skip
 PHASES = {"prefill": (1, 8192), "decode": (4, 1)}
-"""(batch, tokens)"""
+"""(batch, tokens), on the 48 multiprocessors that tensors of the CPU count as."""
 _EMULATED_TOKENS = 256
 """At most; the others would do the same."""
 _EMULATED_PROGRAMS = 4

@@ -175,3 +175,22 @@ def test_one_order_of_backends_in_eager_compiled_and_backward() -> None:
                 before = DRIVER.launches
                 call(q, k, positions).backward()
                 assert DRIVER.launches - before >= 2
+
+
+def test_the_multiprocessors_of_the_device_decide_the_shape_of_a_launch() -> None:
+    """From 40 KB for each of 132 on, programs take 16 tokens. One compiled graph launches them as eager calls do."""
+    cfg = rk.RopeConfig(head_dim=128)
+
+    def rotate(q: torch.Tensor, k: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        return rk.apply_rope(q, k, positions, cfg)
+
+    compiled = torch.compile(rotate, backend="aot_eager", fullgraph=True, dynamic=True)
+    for tokens, programs in ((10_559, 10_559), (10_560, 660)):
+        q, k = (torch.empty(1, tokens, heads, 128, device="cuda", dtype=torch.bfloat16) for heads in (32, 8))
+        positions = torch.zeros(1, tokens, device="cuda", dtype=torch.int64)
+        with torch.no_grad():
+            for call in (rotate, compiled, rotate, compiled):
+                before = DRIVER.launches
+                call(q, k, positions)
+                assert DRIVER.launches == before + 1
+                assert DRIVER.last().shape[0] == programs

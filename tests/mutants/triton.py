@@ -158,7 +158,7 @@ MUTANTS = [
     *in_file(
         "triton",
         "rope_kernels/backends/triton/plan.py",
-        ("mask", "TAIL=tokens % shape[0] != 0", "TAIL=False", "tokens past the end are not masked"),
+        ("mask", "TAIL=tail", "TAIL=False", "tokens past the end are not masked"),
         (
             "order",
             "IN_PLACE and read_pairs != write_pairs",

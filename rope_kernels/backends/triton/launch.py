@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from functools import lru_cache
+from functools import cache, lru_cache
 
 import torch
 from torch import Tensor
@@ -236,9 +236,16 @@ def _layout(
     first = next(pair for pair in pairs if pair is not None)
     memory = Memory(size, alignment(size, offsets, rotation), dense_heads, _in_place(first), batched)
     tile = launch_tile(
-        batch * tokens, *heads, rotation, memory, inverse=inverse, loads_per_pair=loads_per_pair, one_head=one_head
-    )
+        batch * tokens, *heads, rotation, memory, multiprocessors=_multiprocessors(used[0].device),
+        inverse=inverse, loads_per_pair=loads_per_pair, one_head=one_head,
+    )  # fmt: skip
     return batch * tokens, tile, strides
+
+
+@cache
+def _multiprocessors(device: torch.device) -> int:
+    """Of a GPU; AMD calls them compute units. Tensors of the CPU, which only stand-ins for a GPU rotate, have 48."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 48
 
 
 @lru_cache(maxsize=4096)

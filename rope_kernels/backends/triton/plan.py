@@ -12,11 +12,18 @@ from functools import lru_cache
 
 from ...core.rotation import Rotation
 
-__all__ = ["PREFILL_TOKENS", "Angle", "Memory", "Tile", "alignment", "launch_tile", "power_of_2"]
+__all__ = ["BYTES_IN_FLIGHT", "Angle", "Memory", "Tile", "alignment", "bytes_in_flight", "launch_tile", "num_tiles",
+           "power_of_2"]  # fmt: skip
 
-PREFILL_TOKENS = 2048
-"""With at least so many tokens, programs of many tokens are enough to fill a large GPU."""
+BYTES_IN_FLIGHT = 40 * 1024
+"""What a multiprocessor should have asked memory for at any time.
 
+By Little's law: an H200 moves 4.3 TB/s, 26 KB per multiprocessor in the 0.8 us that memory takes to answer; more hides
+what a program does before its first load and after its last.
+"""
+
+_RESIDENT_WARPS = 32
+"""Of a multiprocessor that has 65,536 registers, 64 of each thread."""
 _MAX_WARPS = 4
 _MAX_VECTOR_BYTES = 16
 
@@ -176,14 +183,15 @@ def alignment(item_bytes: int, byte_offsets: list[int], rotation: Rotation) -> i
 @lru_cache(maxsize=4096)
 def launch_tile(
     tokens: int, q_heads: int, k_heads: int, rotation: Rotation, memory: Memory, *,
-    inverse: bool = False, loads_per_pair: bool = False, one_head: bool = False,
+    multiprocessors: int, inverse: bool = False, loads_per_pair: bool = False, one_head: bool = False,
 ) -> Tile:  # fmt: skip
     """The shape of a launch over ``tokens`` tokens.
 
     With few tokens each program takes one, so that there are many programs, and spreads the heads over its threads.
     With many, a program takes as many as fill four warps and holds a few heads in registers, so that all heads of a
-    token share its angles. Either way every thread of every tile has VECTOR units, 16 bytes if rows are aligned to
-    that: with fewer, Triton would narrow the accesses.
+    token share its angles. Tokens are many if programs of the second kind keep BYTES_IN_FLIGHT moving on every
+    multiprocessor, or as much as they ever can; or get on faster than those of the first kind, once no more of these
+    fit.
 
     Args:
         tokens: tokens of the call.
@@ -191,10 +199,57 @@ def launch_tile(
         k_heads: heads of k; 0 without k.
         rotation: the geometry.
         memory: where the rows are.
+        multiprocessors: of the GPU.
         inverse: pairs are written to where a forward call reads them.
         loads_per_pair: maps or tables are loaded; they must have fewer entries than a program has threads, or Triton
             would load them in a layout of their own and convert it through shared memory.
         one_head: angles are not shared between heads.
+    """
+    given = (q_heads, k_heads, rotation, memory, inverse, loads_per_pair, one_head)
+    few, many = _tile(*given, many=False), _tile(*given, many=True)
+    share = tokens / multiprocessors
+    moving = bytes_in_flight(many, share)
+    is_enough = moving >= min(BYTES_IN_FLIGHT, bytes_in_flight(many, math.inf))
+    is_faster = share > _resident_tokens(few) and _pace(many, share) > _pace(few, share)
+    if not (is_enough or is_faster):
+        return few
+    return _tile(*given, many=True, tail=True) if tokens % many.TOKENS else many
+
+
+def bytes_in_flight(tile: Tile, tokens: float) -> float:
+    """Bytes that a multiprocessor with its share of a call's ``tokens`` has asked memory for at a time."""
+    blocks = (tile.Q_BLOCK, tile.Q_HEADS) if tile.Q_HEADS else (tile.K_BLOCK, tile.K_HEADS)
+    row = 2 * tile.PAIRS * tile.MEMORY.ITEM_BYTES
+    return min(tokens, _resident_tokens(tile)) * min(blocks) * row
+
+
+def num_tiles(tile: Tile) -> int:
+    """Tiles that a program goes through, one after the other."""
+    return sum(-(-h // block) for h, block in ((tile.Q_HEADS, tile.Q_BLOCK), (tile.K_HEADS, tile.K_BLOCK)))
+
+
+def _pace(tile: Tile, tokens: float) -> float:
+    """Tokens that a multiprocessor is done with per wait for memory, as far as programs do nothing but wait.
+
+    A program waits once per tile, and about two times as long for its positions and angles.
+    """
+    return min(tokens, _resident_tokens(tile)) / (num_tiles(tile) + 2)
+
+
+def _resident_tokens(tile: Tile) -> float:
+    """Tokens whose programs fit on a multiprocessor at a time."""
+    return max(1, _RESIDENT_WARPS // tile.WARPS) * tile.TOKENS / tile.CHUNKS
+
+
+@lru_cache(maxsize=4096)
+def _tile(
+    q_heads: int, k_heads: int, rotation: Rotation, memory: Memory,
+    inverse: bool, loads_per_pair: bool, one_head: bool, *, many: bool, tail: bool = False,
+) -> Tile:  # fmt: skip
+    """The tile of a program of one token or of many; ``tail``: the last program has fewer.
+
+    Every thread of every tile has VECTOR units, 16 bytes if rows are aligned to that: with fewer, Triton would narrow
+    the accesses.
     """
     read_pairs = rotation.pairing != "half"
     write_pairs = rotation.pairing == "interleaved"
@@ -204,9 +259,8 @@ def launch_tile(
     pairs, block = rotation.num_pairs, rotation.num_pairs // rotation.blocks
     words = memory.ALIGNED >= 2 * memory.ITEM_BYTES and not (halves and block % 2)
     per_unit = 2 if words and halves else 1
-    prefill = tokens >= PREFILL_TOKENS
     # one program reads all that it overwrites
-    whole_rows = not prefill or (memory.IN_PLACE and read_pairs != write_pairs)
+    whole_rows = not many or (memory.IN_PLACE and read_pairs != write_pairs)
     chunk = power_of_2(pairs) if whole_rows else _chunk(pairs)
     units = chunk // per_unit
     vector = max(1, min(memory.ALIGNED // (2 * memory.ITEM_BYTES) if words else 1, units // 2))
@@ -214,7 +268,7 @@ def launch_tile(
     warps = 1
     while loads_per_pair and 32 * warps <= units:
         warps *= 2
-    if prefill:
+    if many:
         most = 1 if one_head else 2 if halves else 4
         shape = _many_tokens(q_heads, k_heads, lanes, max(warps, _MAX_WARPS), most)
     else:
@@ -223,7 +277,7 @@ def launch_tile(
         *shape, CHUNK=chunk, CHUNKS=max(1, pairs // chunk), VECTOR=vector, WORDS=words,
         Q_HEADS=q_heads, K_HEADS=k_heads, HEAD_DIM=rotation.head_dim, PAIRS=pairs, OFFSET=rotation.rotary_offset,
         DISTANCE=rotation.distance, BLOCK_PAIRS=block, READ_PAIRS=read_pairs, WRITE_PAIRS=write_pairs,
-        TAIL=tokens % shape[0] != 0, MEMORY=memory,
+        TAIL=tail, MEMORY=memory,
     )  # fmt: skip
 
 

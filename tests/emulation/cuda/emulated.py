@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -15,7 +16,10 @@ from emulation.ptx import Counts, Memory, Program, PTXError, run
 from . import build
 from .calls import CudaCall
 
-__all__ = ["ILLEGAL_ADDRESS", "SUCCESS", "Launch", "Launcher", "launcher"]
+__all__ = ["ILLEGAL_ADDRESS", "MULTIPROCESSORS", "SUCCESS", "Launch", "Launcher", "launcher"]
+
+MULTIPROCESSORS = (48, 84, 108, 132)
+"""Of the devices that runtime.c has, the first of which is the current one."""
 
 SUCCESS, ILLEGAL_ADDRESS, OUT_OF_RESOURCES = 0, 700, 701
 CALLBACK = ctypes.CFUNCTYPE(
@@ -65,6 +69,18 @@ class Launcher:
         for name, tensor in call.tensors.items():
             self._memory.add_tensor(name, tensor)
         return self.launch_fields(call.spec, call.fields)
+
+    @contextlib.contextmanager
+    def planning(self, multiprocessors: int) -> Iterator[None]:
+        """Inside, a device with so many multiprocessors is current, and launches succeed without being run."""
+        before = self.stand_in
+        assert self.runtime.cudaSetDevice(MULTIPROCESSORS.index(multiprocessors)) == SUCCESS
+        self.stand_in = lambda launch: SUCCESS
+        try:
+            yield
+        finally:
+            self.stand_in = before
+            self.runtime.cudaSetDevice(0)
 
     def launch_fields(self, spec: str, fields: list[int]) -> str | None:
         """The same with the target and the memory of the last call."""

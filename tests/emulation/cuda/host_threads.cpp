@@ -129,5 +129,13 @@ void wait_for_block() { back_to_scheduler(State::kWaits); }
 
 }  // namespace standin
 
+extern "C" cudaError_t cudaGetDevice(int* device) {
+  *device = 0;
+  return cudaSuccess;
+}
+extern "C" cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) {
+  *value = 48;
+  return cudaSuccess;
+}
 extern "C" cudaError_t cudaGetLastError(void) { return cudaSuccess; }
 extern "C" const char* cudaGetErrorString(cudaError_t) { return "no error"; }

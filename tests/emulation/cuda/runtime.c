@@ -11,12 +11,19 @@ typedef struct {
 
 enum {
   kSuccess = 0,
+  kInvalidValue = 1,
   kInvalidConfiguration = 9,
   kInvalidDeviceFunction = 98,
   kIllegalAddress = 700,
   kOutOfResources = 701,
+  kInvalidDevice = 101,
+  kMultiprocessorCount = 16,
   kMaxKernels = 4096
 };
+
+/// Multiprocessors of each device.
+static const int kMultiprocessors[] = {48, 84, 108, 132};
+enum { kDevices = sizeof kMultiprocessors / sizeof *kMultiprocessors };
 
 typedef int (*Callback)(const char* kernel, const Dim3* grid, const Dim3* block, void** arguments, size_t shared_bytes);
 
@@ -33,7 +40,37 @@ static struct {
   void* stream;
 } configuration;
 
+static int device;
+static int num_questions;
+
 void standin_on_launch(Callback function) { callback = function; }
+
+/// How often a device was asked for an attribute.
+int standin_questions(void) { return num_questions; }
+
+static int with_error(int error) {
+  if (error != kSuccess) last_error = error;
+  return error;
+}
+
+int cudaSetDevice(int index) {
+  if (index < 0 || index >= kDevices) return with_error(kInvalidDevice);
+  device = index;
+  return kSuccess;
+}
+
+int cudaGetDevice(int* index) {
+  *index = device;
+  return kSuccess;
+}
+
+int cudaDeviceGetAttribute(int* value, int attribute, int index) {
+  ++num_questions;
+  if (attribute != kMultiprocessorCount) return with_error(kInvalidValue);
+  if (index < 0 || index >= kDevices) return with_error(kInvalidDevice);
+  *value = kMultiprocessors[index];
+  return kSuccess;
+}
 
 void** __cudaRegisterFatBinary(void* binary) {
   static void* handle;
@@ -95,9 +132,7 @@ static int launch(const void* function, Dim3 grid, Dim3 block, void** arguments,
 
 int cudaLaunchKernel(const void* function, Dim3 grid, Dim3 block, void** arguments, size_t shared_bytes, void* stream) {
   (void)stream;
-  const int error = launch(function, grid, block, arguments, shared_bytes);
-  if (error != kSuccess) last_error = error;
-  return error;
+  return with_error(launch(function, grid, block, arguments, shared_bytes));
 }
 
 int __cudaLaunchKernel(const void* kernel, Dim3 grid, Dim3 block, void** arguments, size_t shared_bytes, void* stream) {
