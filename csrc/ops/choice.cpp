@@ -25,6 +25,8 @@ Backend backend_of_environment() {
 using AskPython = int (*)();
 std::atomic<AskPython> ask_python{nullptr};
 
+std::atomic<bool> python{false};
+
 /// What Python's dispatch rule says for each CUDA device.
 std::array<std::atomic<Backend>, kMaxDevices> preferred{};
 
@@ -44,12 +46,19 @@ Backend backend_on_cpu() {
 Backend backend_on_cuda(std::int32_t device_index) {
   const Backend backend = chosen();
   const auto index = static_cast<std::size_t>(device_index);
-  return backend == Backend::kUnknown && index < kMaxDevices ? preferred[index].load() : backend;
+  if (backend != Backend::kUnknown) return backend;
+  if (!has_python()) return Backend::kNative;
+  return index < kMaxDevices ? preferred[index].load() : backend;
 }
+
+bool has_python() { return python.load(std::memory_order_acquire); }
 
 }  // namespace rope::ops
 
 #define ROPE_EXPORT extern "C" __attribute__((visibility("default")))
+
+/// Python (ctypes) says that it has the operators that the library cannot run.
+ROPE_EXPORT void rope_kernels_tell_of_python() { rope::ops::python = true; }
 
 /// Python (ctypes) gives the function that tells which backend the calling context has chosen.
 ROPE_EXPORT void rope_kernels_ask_python(int (*ask)()) { rope::ops::ask_python = ask; }

@@ -16,7 +16,10 @@ enum class Backend : int {
 /// The backend of the calling context for CPU tensors, of which kUnknown means kNative here.
 Backend backend_on_cpu();
 
-/// The same for the tensors of a CUDA device.
+/// The same for the tensors of a CUDA device; kUnknown only where there is Python to ask.
 Backend backend_on_cuda(std::int32_t device_index);
+
+/// Whether the process has rope_kernels in Python, which runs what the library cannot.
+bool has_python();
 
 }  // namespace rope::ops

@@ -58,11 +58,26 @@ std::string last_error() {
   return message_of(text);
 }
 
-/// Calls the same operator in Python, which runs every backend. Its results take the place of the arguments.
+/// Why a call cannot run in a process without Python.
+std::string without_python(const View& q) {
+  const std::string begin = "rope_kernels: this process has no Python, and ";
+  if (backend_for(q) != Backend::kNative) return begin + "ROPE_KERNELS_BACKEND chose a backend that runs in Python";
+#if defined(ROPE_WITH_CUDA)
+  return begin + "the CUDA kernels rotate no more than 2048 channels of a head";
+#else
+  return begin + "the library was built without CUDA kernels";
+#endif
+}
+
+/// Calls the same operator in Python, which runs every backend, for tensors like `q`. Its results take the place of the
+/// arguments.
 template <class... ARGUMENTS>
-std::array<StableIValue, sizeof...(ARGUMENTS)> in_python(const char* name, const ARGUMENTS&... arguments) {
+std::array<StableIValue, sizeof...(ARGUMENTS)> in_python(const char* name, const View& q,
+                                                         const ARGUMENTS&... arguments) {
+  if (!has_python()) throw std::runtime_error(without_python(q));
+  const std::string operation = std::string("rope_kernels::python_") + name;
   std::array<StableIValue, sizeof...(ARGUMENTS)> stack{torch::stable::detail::from(arguments)...};
-  if (torch_call_dispatcher(name, "", stack.data(), TORCH_ABI_VERSION) != AOTI_TORCH_SUCCESS) {
+  if (torch_call_dispatcher(operation.c_str(), "", stack.data(), TORCH_ABI_VERSION) != AOTI_TORCH_SUCCESS) {
     throw std::runtime_error(last_error());
   }
   return stack;
@@ -97,8 +112,7 @@ std::tuple<Tensor, Tensor> rotate(const Tensor& q, const MaybeTensor& k, const M
       if (run(job, qv, backend, false)) return {q_out.tensor, k_out.tensor};
     }
   }
-  return two_tensors(
-      in_python("rope_kernels::python_rotate", q, k, positions, offset, seq_len, from_seq_len, cu_seqlens, text));
+  return two_tensors(in_python("rotate", qv, q, k, positions, offset, seq_len, from_seq_len, cu_seqlens, text));
 }
 
 /// Rotates into given outputs, if a native kernel can: see run().
@@ -123,8 +137,7 @@ void rotate_into(const Tensor& q, const MaybeTensor& k, const MaybeTensor& posit
       rotated_into(q, k, positions, offset, seq_len, from_seq_len, cu_seqlens, text, q_out, k_out, backend)) {
     return;
   }
-  in_python("rope_kernels::python_rotate_out", q, k, positions, offset, seq_len, from_seq_len, cu_seqlens, text, q_out,
-            k_out);
+  in_python("rotate_out", qv, q, k, positions, offset, seq_len, from_seq_len, cu_seqlens, text, q_out, k_out);
 }
 
 void rotate_in_place(const Tensor& q, const MaybeTensor& k, const MaybeTensor& positions, const MaybeTensor& offset,
@@ -136,7 +149,7 @@ void rotate_in_place(const Tensor& q, const MaybeTensor& k, const MaybeTensor& p
       rotated_into(q, k, positions, offset, seq_len, from_seq_len, cu_seqlens, text, q, k, backend)) {
     return;
   }
-  in_python("rope_kernels::python_rotate_", q, k, positions, offset, seq_len, from_seq_len, cu_seqlens, text);
+  in_python("rotate_", qv, q, k, positions, offset, seq_len, from_seq_len, cu_seqlens, text);
 }
 
 /// By the native kernels, whatever the calling context has chosen: Python's native backend calls this.
@@ -173,8 +186,7 @@ std::tuple<Tensor, Tensor> rotate_table(const Tensor& q, const MaybeTensor& k, c
       if (run_into(&kv, q_out.view, &k_out.view)) return {q_out.tensor, k_out.tensor};
     }
   }
-  return two_tensors(
-      in_python("rope_kernels::python_rotate_table", q, k, cos, sin, rotary_dim, pairing, layout, inverse));
+  return two_tensors(in_python("rotate_table", qv, q, k, cos, sin, rotary_dim, pairing, layout, inverse));
 }
 
 }  // namespace

@@ -33,9 +33,10 @@ _ask: Callable[[], int] | None = None  # ctypes' function, which must live as lo
 
 
 def tell(library: ctypes.CDLL) -> None:
-    """Let the library know the choices of contexts."""
+    """Let the library know that there is Python, and the choices of contexts."""
     global _library
     _library = library
+    library.rope_kernels_tell_of_python()
 
 
 def tell_preferred(device_index: int, backend: str) -> None:

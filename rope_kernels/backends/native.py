@@ -1,7 +1,7 @@
 """The native backend: loads the C++/CUDA extension, says why it is missing, and calls it.
 
-On load the library registers itself for ``rope_kernels::*`` on the CPU and on CUDA, so torch's dispatcher calls it
-without Python. It asks :mod:`.choice` which backend a context chose.
+On load the library defines ``rope_kernels::*`` and registers itself on the CPU and on CUDA, so torch's dispatcher calls
+it without Python. It asks :mod:`.choice` which backend a context chose.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _missing: str | None = "it has not been loaded yet"
 
 
 def load() -> None:
-    """Load the library into torch. Call it once, after the operators are defined."""
+    """Load the library into torch. Call it once, before the operators are defined: it defines its own."""
     global _library, _missing
     if not _PATH.exists():
         _missing = f"there are no native kernels: {_why_not_built()}"

@@ -1,6 +1,8 @@
 """The operators ``rope_kernels::*``: schemas, shapes for tracing, and the call of a backend.
 
-The caller has checked all arguments. Gradients are in :mod:`.autograd` and :mod:`.table_autograd`.
+The native library defines the operators that it implements, for processes without Python; here are the others, and all
+of them where there is no library. The caller has checked all arguments. Gradients are in :mod:`.autograd` and
+:mod:`.table_autograd`.
 """
 
 from __future__ import annotations
@@ -20,11 +22,12 @@ from . import direct
 
 __all__ = ["LIBRARY", "Arguments", "inputs_of", "rotate", "rotate_", "rotate_out", "rotate_table", "table_rotation"]
 
-LIBRARY = torch.library.Library("rope_kernels", "DEF")
+LIBRARY = torch.library.Library("rope_kernels", "FRAGMENT")
 _INDEX_TENSORS = "Tensor? positions, Tensor? offset, Tensor? seq_len, Tensor? from_seq_len, Tensor? cu_seqlens"
 _TAGS = (torch.Tag.pt2_compliant_tag,)
 
-# "spec" is the operator's text: the argument keeps the name it had when the text was a spec alone.
+# The library's are in csrc/ops/schemas.cpp. "spec" is the operator's text: the argument keeps the name it had when the
+# text was a spec alone.
 _SCHEMAS = {
     "rotate": f"(Tensor q, Tensor? k, {_INDEX_TENSORS}, str spec) -> (Tensor, Tensor)",
     "rotate_": f"(Tensor(a!) q, Tensor(b!)? k, {_INDEX_TENSORS}, str spec) -> ()",
@@ -167,6 +170,14 @@ def _fake_rotate_table(
     return _new_outputs(q, k)
 
 
+def _define(name: str, schema: str, tags: tuple[torch.Tag, ...] = _TAGS) -> None:
+    """Define an operator that the library has not defined."""
+    if not hasattr(torch.ops.rope_kernels, name):
+        LIBRARY.define(name + schema, tags=tags)
+
+
+native.load()
+direct.load()
 for _name, _implementation, _fake in (
     ("rotate", _rotate, _fake_rotate),
     ("rotate_", _rotate_, _fake_rotate_),
@@ -176,12 +187,11 @@ for _name, _implementation, _fake in (
     # python_<name> is the same operator in Python. The C++ implementation calls it when this thread has chosen
     # another backend with use_backend().
     for _operator in (_name, f"python_{_name}"):
-        LIBRARY.define(f"{_operator}{_SCHEMAS[_name]}", tags=_TAGS)
+        _define(_operator, _SCHEMAS[_name])
         LIBRARY.impl(_operator, _implementation, "CompositeExplicitAutograd")
-        torch.library.register_fake(f"rope_kernels::{_operator}", _fake, lib=LIBRARY)
-LIBRARY.define(f"native_rotate_out{_SCHEMAS['rotate_out']}")
-native.load()
-direct.load()
+        # Not by register_fake(): for an operator that C++ defined it asks for a call that torch 2.11 does not have.
+        LIBRARY.impl(_operator, _fake, "Meta")
+_define("native_rotate_out", _SCHEMAS["rotate_out"], ())
 
 rotate = torch.ops.rope_kernels.rotate.default
 rotate_ = torch.ops.rope_kernels.rotate_.default
