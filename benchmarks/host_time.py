@@ -82,12 +82,8 @@ def _rows() -> list[HostRow]:
                 most or 6,
             ),
             HostRow(f"with a gradient{name}", backend, lambda: rk.apply_rope(leaf_q, leaf_k, positions, cfg), 20, True),
+            HostRow(f"by a table{name}", backend, lambda: rk.apply_rotary_pos_emb(wide_q, wide_k, cos, sin), most or 8),
         ]
-        if backend != "native":
-            by_table = HostRow(
-                f"by a table{name}", backend, lambda: rk.apply_rotary_pos_emb(wide_q, wide_k, cos, sin), most or 8
-            )
-            rows.append(by_table)
     return rows
 
 

@@ -167,7 +167,16 @@ struct CosSin {
   float sine[N];
 };
 
-/// The same in the general case; NaN where a position is NaN or infinite.
+/// The same by a caller's table, which may have other numbers for the second members of the pairs.
+template <int N>
+struct PairCosSin {
+  float cosine[N];
+  float sine[N];
+  float second_cosine[N];
+  float second_sine[N];
+};
+
+/// Cosines and sines in the general case; NaN where a position is NaN or infinite.
 template <bool SPLIT, class P, int N>
 __device__ inline void general_cos_sin(const P& p, const Place& place, const Effect& effect, std::int64_t counted,
                                        int first, CosSin<N>& cos_sin) {

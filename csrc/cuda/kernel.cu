@@ -3,12 +3,14 @@
 
 #include <array>
 #include <atomic>
+#include <type_traits>
 
 #include "core/job.h"
 #include "cuda/angles.cuh"
 #include "cuda/launcher.h"
 #include "cuda/params.cuh"
 #include "cuda/plan.h"
+#include "cuda/table.cuh"
 #include "cuda/tiles.cuh"
 
 namespace rope::cuda {
@@ -28,9 +30,9 @@ __device__ inline int offset_of(const Chunks& chunks, int pair, int block) {
   return chunks.first + pair * chunks.per_pair + block * chunks.block;
 }
 
-template <class T>
+template <class T, class C>
 __device__ inline void rotate_tensor(const Tensor& tensor, const Settings& at, const Place& place, int slot, int pair,
-                                     bool rotated, const CosSin<T::kPairs>& cos_sin) {
+                                     bool rotated, const C& cos_sin) {
   Heads heads = heads_of(tensor, at, place, slot);
   const int block = at.block_pairs.quotient(pair);
   heads.x += offset_of(at.read, pair, block);
@@ -55,10 +57,17 @@ __device__ inline void copy_tensor(const Tensor& tensor, const Settings& at, con
   for (int i = 0; i < at.num_copied; ++i) copy_heads<Unit>(at, tensor, heads, at.copied[i], lane);
 }
 
-/// Rotates q and k. A thread block has `token_slots` tokens, `head_slots` heads of each, and a thread per lane of a
-/// head. A thread computes the cosines and sines of its pairs once, and rotates every `head_slots`-th head by them.
+/// Threads that a multiprocessor shall hold at least: as many as the registers of a kernel allow without spills.
 template <class T, bool GENERAL, class P>
-__global__ void __launch_bounds__(T::kMaxThreads, (GENERAL || T::kExchanges ? 640 : 1024) / T::kMaxThreads)
+constexpr int kResidentThreads = std::is_same_v<P, TableParams> ? 768
+                                 : GENERAL || T::kExchanges     ? 640
+                                                                : 1024;
+
+/// Rotates q and k by the angles or the table of `p`. A thread block has `token_slots` tokens, `head_slots` heads of
+/// each, and a thread per lane of a head. A thread computes the cosines and sines of its pairs once, and rotates every
+/// `head_slots`-th head by them.
+template <class T, bool GENERAL, class P>
+__global__ void __launch_bounds__(T::kMaxThreads, kResidentThreads<T, GENERAL, P> / T::kMaxThreads)
     rotate_kernel(const __grid_constant__ P p) {
   const Settings& at = p.at;
   const int head = at.lanes.quotient(threadIdx.x);
@@ -78,7 +87,7 @@ __global__ void __launch_bounds__(T::kMaxThreads, (GENERAL || T::kExchanges ? 64
   }
   if (T::kExchanges || rotated) {
     const int pair = lane * (T::kSplit ? T::kPairs / 2 : T::kPairs);
-    CosSin<T::kPairs> cos_sin{};
+    decltype(cos_sin_of<T::kPairs, T::kSplit, GENERAL>(p, place, pair)) cos_sin{};
     if (rotated) cos_sin = cos_sin_of<T::kPairs, T::kSplit, GENERAL>(p, place, pair);
     rotate_tensor<T>(at.q, at, place, slot, pair, rotated, cos_sin);
     if (at.k.heads > 0) rotate_tensor<T>(at.k, at, place, slot, pair, rotated, cos_sin);
@@ -133,8 +142,17 @@ const char* launch_pairing(const Job& job, const Shape& shape, void* stream) {
   return launch<T, false, SmallParams>(job, shape, stream);
 }
 
+/// By a caller's table.
+template <class D>
+const char* launch_table(const Job& job, const Shape& shape, void* stream) {
+  if (shape.chunk == 0) return launch<Elements<D>, true, TableParams>(job, shape, stream);
+  if (shape.read_pairs) return launch<Tile<D, uint4, true, true, 0>, true, TableParams>(job, shape, stream);
+  return launch<Tile<D, uint4, false, false, 0>, true, TableParams>(job, shape, stream);
+}
+
 template <class D>
 const char* launch_dtype(const Job& job, const Shape& shape, void* stream) {
+  if (job.table.cosine != nullptr) return launch_table<D>(job, shape, stream);
   if (shape.chunk == 0) return launch<Elements<D>, true, LargeParams>(job, shape, stream);
   if (shape.read_pairs && shape.write_pairs) return launch_pairing<D, true, true>(job, shape, stream);
   if (shape.read_pairs) return launch_pairing<D, true, false>(job, shape, stream);

@@ -61,6 +61,11 @@ const char* refuse(const Job& job) {
   return nullptr;
 }
 
+/// Whether the kernels for calls by a table have no wide loads for this geometry.
+bool is_narrow_by_table(const Job& job, std::int64_t bytes) {
+  return job.table.cosine != nullptr && (bytes < 16 || job.spec->rotation.pairing == Pairing::kInterleavedToHalf);
+}
+
 /// Bytes of the widest chunk to which all addresses and offsets of heads are aligned; 0: element by element.
 std::int64_t chunk_of(const Job& job, const Shape& shape) {
   const Rotation& r = job.spec->rotation;
@@ -80,7 +85,7 @@ std::int64_t chunk_of(const Job& job, const Shape& shape) {
   const std::int64_t entries = std::int64_t{r.num_pairs} * (job.spec->params.switch_length > 0 ? 2 : 1);
   if (entries > SmallParams::kEntries) return 0;
   for (const std::int64_t bytes : {16, 8}) {
-    if ((addresses | places * shape.item) % bytes == 0) return bytes;
+    if ((addresses | places * shape.item) % bytes == 0) return is_narrow_by_table(job, bytes) ? 0 : bytes;
   }
   return 0;
 }

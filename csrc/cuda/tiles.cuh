@@ -56,14 +56,19 @@ struct Float16 {
 };
 
 /// The members of a pair, rotated. By fma, so that compilers have no choice of rounding.
-template <int N>
-__device__ inline float first_of(float a, float b, const CosSin<N>& cos_sin, int i) {
+template <class C>
+__device__ inline float first_of(float a, float b, const C& cos_sin, int i) {
   return fmaf(-cos_sin.sine[i], b, a * cos_sin.cosine[i]);
 }
 
 template <int N>
 __device__ inline float second_of(float a, float b, const CosSin<N>& cos_sin, int i) {
   return fmaf(cos_sin.sine[i], a, b * cos_sin.cosine[i]);
+}
+
+template <int N>
+__device__ inline float second_of(float a, float b, const PairCosSin<N>& cos_sin, int i) {
+  return fmaf(cos_sin.second_sine[i], a, b * cos_sin.second_cosine[i]);
 }
 
 /// A lane's part of a head: two chunks, `APART` elements (0: known at run time) from each other.
@@ -97,7 +102,8 @@ struct Tile {
     *reinterpret_cast<Chunk*>(y + distance(apart)) = chunk[1];
   }
 
-  __device__ void rotate(const CosSin<kPairs>& cos_sin) {
+  template <class C>
+  __device__ void rotate(const C& cos_sin) {
     std::uint32_t words[2 * kWords];
     memcpy(words, chunk, sizeof words);
     float v[kElements], w[kElements];
@@ -134,7 +140,8 @@ struct Elements {
     *reinterpret_cast<Unit*>(y + apart) = second;
   }
 
-  __device__ void rotate(const CosSin<1>& cos_sin) {
+  template <class C>
+  __device__ void rotate(const C& cos_sin) {
     const float a = D::widen(first), b = D::widen(second);
     first = D::narrow(first_of(a, b, cos_sin, 0));
     second = D::narrow(second_of(a, b, cos_sin, 0));
@@ -149,9 +156,8 @@ struct Heads {
 };
 
 /// Rotates the first `COUNT` heads: all loads before all stores, which a compiler could not reorder.
-template <class T, int COUNT>
-__device__ inline void rotate_heads(const Settings& at, const Tensor& tensor, const Heads& heads,
-                                    const CosSin<T::kPairs>& cos_sin) {
+template <class T, int COUNT, class C>
+__device__ inline void rotate_heads(const Settings& at, const Tensor& tensor, const Heads& heads, const C& cos_sin) {
   T tile[COUNT];
 #pragma unroll
   for (int i = 0; i < COUNT; ++i) tile[i].load(heads.x + i * tensor.from.step, at.read.apart);
@@ -169,9 +175,8 @@ __device__ inline void advance(const Settings& at, const Tensor& tensor, Heads& 
 }
 
 /// Rotates all heads where no thread writes what another reads.
-template <class T>
-__device__ inline void rotate_apart(const Settings& at, const Tensor& tensor, Heads heads,
-                                    const CosSin<T::kPairs>& cos_sin) {
+template <class T, class C>
+__device__ inline void rotate_apart(const Settings& at, const Tensor& tensor, Heads heads, const C& cos_sin) {
 #pragma unroll 1
   for (; heads.count > (T::kBatch - 1) * at.head_slots; advance(at, tensor, heads, T::kBatch)) {
     rotate_heads<T, T::kBatch>(at, tensor, heads, cos_sin);
@@ -181,9 +186,8 @@ __device__ inline void rotate_apart(const Settings& at, const Tensor& tensor, He
 }
 
 /// Rotates all heads where a thread may write what another reads: every thread of a block reaches the barriers.
-template <class T>
-__device__ inline void rotate_together(const Settings& at, const Tensor& tensor, Heads heads,
-                                       const CosSin<T::kPairs>& cos_sin) {
+template <class T, class C>
+__device__ inline void rotate_together(const Settings& at, const Tensor& tensor, Heads heads, const C& cos_sin) {
 #pragma unroll 1
   for (int first = 0; first < tensor.heads; first += at.head_slots) {
     T tile;

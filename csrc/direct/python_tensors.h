@@ -106,6 +106,7 @@ inline std::int32_t dtype_of(const dlpack::DataType& type) {
   if (type.code == dlpack::kBfloat && type.bits == 16) return aoti_torch_dtype_bfloat16();
   if (is_float && type.bits == 16) return aoti_torch_dtype_float16();
   if (is_float && type.bits == 32) return aoti_torch_dtype_float32();
+  if (is_float && type.bits == 64) return aoti_torch_dtype_float64();
   if (is_int && type.bits == 32) return aoti_torch_dtype_int32();
   if (is_int && type.bits == 64) return aoti_torch_dtype_int64();
   throw NotUsual();

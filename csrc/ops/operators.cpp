@@ -161,32 +161,61 @@ void native_rotate_into(const Tensor& q, const MaybeTensor& k, const MaybeTensor
   STD_TORCH_CHECK(done, "q: there are no native kernels for its device");
 }
 
+/// A caller's table, and what else a call by it has besides q, k and their outputs.
+struct TableCall {
+  View cos, sin;
+  std::string_view pairing, layout;
+  bool inverse;
+
+  TableCall(const View& q, const Tensor& cos_, const Tensor& sin_, std::int64_t rotary_dim, std::string_view pairing_,
+            std::string_view layout_, bool inverse_)
+      : cos("cos", cos_, &q), sin("sin", sin_, &q), pairing(pairing_), layout(layout_), inverse(inverse_) {
+    STD_TORCH_CHECK(q.dim == 3 || q.dim == 4, "q: rank");
+    STD_TORCH_CHECK(cos.dim == 3 && sin.dim == 3 && cos.size[2] == rotary_dim, "cos, sin: shape");
+  }
+
+  /// Rotates, if a native kernel can: see run().
+  [[nodiscard]] bool rotated_into(const View& q, const View* k, const View& q_out, const View* k_out, Backend backend,
+                                  bool given) const {
+    Job job = job_of_table(q, k, q_out, k_out, cos, sin, layout_of(layout), pairing);
+    job.inverse = inverse;
+    return run(job, q, backend, given);
+  }
+};
+
 std::tuple<Tensor, Tensor> rotate_table(const Tensor& q, const MaybeTensor& k, const Tensor& cos, const Tensor& sin,
                                         std::int64_t rotary_dim, const std::string& pairing, const std::string& layout,
                                         bool inverse) {
   const View qv("q", q);
   const Backend backend = backend_for(qv);
   if (is_checked_here(qv, backend)) {
-    const Layout l = layout_of(layout);
-    const View cv("cos", cos, &qv), sv("sin", sin, &qv);
-    STD_TORCH_CHECK(qv.dim == 3 || qv.dim == 4, "q: rank");
-    STD_TORCH_CHECK(cv.dim == 3 && sv.dim == 3 && cv.size[2] == rotary_dim, "cos, sin: shape");
-    const auto run_into = [&](const View* kv, const View& q_out, const View* k_out) {
-      Job job = job_of_table(qv, kv, q_out, k_out, cv, sv, l, pairing);
-      job.inverse = inverse;
-      return run(job, qv, backend, false);
-    };
+    const TableCall call(qv, cos, sin, rotary_dim, pairing, layout, inverse);
     const Output q_out(qv);
     if (!k) {
-      if (run_into(nullptr, q_out.view, nullptr)) return {q_out.tensor, torch::stable::new_empty(q, {0})};
+      if (call.rotated_into(qv, nullptr, q_out.view, nullptr, backend, false)) {
+        return {q_out.tensor, torch::stable::new_empty(q, {0})};
+      }
     } else {
       const View kv("k", *k, &qv);
       STD_TORCH_CHECK(kv.dim == qv.dim, "k: rank");
       const Output k_out(kv);
-      if (run_into(&kv, q_out.view, &k_out.view)) return {q_out.tensor, k_out.tensor};
+      if (call.rotated_into(qv, &kv, q_out.view, &k_out.view, backend, false)) return {q_out.tensor, k_out.tensor};
     }
   }
   return two_tensors(in_python("rotate_table", qv, q, k, cos, sin, rotary_dim, pairing, layout, inverse));
+}
+
+/// By the native kernels, whatever the calling context has chosen: Python's native backend calls this.
+void native_rotate_table_into(const Tensor& q, const MaybeTensor& k, const Tensor& cos, const Tensor& sin,
+                              std::int64_t rotary_dim, const std::string& pairing, const std::string& layout,
+                              bool inverse, const Tensor& q_out, const MaybeTensor& k_out) {
+  STD_TORCH_CHECK(k.has_value() == k_out.has_value(), "out: k_out must be given exactly where k is");
+  const View qv("q", q), qo("q_out", q_out, &qv);
+  const MaybeView kv = k ? MaybeView(View("k", *k, &qv)) : MaybeView();
+  const MaybeView ko = k ? MaybeView(View("k_out", *k_out, &qv)) : MaybeView();
+  const TableCall call(qv, cos, sin, rotary_dim, pairing, layout, inverse);
+  const bool done = call.rotated_into(qv, kv ? &*kv : nullptr, qo, ko ? &*ko : nullptr, Backend::kNative, true);
+  STD_TORCH_CHECK(done, "q: there are no native kernels for its device");
 }
 
 }  // namespace
@@ -231,6 +260,7 @@ void implement(LIBRARY& library) {
   library.impl("rotate_out", TORCH_BOX(&rope::ops::rotate_into));
   library.impl("rotate_table", TORCH_BOX(&rope::ops::rotate_table));
   library.impl("native_rotate_out", TORCH_BOX(&rope::ops::native_rotate_into));
+  library.impl("native_rotate_table_out", TORCH_BOX(&rope::ops::native_rotate_table_into));
 }
 
 }  // namespace

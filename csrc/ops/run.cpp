@@ -14,7 +14,7 @@ bool run(Job& job, const View& q, Backend backend, bool given) {
   if (is_on_cuda(q)) {
     if (backend == Backend::kTriton) return launch_compiled(job, q.device_index);
 #if defined(ROPE_WITH_CUDA)
-    const bool fits = job.table.cosine == nullptr && job.spec->rotation.num_pairs <= cuda::kMaxCudaPairs;
+    const bool fits = job.spec->rotation.num_pairs <= cuda::kMaxCudaPairs;
     if (backend == Backend::kNative && fits) {
       launch_each(job, [&q](Job& each) { launch_cuda(each, q.device_index); });
       return true;

@@ -25,6 +25,7 @@ constexpr const char* kOperators[] = {
 // Called by Python's native backend only.
 constexpr const char* kNativeOperators[] = {
     "native_rotate_out(Tensor q, Tensor? k, " ROPE_INDEX_TENSORS ", str spec, " ROPE_OUTPUTS ") -> ()",
+    "native_rotate_table_out(Tensor q, Tensor? k, " ROPE_TABLE ", " ROPE_OUTPUTS ") -> ()",
 };
 
 /// Defines an operator with the tag pt2_compliant_tag. torch's stable ABI has had tags since 2.12; before, it has none.

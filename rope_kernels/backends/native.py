@@ -128,5 +128,10 @@ def rotate_table(
     q: Tensor, k: Tensor | None, q_out: Tensor, k_out: Tensor | None,
     cos: Tensor, sin: Tensor, rotation: Rotation, inverse: bool,
 ) -> None:  # fmt: skip
-    """Rotate by a caller's table in plain torch. On the CPU the library registers kernels that run instead of this."""
-    reference.rotate_table(q, k, q_out, k_out, cos, sin, rotation, inverse)
+    """Rotate by a caller's table, by the native operator; see :func:`.reference.rotate_table`."""
+    if rotation.num_pairs > _MAX_CUDA_PAIRS and q.is_cuda:
+        reference.rotate_table(q, k, q_out, k_out, cos, sin, rotation, inverse)
+        return
+    torch.ops.rope_kernels.native_rotate_table_out(
+        q, k, cos, sin, 2 * rotation.num_pairs, rotation.pairing, "bshd", inverse, q_out, k_out
+    )

@@ -24,6 +24,8 @@ __all__ = ["LIBRARY", "Arguments", "inputs_of", "rotate", "rotate_", "rotate_out
 
 LIBRARY = torch.library.Library("rope_kernels", "FRAGMENT")
 _INDEX_TENSORS = "Tensor? positions, Tensor? offset, Tensor? seq_len, Tensor? from_seq_len, Tensor? cu_seqlens"
+_TABLE = "Tensor cos, Tensor sin, int rotary_dim, str pairing, str layout, bool inverse"
+_OUTPUTS = "Tensor(a!) q_out, Tensor(b!)? k_out"
 _TAGS = (torch.Tag.pt2_compliant_tag,)
 
 # The library's are in csrc/ops/schemas.cpp. "spec" is the operator's text: the argument keeps the name it had when the
@@ -31,10 +33,14 @@ _TAGS = (torch.Tag.pt2_compliant_tag,)
 _SCHEMAS = {
     "rotate": f"(Tensor q, Tensor? k, {_INDEX_TENSORS}, str spec) -> (Tensor, Tensor)",
     "rotate_": f"(Tensor(a!) q, Tensor(b!)? k, {_INDEX_TENSORS}, str spec) -> ()",
-    "rotate_out": f"(Tensor q, Tensor? k, {_INDEX_TENSORS}, str spec, Tensor(a!) q_out, Tensor(b!)? k_out) -> ()",
-    "rotate_table": "(Tensor q, Tensor? k, Tensor cos, Tensor sin, int rotary_dim, str pairing, str layout, "
-    "bool inverse) -> (Tensor, Tensor)",
+    "rotate_out": f"(Tensor q, Tensor? k, {_INDEX_TENSORS}, str spec, {_OUTPUTS}) -> ()",
+    "rotate_table": f"(Tensor q, Tensor? k, {_TABLE}) -> (Tensor, Tensor)",
 }
+_NATIVE_SCHEMAS = {
+    "native_rotate_out": _SCHEMAS["rotate_out"],
+    "native_rotate_table_out": f"(Tensor q, Tensor? k, {_TABLE}, {_OUTPUTS}) -> ()",
+}
+"""Called by the native backend alone."""
 
 
 class Arguments(NamedTuple):
@@ -191,7 +197,8 @@ for _name, _implementation, _fake in (
         LIBRARY.impl(_operator, _implementation, "CompositeExplicitAutograd")
         # Not by register_fake(): for an operator that C++ defined it asks for a call that torch 2.11 does not have.
         LIBRARY.impl(_operator, _fake, "Meta")
-_define("native_rotate_out", _SCHEMAS["rotate_out"], ())
+for _name, _schema in _NATIVE_SCHEMAS.items():
+    _define(_name, _schema, ())
 
 rotate = torch.ops.rope_kernels.rotate.default
 rotate_ = torch.ops.rope_kernels.rotate_.default

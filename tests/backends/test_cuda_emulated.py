@@ -19,6 +19,7 @@ from support.no_angles import NO_ANGLES
 from emulation.cuda import build
 from emulation.cuda.calls import CudaAttempt
 from emulation.cuda.kernels import KERNEL_CASES
+from emulation.cuda.tables import SOME_TABLES, TABLES, TableAttempt
 from rope_kernels.backends import reference
 
 if build.nvcc() is None:
@@ -76,11 +77,25 @@ def test_product(cuda, case, way):
     test_case(cuda, case, way)
 
 
+@pytest.mark.parametrize(("case", "way"), [(case, WAYS[i % len(WAYS)]) for i, case in enumerate(SOME_TABLES)], ids=str)
+def test_table(cuda, case, way):
+    attempt = TableAttempt(case, in_place=way[1])
+    run(cuda, attempt, way[0])
+    attempt.check()
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("way", WAYS, ids=names(WAYS))
+@pytest.mark.parametrize("case", [*TABLES, *SOME_TABLES], ids=str)
+def test_product_of_tables(cuda, case, way):
+    test_table(cuda, case, way)
+
+
 def test_every_kernel_has_a_case(not_run):
     launched = set()
-    for case, in_place in product(ALL, (False, True)):
-        call = CudaAttempt(case, in_place).call
-        assert not_run.launch(call, build.TARGETS[0]) is None
+    attempts = [CudaAttempt(case, in_place) for case, in_place in product(ALL, (False, True))]
+    for attempt in (*attempts, *(TableAttempt(case, False) for case in SOME_TABLES)):
+        assert not_run.launch(attempt.call, build.TARGETS[0]) is None
         launched.update(launch.kernel for launch in not_run.launches)
     for program in not_run.programs.values():
         assert launched == set(program.kernels)

@@ -7,6 +7,7 @@ from support.no_angles import NO_ANGLES
 from emulation.cuda import build, host
 from emulation.cuda.calls import CudaAttempt
 from emulation.cuda.kernels import KERNEL_CASES
+from emulation.cuda.tables import SOME_TABLES, TABLES, TableAttempt
 
 if build.nvcc() is None:
     pytest.skip("there is no nvcc, whose headers the CUDA kernels include", allow_module_level=True)
@@ -17,6 +18,13 @@ if build.nvcc() is None:
 def test_cases(backwards, in_place, tmp_path):
     attempts = [CudaAttempt(case, in_place) for case in (*CASES, *KERNEL_CASES)]
     wrong = host.run([*attempts, *(call.attempt(in_place, CudaAttempt) for call in NO_ANGLES)], tmp_path, backwards)
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("in_place", [False, True], ids=["apart", "in_place"])
+@pytest.mark.parametrize("backwards", [False, True], ids=["forwards", "backwards"])
+def test_tables(backwards, in_place, tmp_path):
+    wrong = host.run([TableAttempt(case, in_place) for case in (*TABLES, *SOME_TABLES)], tmp_path, backwards)
     assert not wrong, "\n".join(wrong)
 
 

@@ -214,8 +214,11 @@ def test_table(isa, pairing, inverse):
             got = operators.rotate_table(*args)
             with rk.use_backend("reference"):
                 wanted = operators.rotate_table(*args)
-            for a, b in zip(got, wanted, strict=True):
+            with rk.use_backend("native"):
+                from_python = torch.ops.rope_kernels.python_rotate_table(*args)
+            for a, b, c in zip(got, wanted, from_python, strict=True):
                 torch.testing.assert_close(a, b, equal_nan=True)
+                torch.testing.assert_close(a, c, rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize("isa", ISAS)

@@ -70,9 +70,10 @@ class Runtime:
         """How many there have been, torch's own included."""
         return ctypes.c_ulonglong.in_dll(self._library, "null_launches").value
 
-    def record(self, on: bool) -> None:
-        """Keep what launches get from now on, or no longer. Only for kernels with 3000 bytes of parameters or more."""
-        ctypes.c_int.in_dll(self._library, "null_records").value = on
+    def record(self, count: int) -> None:
+        """Keep what launches get from now on: ``count`` bytes of parameters, 3000 at most and no more than the kernels
+        have; 0 keeps nothing."""
+        ctypes.c_int.in_dll(self._library, "null_records").value = count
 
     def last(self) -> Launch:
         """The last launch that was recorded."""

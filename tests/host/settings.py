@@ -1,11 +1,11 @@
-"""rope::cuda::Settings of csrc/cuda/params.cuh, to read what a CUDA kernel was given without its padding."""
+"""The parameters of the CUDA kernels (csrc/cuda/params.cuh and table.cuh), to read them without their padding."""
 
 from __future__ import annotations
 
 from ctypes import Array, Structure, c_bool, c_double, c_float, c_int32, c_int64, c_uint8, c_uint32, c_uint64, sizeof
 from typing import Any
 
-__all__ = ["Settings", "values_of"]
+__all__ = ["SIZE", "TABLE_SIZE", "table_values_of", "values_of"]
 
 POINTER = c_uint64
 
@@ -32,6 +32,13 @@ Settings = _structure(
     switch_length=c_int64, scaling=c_float, long_scaling=c_float, jump=c_int32, long_start=c_int32,
     block_pairs=Divisor, entries=c_uint8, phase=c_uint8, table_dtype=c_uint8, inverse=c_bool,
 )  # fmt: skip
+TableSide = _structure("TableSide", data=POINTER, batch=c_int64, token=c_int64, channel=c_int64)
+TableSettings = _structure(
+    "TableSettings", cosine=TableSide, sine=TableSide, second=c_int64, step=c_int32, kind=c_uint8, wide=c_bool
+)
+TableParams = _structure("TableParams", at=Settings, table=TableSettings)
+SIZE, TABLE_SIZE = 3000, sizeof(TableParams)
+"""Bytes of parameters that are read, of kernels that compute angles and of those that read a table."""
 
 
 def values_of(parameters: bytes, num_pairs: int) -> tuple[Any, ...]:
@@ -39,6 +46,11 @@ def values_of(parameters: bytes, num_pairs: int) -> tuple[Any, ...]:
     size = sizeof(Settings)
     frequencies = parameters[size : size + 8 * num_pairs]
     return (*_flat(Settings.from_buffer_copy(parameters)), frequencies)
+
+
+def table_values_of(parameters: bytes) -> tuple[Any, ...]:
+    """Every field of what a kernel that reads a table was given."""
+    return tuple(_flat(TableParams.from_buffer_copy(parameters)))
 
 
 def _flat(value: Any) -> list[Any]:

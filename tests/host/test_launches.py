@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from settings import values_of
+from settings import SIZE, TABLE_SIZE, table_values_of, values_of
 from support.calls import arguments
 from support.cases import CASES, Case, Made, config_of, make
 
 import rope_kernels as rk
 from emulation.null_gpu import Driver, Launch, Runtime
-from rope_kernels import _native
+from rope_kernels import _native, backends
+from rope_kernels.backends import choice
 from rope_kernels.backends.triton import launch as triton_launch
 from rope_kernels.core.spec import parse_text
 from rope_kernels.ops import direct
@@ -125,12 +126,12 @@ def test_the_direct_call_of_the_native_kernels_is_the_operators(case: Case) -> N
     made = on_device(make(case), "cuda:0")
     with rk.use_backend("native"), torch.no_grad():
         args = arguments(case, made)
-        RUNTIME.record(True)
+        RUNTIME.record(SIZE)
         torch.ops.rope_kernels.rotate_(made.q, made.k, *args)
         want = RUNTIME.last()
         assert direct.rotate_(made.q, made.k, args.positions, args.offset, args.seq_len, args.cu_seqlens, args.text)
         got = RUNTIME.last()
-        RUNTIME.record(False)
+        RUNTIME.record(0)
     assert seen_by_kernel(got, config_of(case)) == seen_by_kernel(want, config_of(case))
 
 
@@ -149,6 +150,74 @@ def test_a_repeated_launch_by_a_table(pairing: str, monkeypatch: pytest.MonkeyPa
         rk.apply_rotary_pos_emb(q, k, cos, sin, interleaved=pairing == "interleaved", table_width="full")
         assert without_new_memory(DRIVER.last(), True) == without_new_memory(want, True)
     assert DRIVER.launches == count + 2
+
+
+def table_call(dtype: torch.dtype, table_dtype: torch.dtype, pairing: str, inverse: bool = False) -> tuple[Any, ...]:
+    """The arguments of ``rotate_table``."""
+    q, k = (torch.empty(2, 5, heads, 64, device="cuda", dtype=dtype) for heads in (4, 2))
+    cos, sin = torch.empty(2, 2, 5, 64, device="cuda", dtype=table_dtype)
+    return q, k, cos, sin, 64, pairing, "bshd", inverse
+
+
+@pytest.mark.parametrize("table_dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("pairing", ["half", "interleaved"])
+def test_native_launches_by_a_table_are_alike(pairing: str, dtype: torch.dtype, table_dtype: torch.dtype) -> None:
+    """From the operator, from Python's native backend, and from the call past the dispatcher but for its outputs."""
+    given = table_call(dtype, table_dtype, pairing)
+    q, k, cos, sin = given[:4]
+    with rk.use_backend("native"), torch.no_grad():
+        before = DRIVER.launches
+        seen = []
+        for call in (
+            lambda: torch.ops.rope_kernels.rotate_table(*given),
+            lambda: torch.ops.rope_kernels.python_rotate_table(*given),
+            lambda: direct.rotate_table(q, k, cos, sin, 2, pairing, True),
+        ):
+            RUNTIME.record(TABLE_SIZE)
+            q_out, k_out = call()
+            launch = RUNTIME.last()
+            RUNTIME.record(0)
+            values = table_values_of(launch.parameters[0][:TABLE_SIZE])
+            outputs = {x.data_ptr() for x in (q_out, k_out)}
+            assert outputs < set(values)
+            assert {x.data_ptr() for x in given[:4]} < set(values)
+            seen.append((launch.shape, launch.stream, [value for value in values if value not in outputs]))
+    assert DRIVER.launches == before
+    assert seen[0] == seen[1] == seen[2]
+
+
+def test_heads_that_are_too_long_for_the_native_table_kernels_are_rotated_in_plain_torch() -> None:
+    q = torch.empty(1, 2, 1, 4096, device="cuda")
+    cos, sin = torch.empty(2, 1, 2, 4096, device="cuda")
+    with rk.use_backend("native"), torch.no_grad():
+        before = RUNTIME.launches
+        rk.apply_rotary_pos_emb(q, None, cos, sin, 2)
+        assert RUNTIME.launches - before > 5
+
+
+def test_a_table_is_rotated_by_the_native_kernels_where_triton_cannot(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One launch of nvcc's kernel per call, and nothing in plain torch; without both backends plain torch."""
+    given = table_call(torch.bfloat16, torch.float32, "half")
+    q, k, cos, sin = given[:4]
+
+    def counts() -> tuple[int, int]:
+        before = RUNTIME.launches, DRIVER.launches
+        rk.apply_rotary_pos_emb(q, k, cos, sin, 2)
+        return RUNTIME.launches - before[0], DRIVER.launches - before[1]
+
+    with torch.no_grad():
+        counts()
+        assert counts() == (0, 1)
+        monkeypatch.setattr(triton_launch, "unavailable", lambda device=None: "there is none here")
+        monkeypatch.setattr(backends, "_chosen", {})
+        torch.ops.rope_kernels.python_rotate_table(*given)  # asks the dispatch rule, and the library is told
+        assert counts() == (1, 0)
+        with rk.use_backend("reference"):
+            assert counts()[0] > 5
+        monkeypatch.undo()
+        choice.tell_preferred(0, "triton")
+        assert counts() == (0, 1)
 
 
 def test_no_more_than_a_thousand_calls_are_remembered() -> None:

@@ -130,6 +130,27 @@ MUTANTS = [
     ),
     *in_file(
         "cuda",
+        "csrc/cuda/table.cuh",
+        ("sign", "? -cos_sin.second_sine[i] : s", "? cos_sin.second_sine[i] : s", "sign of the sine of the adjoint"),
+        (
+            "order",
+            "? -s : cos_sin.second_sine[i]",
+            "? -cos_sin.second_sine[i] : cos_sin.second_sine[i]",
+            "no swap",
+        ),
+        ("stride", "table.wide && side->channel == item", "table.wide", "entries with gaps are loaded side by side"),
+        ("mask", " | side->batch | side->token;", ";", "rows of a table that are not aligned"),
+        ("stride", "+ place.batch * side.batch +", "+", "a table of one batch entry for all"),
+        ("stride", "(entry + table.second) * channel", "(entry + 1) * channel", "entry of the second member of a pair"),
+        (
+            "width",
+            "std::min<std::int64_t>(16, shape.chunk / shape.item * item)",
+            "std::int64_t{8}",
+            "alignment of wide loads",
+        ),
+    ),
+    *in_file(
+        "cuda",
         "csrc/cuda/params.cuh",
         ("precision", "reciprocal(((1U << 20) + n - 1) / n)", "reciprocal((1U << 20) / n)", "reciprocals rounded down"),
     ),

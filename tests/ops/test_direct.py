@@ -118,6 +118,16 @@ def test_a_table_gives_the_bits_of_the_operator(pairing, layout, rows, is_negati
     assert torch.equal(got[1], wanted[1]) if has_k else got[1] is None
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_a_table_of_any_floating_dtype(dtype):
+    q, k, cos, sin, *others = table_call()
+    cos, sin = cos.to(dtype), sin.to(dtype)
+    wanted = operators.rotate_table(q, k, cos, sin, 16, "half", "bshd", False)
+    got = direct.rotate_table(q, k, cos, sin, *others)
+    assert torch.equal(got[0], wanted[0])
+    assert torch.equal(got[1], wanted[1])
+
+
 def test_the_public_calls_come_here(monkeypatch):
     """In each of its forms; a mistake in the order of arguments would go unseen, as the operator would do the work."""
     done = []

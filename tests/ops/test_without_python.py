@@ -17,7 +17,7 @@ LIBRARY = Path(rk.__file__).parent / "_native.so"
 TORCH = Path(torch.__file__).parent
 HAS_TAGS = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 12)
 """Whether torch's stable ABI has tags."""
-IN_LIBRARY = {**operators._SCHEMAS, "native_rotate_out": operators._SCHEMAS["rotate_out"]}
+IN_LIBRARY = operators._SCHEMAS | operators._NATIVE_SCHEMAS
 
 
 @pytest.fixture(scope="module")

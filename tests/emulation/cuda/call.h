@@ -24,6 +24,9 @@ struct Call {
   struct {
     Int bounds, wide, sequences, stride;
   } packed;
+  struct {
+    Int cosine, sine, kind, cosine_strides[3], sine_strides[3];
+  } table;
 };
 constexpr Int kFields = sizeof(Call) / sizeof(Int);
 
@@ -59,6 +62,9 @@ inline rope::Job job_of(const Call& call, const rope::Spec& spec) {
   job.from_seq_len = per_group(call.from_seq_len);
   job.packed = {pointer<const void>(call.packed.bounds), call.packed.wide != 0, call.packed.sequences,
                 call.packed.stride};
+  const auto& t = call.table;
+  job.table = {pointer<const void>(t.cosine), pointer<const void>(t.sine), static_cast<rope::Number>(t.kind),
+               strides(t.cosine_strides), strides(t.sine_strides)};
   return job;
 }
 

@@ -21,6 +21,7 @@ DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 NUMBERS = {
     torch.int32: 1, torch.int64: 2, torch.float16: 3, torch.bfloat16: 4, torch.float32: 5, torch.float64: 6,
 }  # fmt: skip
+_NO_TABLE = [0] * 9
 
 
 @dataclass
@@ -73,7 +74,7 @@ def cuda_call(sides: Sequence[tuple[Tensor | None, Tensor | None]], given: Input
     fields += _positions(given.positions)
     for per_group in (given.offset, given.seq_len, given.from_seq_len):
         fields += _per_group(per_group)
-    fields += _packed(given.cu_seqlens)
+    fields += [*_packed(given.cu_seqlens), *_NO_TABLE]
     tensors = _read_only(given)
     for name, (x, y) in zip("qk", sides, strict=True):
         if x is not None and y is not None and x.numel():

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from . import build
 from .calls import CudaAttempt
+from .tables import TableAttempt
 
 __all__ = ["run"]
 
@@ -31,7 +32,7 @@ def _text(value: str) -> bytes:
     return struct.pack("<q", len(value.encode())) + value.encode()
 
 
-def _record(attempt: CudaAttempt) -> bytes:
+def _record(attempt: CudaAttempt | TableAttempt) -> bytes:
     call = attempt.call
     parts = [_text(str(attempt)), _text(call.spec), struct.pack(f"<{len(call.fields)}q", *call.fields)]
     parts.append(struct.pack("<q", len(call.tensors)))
@@ -42,7 +43,7 @@ def _record(attempt: CudaAttempt) -> bytes:
     return b"".join(parts)
 
 
-def _take(results: BinaryIO, attempt: CudaAttempt) -> str:
+def _take(results: BinaryIO, attempt: CudaAttempt | TableAttempt) -> str:
     """Copy the memory that a call left into the attempt's tensors; return the launcher's error."""
     (length,) = struct.unpack("<q", results.read(8))
     error = results.read(length).decode()
@@ -52,7 +53,7 @@ def _take(results: BinaryIO, attempt: CudaAttempt) -> str:
     return error
 
 
-def run(attempts: Iterable[CudaAttempt], folder: Path, backwards: bool) -> list[str]:
+def run(attempts: Iterable[CudaAttempt | TableAttempt], folder: Path, backwards: bool) -> list[str]:
     """Run all of ``attempts``, threads from first to last or ``backwards``; return what is wrong with any of them."""
     attempts = list(attempts)
     calls, results = folder / "calls", folder / "results"

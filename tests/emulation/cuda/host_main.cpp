@@ -69,8 +69,8 @@ void move_all(Call& call, const std::vector<Region>& regions) {
     move(operand.in, regions);
     move(operand.out, regions);
   }
-  for (Int* address :
-       {&call.positions.data, &call.offset.data, &call.seq_len.data, &call.from_seq_len.data, &call.packed.bounds}) {
+  for (Int* address : {&call.positions.data, &call.offset.data, &call.seq_len.data, &call.from_seq_len.data,
+                       &call.packed.bounds, &call.table.cosine, &call.table.sine}) {
     move(*address, regions);
   }
 }

@@ -28,7 +28,7 @@
 enum { kRecordedBytes = 3000, kClearedBytes = 1 << 24 };
 
 EXPORT unsigned long long null_launches;
-EXPORT int null_records;  // whether launches are kept in the variables below
+EXPORT int null_records;  // how many bytes of parameters are kept in the variables below; 0: nothing is
 EXPORT char null_parameters[kRecordedBytes];
 EXPORT unsigned null_grid[3], null_block[3];
 EXPORT void* null_stream;
@@ -239,7 +239,7 @@ SAYS(cudaGraphGetNodes, size_t, 1, cudaGraph_t graph, cudaGraphNode_t* nodes, si
 static cudaError_t launched(dim3 grid, dim3 block, void** arguments, cudaStream_t stream) {
   ++null_launches;
   if (!null_records) return cudaSuccess;
-  memcpy(null_parameters, arguments[0], kRecordedBytes);
+  memcpy(null_parameters, arguments[0], null_records < kRecordedBytes ? null_records : kRecordedBytes);
   memcpy(null_grid, &grid, sizeof null_grid);
   memcpy(null_block, &block, sizeof null_block);
   null_stream = stream;
