@@ -37,6 +37,7 @@ struct PerGroup {
   const std::int64_t* data = nullptr;
   std::int64_t count = 0;
   std::int64_t stride = 0;
+  bool is_number = false;  // one for all, in the memory of this process: a launch on a GPU takes it along
 
   [[nodiscard]] std::int64_t operator[](std::int64_t group) const { return data[count > 1 ? group * stride : 0]; }
 };

@@ -54,7 +54,7 @@ __device__ inline Place place_of(const Settings& at, std::uint32_t flat) {
 }
 
 __device__ inline std::int64_t of_group(const Lengths& lengths, std::int64_t group) {
-  return lengths.data[group * lengths.stride];
+  return lengths.data == nullptr ? lengths.number : lengths.data[group * lengths.stride];
 }
 
 __device__ inline std::int64_t integer_at(const Positions& p, std::int64_t i) {
@@ -79,7 +79,7 @@ __device__ inline bool is_integer(const Positions& p) {
   return p.kind == Number::kNone || p.kind == Number::kInt32 || p.kind == Number::kInt64;
 }
 
-/// How the length of a sequence changes its frequencies.
+/// How the length of a sequence changes its frequencies; a length of 0 does not.
 struct Effect {
   bool is_long;
   double log2_alpha;
@@ -88,7 +88,6 @@ struct Effect {
 template <bool GENERAL>
 __device__ inline Effect effect_of(const Settings& at, const Lengths& lengths, std::int64_t group) {
   Effect effect{false, 0.0};
-  if (lengths.data == nullptr) return effect;
   const std::int64_t length = of_group(lengths, group);
   effect.is_long = at.switch_length > 0 && length > at.switch_length;
   if constexpr (GENERAL) {
@@ -210,8 +209,7 @@ template <int N, bool SPLIT, bool GENERAL, class P>
 __device__ inline CosSin<N> cos_sin_of(const P& p, const Place& place, int pair) {
   const Settings& at = p.at;
   const Effect effect = effect_of<GENERAL>(at, at.seq_len, place.group);
-  std::int64_t position = place.counted;
-  if (at.offset.data != nullptr) position += of_group(at.offset, place.group);
+  std::int64_t position = place.counted + of_group(at.offset, place.group);
   CosSin<N> cos_sin;
   std::uint32_t phase[N];
   if constexpr (GENERAL) {

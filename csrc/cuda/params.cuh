@@ -45,10 +45,11 @@ enum class Entries : std::uint8_t {
   kRadians,  // float64 radians per position
 };
 
-/// An int64 per group, or (stride 0) one for all.
+/// An int64 per group, or (stride 0) one for all. Without `data` it is `number` for all: 0 where none was given.
 struct Lengths {
   const std::int64_t* data;
   std::int64_t stride;
+  std::int64_t number;
 };
 
 /// Dynamic NTK: frequency j is multiplied by alpha^(power j), alpha = 1 + slope max(0, length - start).

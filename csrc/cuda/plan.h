@@ -167,8 +167,9 @@ bool is_flat(const Job& job, bool by_group) {
 }
 
 Lengths lengths_of(const PerGroup& values) {
-  if (values.count == 0) return {nullptr, 0};
-  return {values.data, values.count > 1 ? values.stride : 0};
+  if (values.count == 0) return {nullptr, 0, 0};
+  if (values.is_number) return {nullptr, 0, *values.data};
+  return {values.data, values.count > 1 ? values.stride : 0, 0};
 }
 
 void fill_angles(const Job& job, Settings& at) {

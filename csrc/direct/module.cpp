@@ -105,7 +105,7 @@ struct Lengths {
   }
 
   [[nodiscard]] bool is_given() const { return view || number; }
-  [[nodiscard]] PerGroup number_for_all() const { return {&*number, 1, 0}; }
+  [[nodiscard]] PerGroup number_for_all() const { return {&*number, 1, 0, true}; }
 };
 
 /// The arguments of a call: q, k or None, positions, offset, seq_len, cu_seqlens, each of which may be None, and text.
@@ -137,8 +137,7 @@ struct Inputs {
   void rotate(const View& q_out, const MaybeView& k_out, bool given) const {
     Job job = job_of(q, k ? &*k : nullptr, q_out, k_out ? &*k_out : nullptr, at, text);
     if (given && !is_safe(q_out, k_out)) throw NotUsual();
-    if (is_on_cuda(q)) return rotate_on_cuda(job, given);
-    if (!is_rising(job)) throw NotUsual();
+    if (!is_on_cuda(q) && !is_rising(job)) throw NotUsual();
     std::int64_t longest = 0;
     if (offset.number) job.offset = offset.number_for_all();
     if (!depends_on_length(job.spec->params)) {
@@ -146,19 +145,17 @@ struct Inputs {
     } else if (seq_len.number) {
       job.seq_len = seq_len.number_for_all();
     } else if (!seq_len.view) {
-      longest = at.positions ? longest_given(*at.positions) : longest_counted(job);
-      job.seq_len = {&longest, 1, 0};
+      longest = longest_of(job);
+      job.seq_len = {&longest, 1, 0, true};
     }
     run_beside_python(job, q, backend, given);
   }
 
  private:
-  /// What the kernels read of lengths is on the device: no int, and no length that is yet to be computed.
-  void rotate_on_cuda(Job& job, bool given) const {
-    const bool by_length = depends_on_length(job.spec->params);
-    if (offset.number || seq_len.number || (by_length && !seq_len.view)) throw NotUsual();
-    if (!by_length) job.seq_len = {};
-    run_beside_python(job, q, backend, given);
+  /// The length of the longest sequence. Throws NotUsual if that depends on what is on a GPU.
+  [[nodiscard]] std::int64_t longest_of(const Job& job) const {
+    if (is_on_cuda(q) && (at.positions || at.cu_seqlens || at.offset)) throw NotUsual();
+    return at.positions ? longest_given(*at.positions) : longest_counted(job);
   }
 
   [[nodiscard]] bool is_safe(const View& q_out, const MaybeView& k_out) const {

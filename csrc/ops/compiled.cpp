@@ -41,7 +41,7 @@ struct Key {
     add(static_cast<int>(job.positions.kind), job.positions.axis, job.positions.batch, job.positions.token);
     add(alignment(job.positions.data));
     for (const PerGroup& values : {job.offset, job.seq_len, job.from_seq_len}) {
-      add(values.count, values.stride, alignment(values.data));
+      add(values.count, values.stride, values.is_number, values.is_number ? 0 : alignment(values.data));
     }
     add(job.packed.sequences, job.packed.stride, job.packed.wide, alignment(job.packed.bounds));
     add(static_cast<int>(job.table.kind), alignment(job.table.cosine), alignment(job.table.sine));

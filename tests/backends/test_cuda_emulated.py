@@ -18,7 +18,7 @@ from support.no_angles import NO_ANGLES
 
 from emulation.cuda import build
 from emulation.cuda.calls import CudaAttempt
-from emulation.cuda.kernels import KERNEL_CASES
+from emulation.cuda.kernels import KERNEL_CASES, NUMBER_CASES
 from emulation.cuda.tables import SOME_TABLES, TABLES, TableAttempt
 from rope_kernels.backends import reference
 
@@ -75,6 +75,17 @@ def test_every_target_and_way(cuda, case, way):
 @pytest.mark.parametrize("case", ALL, ids=str)
 def test_product(cuda, case, way):
     test_case(cuda, case, way)
+
+
+@pytest.mark.parametrize(
+    ("case", "arch"), [(case, build.TARGETS[i % len(build.TARGETS)]) for i, case in enumerate(NUMBER_CASES)], ids=str
+)
+def test_offsets_and_lengths_that_are_ints(cuda, case, arch):
+    """They travel with the launch: the kernel has no memory to read them from."""
+    attempt = CudaAttempt(case, False, with_numbers=True)
+    assert attempt.call.numbers
+    run(cuda, attempt, arch)
+    attempt.check()
 
 
 @pytest.mark.parametrize(("case", "way"), [(case, WAYS[i % len(WAYS)]) for i, case in enumerate(SOME_TABLES)], ids=str)

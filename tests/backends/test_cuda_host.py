@@ -6,7 +6,7 @@ from support.no_angles import NO_ANGLES
 
 from emulation.cuda import build, host
 from emulation.cuda.calls import CudaAttempt
-from emulation.cuda.kernels import KERNEL_CASES
+from emulation.cuda.kernels import KERNEL_CASES, NUMBER_CASES
 from emulation.cuda.tables import SOME_TABLES, TABLES, TableAttempt
 
 if build.nvcc() is None:
@@ -19,6 +19,10 @@ def test_cases(backwards, in_place, tmp_path):
     attempts = [CudaAttempt(case, in_place) for case in (*CASES, *KERNEL_CASES)]
     wrong = host.run([*attempts, *(call.attempt(in_place, CudaAttempt) for call in NO_ANGLES)], tmp_path, backwards)
     assert not wrong, "\n".join(wrong)
+
+
+def test_offsets_and_lengths_that_are_ints(tmp_path):
+    assert not host.run([CudaAttempt(case, False, with_numbers=True) for case in NUMBER_CASES], tmp_path, False)
 
 
 @pytest.mark.parametrize("in_place", [False, True], ids=["apart", "in_place"])

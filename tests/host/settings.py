@@ -5,7 +5,7 @@ from __future__ import annotations
 from ctypes import Array, Structure, c_bool, c_double, c_float, c_int32, c_int64, c_uint8, c_uint32, c_uint64, sizeof
 from typing import Any
 
-__all__ = ["SIZE", "TABLE_SIZE", "table_values_of", "values_of"]
+__all__ = ["SIZE", "TABLE_SIZE", "Settings", "table_values_of", "values_of"]
 
 POINTER = c_uint64
 
@@ -21,7 +21,7 @@ Tensor = _structure("Tensor", from_=Side, to=Side, heads=c_int32)
 Span = _structure("Span", first=c_int32, last=c_int32)
 Packed = _structure("Packed", bounds=POINTER, wide=c_bool, sequences=c_int64, stride=c_int64)
 Positions = _structure("Positions", data=POINTER, kind=c_uint8, axis=c_int64, batch=c_int64, token=c_int64)
-Lengths = _structure("Lengths", data=POINTER, stride=c_int64)
+Lengths = _structure("Lengths", data=POINTER, stride=c_int64, number=c_int64)
 Growth = _structure("Growth", start=c_int64, slope=c_double, power=c_double)
 Settings = _structure(
     "Settings",

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 from typing import Any
 
 import pytest
 import torch
-from settings import SIZE, TABLE_SIZE, table_values_of, values_of
+from settings import SIZE, TABLE_SIZE, Settings, table_values_of, values_of
 from support.calls import arguments
-from support.cases import CASES, Case, Made, config_of, make
+from support.cases import CASES, CONFIGS, Case, Made, config_of, make
 
 import rope_kernels as rk
 from emulation.null_gpu import Driver, Launch, Runtime
@@ -92,6 +93,20 @@ def seen_by_kernel(launch: Launch, cfg: rk.RopeConfig) -> tuple[Any, ...]:
     return launch.shape, launch.stream, values_of(parameters, parse_text(cfg.spec()).spec.rotation.num_pairs)
 
 
+def known_lengths(launch: Launch, cfg: rk.RopeConfig) -> tuple[Any, ...]:
+    """What the kernel reads, with the numbers that it is given or finds in its memory."""
+    (parameters,) = launch.parameters
+    settings = Settings.from_buffer_copy(parameters)
+    for name in ("offset", "seq_len"):
+        value = getattr(settings, name)
+        if value.data:  # the null GPU's memory is the host's
+            value.number, value.data, value.stride = ctypes.c_int64.from_address(value.data).value, 0, 0
+    values = values_of(
+        bytes(settings) + parameters[ctypes.sizeof(Settings) :], parse_text(cfg.spec()).spec.rotation.num_pairs
+    )
+    return (settings.offset.number, settings.seq_len.number, *values)
+
+
 @cases
 @pytest.mark.parametrize("kind", CALLS)
 def test_a_repeated_launch_is_tritons_own(case: Case, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,6 +148,30 @@ def test_the_direct_call_of_the_native_kernels_is_the_operators(case: Case) -> N
         got = RUNTIME.last()
         RUNTIME.record(0)
     assert seen_by_kernel(got, config_of(case)) == seen_by_kernel(want, config_of(case))
+
+
+@pytest.mark.parametrize("name", ["default", "llama3", "longrope", "dynamic"])
+@pytest.mark.parametrize(
+    "lengths", [{"offset": 5}, {"offset": -3, "seq_len": 40}, {"seq_len": 3}, {"seq_len": 70}, {}], ids=str
+)
+def test_ints_travel_with_the_launch_of_the_native_kernels(name: str, lengths: dict[str, int]) -> None:
+    """One launch, with what the kernel reads from tensors of the same numbers; no tensor is made and none is copied."""
+    cfg = config_of(Case("", CONFIGS[name]))
+    q = torch.zeros(2, 7, 4, cfg.head_dim, device="cuda", dtype=torch.bfloat16)
+    longest = {"seq_len": 7 + lengths.get("offset", 0)} if cfg.depends_on_length else {}
+    tensors = {key: torch.tensor([value], device="cuda") for key, value in {**longest, **lengths}.items()}
+    with rk.use_backend("native"), torch.no_grad():
+        before, memory = RUNTIME.launches, torch.cuda.memory_stats()["allocation.all.allocated"]
+        RUNTIME.record(SIZE)
+        rk.apply_rope_(q, None, None, cfg, **lengths)
+        got = RUNTIME.last()
+        assert RUNTIME.launches == before + 1
+        assert torch.cuda.memory_stats()["allocation.all.allocated"] == memory
+        rk.apply_rope_(q, None, None, cfg, **tensors)
+        want = RUNTIME.last()
+        RUNTIME.record(0)
+    assert got.shape == want.shape
+    assert known_lengths(got, cfg) == known_lengths(want, cfg)
 
 
 @pytest.mark.parametrize("pairing", ["half", "interleaved"])

@@ -19,7 +19,7 @@ struct Call {
     Int data, kind, axis, batch, token;
   } positions;
   struct {
-    Int data, count, stride;
+    Int data, count, stride, is_number;
   } offset, seq_len, from_seq_len;
   struct {
     Int bounds, wide, sequences, stride;
@@ -39,7 +39,7 @@ T* pointer(Int address) {
 inline rope::Job job_of(const Call& call, const rope::Spec& spec) {
   const auto strides = [](const Int(&s)[3]) { return rope::Strides{s[0], s[1], s[2]}; };
   const auto per_group = [](const auto& g) {
-    return rope::PerGroup{pointer<const std::int64_t>(g.data), g.count, g.stride};
+    return rope::PerGroup{pointer<const std::int64_t>(g.data), g.count, g.stride, g.is_number != 0};
   };
   rope::Job job;
   job.spec = &spec;

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from support.attempts import Attempt
@@ -15,7 +15,7 @@ from rope_kernels.backends.inputs import Inputs
 from rope_kernels.core.layouts import tokens_first
 from rope_kernels.core.spec import parse_text
 
-__all__ = ["CudaAttempt", "CudaCall", "cuda_call"]
+__all__ = ["CudaAttempt", "CudaCall", "cuda_call", "numbers_of"]
 
 DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 NUMBERS = {
@@ -26,11 +26,13 @@ _NO_TABLE = [0] * 9
 
 @dataclass
 class CudaCall:
-    """``fields`` is rope::Job as integers, ``tensors`` what it points to, by name."""
+    """``fields`` is rope::Job as integers, ``tensors`` what it points to, by name; ``numbers`` too, but the kernel must
+    not read them."""
 
     spec: str
     fields: list[int]
     tensors: dict[str, Tensor]
+    numbers: dict[str, Tensor] = field(default_factory=dict)
 
 
 def _operand(x: Tensor | None, y: Tensor | None) -> list[int]:
@@ -46,8 +48,8 @@ def _positions(p: Tensor | None) -> list[int]:
     return [p.data_ptr(), NUMBERS[p.dtype], axis, batch, p.stride(2)]
 
 
-def _per_group(t: Tensor | None) -> list[int]:
-    return [0, 0, 0] if t is None else [t.data_ptr(), t.numel(), t.stride(0)]
+def _per_group(t: Tensor | None, is_number: bool) -> list[int]:
+    return [0, 0, 0, 0] if t is None else [t.data_ptr(), t.numel(), t.stride(0), int(is_number)]
 
 
 def _packed(c: Tensor | None) -> list[int]:
@@ -60,8 +62,14 @@ def _read_only(given: Inputs) -> dict[str, Tensor]:
     return {name: t for name, t in found.items() if t is not None and t.numel()}
 
 
-def cuda_call(sides: Sequence[tuple[Tensor | None, Tensor | None]], given: Inputs, spec: str, layout: str) -> CudaCall:
-    """The call that rotates each (input, output) of ``sides``, q and k in ``layout``, with the inputs ``given``."""
+def cuda_call(
+    sides: Sequence[tuple[Tensor | None, Tensor | None]], given: Inputs, spec: str, layout: str,
+    numbers: Sequence[str] = (),
+) -> CudaCall:  # fmt: skip
+    """The call that rotates each (input, output) of ``sides``, q and k in ``layout``, with the inputs ``given``.
+
+    ``numbers``: the names of those that are ints instead of tensors on the device.
+    """
     operands = [tuple(None if t is None else tokens_first(t, layout) for t in side) for side in sides]
     q, q_out = operands[0]
     assert q is not None
@@ -72,23 +80,39 @@ def cuda_call(sides: Sequence[tuple[Tensor | None, Tensor | None]], given: Input
     for side in operands:
         fields += _operand(*side)
     fields += _positions(given.positions)
-    for per_group in (given.offset, given.seq_len, given.from_seq_len):
-        fields += _per_group(per_group)
+    for name in ("offset", "seq_len", "from_seq_len"):
+        fields += _per_group(getattr(given, name), name in numbers)
     fields += [*_packed(given.cu_seqlens), *_NO_TABLE]
     tensors = _read_only(given)
     for name, (x, y) in zip("qk", sides, strict=True):
         if x is not None and y is not None and x.numel():
             tensors |= {name: x} if in_place else {name: x, f"{name}_out": y}
-    return CudaCall(spec, fields, tensors)
+    return CudaCall(spec, fields, tensors, {name: tensors.pop(name) for name in numbers})
+
+
+def numbers_of(given: Inputs) -> list[str]:
+    """Which of a call's offset and seq_len are one number for all."""
+    values = {"offset": given.offset, "seq_len": given.seq_len}
+    return [name for name, value in values.items() if value is not None and value.numel() == 1]
 
 
 class CudaAttempt(Attempt):
     """An attempt at a case by the launcher: its ``call``.
 
-    Outputs have other strides than inputs, so that a mix-up of the two shows.
+    Outputs have other strides than inputs, so that a mix-up of the two shows. ``with_numbers``: an offset or seq_len
+    that is one number for all is passed as an int.
     """
 
-    def __init__(self, case: Case, in_place: bool, made: Made | None = None, atol: float | None = None) -> None:
+    def __init__(
+        self,
+        case: Case,
+        in_place: bool,
+        made: Made | None = None,
+        atol: float | None = None,
+        with_numbers: bool = False,
+    ) -> None:
         super().__init__(case, in_place, made, "fused" if case.view == "dense" else "dense", atol)
         operation = parse_text(self.arguments.text)
-        self.call = cuda_call(self.sides, inputs(self.arguments), operation.spec.encode(), operation.layout)
+        given = inputs(self.arguments)
+        numbers = numbers_of(given) if with_numbers else []
+        self.call = cuda_call(self.sides, given, operation.spec.encode(), operation.layout, numbers)

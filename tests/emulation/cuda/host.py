@@ -32,11 +32,15 @@ def _text(value: str) -> bytes:
     return struct.pack("<q", len(value.encode())) + value.encode()
 
 
+def _memory(attempt: CudaAttempt | TableAttempt) -> list[Tensor]:
+    return [*attempt.call.tensors.values(), *attempt.call.numbers.values()]
+
+
 def _record(attempt: CudaAttempt | TableAttempt) -> bytes:
     call = attempt.call
     parts = [_text(str(attempt)), _text(call.spec), struct.pack(f"<{len(call.fields)}q", *call.fields)]
-    parts.append(struct.pack("<q", len(call.tensors)))
-    for tensor in call.tensors.values():
+    parts.append(struct.pack("<q", len(_memory(attempt))))
+    for tensor in _memory(attempt):
         size = _extent(tensor)
         parts.append(struct.pack("<qq", tensor.data_ptr(), size))
         parts.append(ctypes.string_at(tensor.data_ptr(), size))
@@ -47,7 +51,7 @@ def _take(results: BinaryIO, attempt: CudaAttempt | TableAttempt) -> str:
     """Copy the memory that a call left into the attempt's tensors; return the launcher's error."""
     (length,) = struct.unpack("<q", results.read(8))
     error = results.read(length).decode()
-    for tensor in attempt.call.tensors.values():
+    for tensor in _memory(attempt):
         size = _extent(tensor)
         ctypes.memmove(tensor.data_ptr(), results.read(size), size)
     return error

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-from support.cases import Case
+from support.calls import arguments, inputs
+from support.cases import CASES, Case, make
 
-__all__ = ["KERNEL_CASES"]
+from .calls import numbers_of
+
+__all__ = ["KERNEL_CASES", "NUMBER_CASES"]
 
 _MIXED = "interleaved_to_half"
 _PAIRINGS = [("half", False), ("interleaved", False), (_MIXED, False), (_MIXED, True)]
@@ -33,3 +36,5 @@ def _kernel_cases() -> Iterator[Case]:
 
 
 KERNEL_CASES = list(_kernel_cases())
+NUMBER_CASES = [case for case in CASES if numbers_of(inputs(arguments(case, make(case))))]
+"""Cases whose offset or length is one number for all."""
