@@ -143,10 +143,10 @@ MUTANTS = [
         ("stride", "+ place.batch * side.batch +", "+", "a table of one batch entry for all"),
         ("stride", "(entry + table.second) * channel", "(entry + 1) * channel", "entry of the second member of a pair"),
         (
-            "width",
+            "branch",
             "std::min<std::int64_t>(16, shape.chunk / shape.item * item)",
             "std::int64_t{8}",
-            "alignment of wide loads",
+            "rows aligned to 8 bytes are loaded 16 at once",
         ),
     ),
     *in_file(

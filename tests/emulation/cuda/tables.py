@@ -33,6 +33,7 @@ class TableCase:
         batch_of_table: of cos and sin, 1 or that of q.
         spread: from an entry of the table to the next, in entries.
         shift: entries before the table's first, so that it is aligned to no more than an entry.
+        gap: entries between the rows of two tokens, so that one may be aligned to less than another.
         view: how q and k lie in memory, one of those of ``support.cases.strided``.
         nan: whether some entries are NaN.
     """
@@ -50,6 +51,7 @@ class TableCase:
     batch_of_table: int = 1
     spread: int = 1
     shift: int = 0
+    gap: int = 0
     view: str = "dense"
     nan: bool = False
 
@@ -68,6 +70,9 @@ SOME_TABLES = [
     *TABLES[::7],
     TableCase(layout="bhsd", spread=3, batch_of_table=2),
     TableCase(torch.bfloat16, torch.bfloat16, layout="thd", batch=1, shift=1),
+    TableCase(torch.bfloat16, torch.bfloat16, gap=3),
+    TableCase(torch.bfloat16, torch.bfloat16, gap=4),
+    TableCase(torch.float32, torch.float16, pairing="interleaved", gap=2, inverse=True),
     TableCase(torch.float16, torch.float64, pairing="interleaved", view="odd", nan=True),
     TableCase(torch.bfloat16, torch.float32, 128, 128, heads=(33, 0), tokens=9, nan=True),
     TableCase(torch.bfloat16, torch.bfloat16, 256, 256, "interleaved", True, batch=3, tokens=1, batch_of_table=3),
@@ -80,9 +85,10 @@ SOME_TABLES = [
 
 def _placed(values: Tensor, case: TableCase) -> Tensor:
     """The values of a table in memory of their own, spread and shifted; what is between them is NaN."""
-    *outer, width = values.shape
-    memory = torch.full((case.shift + values.numel() * case.spread + 1,), float("nan"), dtype=values.dtype)
-    strides = (outer[1] * width * case.spread, width * case.spread, case.spread)
+    batch, tokens, width = values.shape
+    row = width * case.spread + case.gap
+    memory = torch.full((case.shift + batch * tokens * row + 1,), float("nan"), dtype=values.dtype)
+    strides = (tokens * row, row, case.spread)
     return memory.as_strided(values.shape, strides, case.shift).copy_(values)
 
 
