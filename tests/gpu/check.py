@@ -1,35 +1,37 @@
-"""All that a GPU can tell: ``python tests/gpu/check.py [--json] [--only TEXT] [--section NAME] [--device cuda|cpu]``.
+"""All that a GPU can tell: ``python3 tests/gpu/check.py``, also in a checkout that is not installed.
 
 The case list on the device, beside the emulator, in CUDA graphs, on streams, under torch.compile and compute-sanitizer;
 then how fast it is. Without a GPU it says so. The exit code is 1 if a check failed.
+
+Every outcome is a line of a file as soon as it is there. ``check.py merge FILE...`` makes one report of the files of
+several commands, such as one of each part, or of one that was killed.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
+import os
+import signal
 import sys
-import time
-from enum import Enum
+from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import NoReturn
 
 import torch
-import typer
-from rich.console import Console
-from rich.table import Table
 
+sys.path.insert(0, str(Path(__file__).parents[2]))
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from gpu.outcomes import FAILED, NOT_RUN, Setup, record, run
-from gpu.results import FOLDER, Section, facts_of, gpus_listed, report, write
-from gpu.sections import SECTIONS, checks_of, run_apart
+from gpu.outcomes import FAILED, Setup
+from gpu.printing import as_text
+from gpu.results import FOLDER, ROOT, facts_of, gpus_listed, report, write
+from gpu.run_file import DifferentRunsError, Run, RunFile, read_run
+from gpu.sections import PARTS, SECTIONS, checks_of, chosen_sections
+from gpu.side_by_side import Plan, run_sections
 
-
-class Kind(str, Enum):
-    """Where to check."""
-
-    cuda = "cuda"
-    cpu = "cpu"
+CUDA, CPU = "cuda", "cpu"
 
 
 def no_gpu() -> str | None:
@@ -40,83 +42,115 @@ def no_gpu() -> str | None:
     return f"there is no CUDA GPU that torch can use (torch {torch.__version__}, built {built}): nothing was checked"
 
 
-def setup_of(device: Kind) -> Setup:
+def setup_of(device: str) -> Setup:
     """On the CPU the compiler is left out of torch.compile: it would be the CPU's."""
-    if device is Kind.cpu:
+    if device == CPU:
         return Setup(torch.device("cpu"), "aot_eager")
     return Setup(torch.device("cuda", torch.cuda.current_device()))
 
 
-def printed(found: dict[str, Any], console: Console) -> None:
-    """The tables of sections and speed, and what failed."""
-    checks = found["checks"]
-    table = Table("section", "passed", "failed", "not run", "s", title=found["gpu"])
-    for name, counts in checks["sections"].items():
-        table.add_row(name, *(str(counts[key]) for key in ("passed", "failed", "not run", "seconds")))
-    console.print(table)
-    rows = found["speed"]["rows"]
-    if rows:
-        speed = Table("measured", "out= GB/s", "in place GB/s", "copy GB/s", "out= time / copy", title="bf16, cold L2")
-        for row in rows:
-            rates = (f"{row[key]:.0f}" for key in ("out_gb_per_s", "in_place_gb_per_s", "copy_gb_per_s"))
-            speed.add_row(row["name"], *rates, f"{row['out_time_over_copy']:.2f}")
-        console.print(speed)
-    for backend, counts in checks["agreement_with_emulator"].items():
-        said = ", ".join(f"{count} {note}" for note, count in counts.items())
-        console.print(f"{backend} and the emulator agree: {said}")
-    for reason, count in checks["not_run_because"].items():
-        console.print(f"{NOT_RUN} ({count}): {reason}", markup=False, highlight=False)
-    for failure in checks["first_failures"]:
-        console.print(f"{FAILED}: {failure['name']}: {failure['why']}", markup=False, highlight=False)
+def parser() -> argparse.ArgumentParser:
+    """The options of the command and of ``merge``."""
+    made = argparse.ArgumentParser(description="Check the kernels on this machine's GPU and measure them.")
+    add = made.add_argument
+    add("--part", action="append", default=[], choices=PARTS, help="a part of the checks; repeatable")
+    add("--section", action="append", default=[], help="sections that begin so, such as graphs; repeatable")
+    add("--only", action="append", default=[], help="checks with this text in their name; repeatable")
+    add("--device", choices=(CUDA, CPU), default=CUDA, help="cpu tries out the checks, and says nothing about a GPU")
+    add("--jobs", type=int, default=min(8, os.cpu_count() or 1), help="sections at a time; what measures runs alone")
+    add("--seconds", type=float, default=3600.0, help="what has not ended by then is stopped, and a failure")
+    add(
+        "--outcomes",
+        type=Path,
+        help="the file of the run, or of one to go on with; by default a new one in build/gpu",
+    )
+    add("--commit", help="what is checked, where there is no git")
+    add("--into", type=Path, help=argparse.SUPPRESS)  # run the sections here, in this process, into this file
+    _add_report_options(made)
+    merge = made.add_subparsers(dest="command").add_parser("merge", help="one report of the files of several runs")
+    merge.add_argument("files", nargs="+", type=Path)
+    _add_report_options(merge)
+    return made
 
 
-def all_sections(chosen: list[str], setup: Setup, only: list[str], progress: Console) -> list[Section]:
-    """Run sections one after the other."""
-    done = []
-    for i, name in enumerate(chosen, 1):
-        start = time.monotonic()
-        section = Section(name, run_apart(name, setup, only), time.monotonic() - start)
-        done.append(section)
-        counts = ", ".join(f"{count} {result}" for result, count in section.counts().items())
-        progress.print(f"{i}/{len(chosen)} {name}: {counts}", highlight=False)
-    return done
+def _add_report_options(made: argparse.ArgumentParser) -> None:
+    made.add_argument("--json", action="store_true", help="print the report as one object")
+    made.add_argument("--results", type=Path, default=FOLDER, help="folder of the report of a whole run on a GPU")
 
 
-def main(
-    as_json: Annotated[bool, typer.Option("--json", help="print the report as one object")] = False,
-    only: Annotated[list[str], typer.Option(help="checks with this text in their name; repeatable")] = [],  # noqa: B006
-    section: Annotated[list[str], typer.Option(help="sections that begin so, such as graphs; repeatable")] = [],  # noqa: B006
-    device: Annotated[Kind, typer.Option(help="cpu tries out the checks, and says nothing about a GPU")] = Kind.cuda,
-    results: Annotated[Path, typer.Option(help="folder of the report of a whole run on a GPU")] = FOLDER,
-    into: Annotated[Path | None, typer.Option(hidden=True, help="run here, outcomes as lines of this file")] = None,
-) -> None:
+def refuse(reason: str, as_json: bool) -> int:
+    """Say why nothing is checked; an error where there is a GPU that torch cannot use."""
+    print(json.dumps({"gpu": None, "reason": reason}) if as_json else reason)
+    listed = gpus_listed()
+    if listed:
+        print(f"but nvidia-smi lists {listed}: install a torch for its CUDA", file=sys.stderr)
+    return 1 if listed else 0
+
+
+def conclude(files: Sequence[Path], asked: argparse.Namespace) -> int:
+    """Print the report of these files, and write it if it is a whole run on a GPU; the exit code."""
+    try:
+        read = read_run(files)
+    except (DifferentRunsError, OSError) as error:
+        print(f"check.py: {error}", file=sys.stderr)
+        return 2
+    found = report(read.facts, read.sections)
+    print(json.dumps(found, indent=1) if asked.json else as_text(found))
+    missing = [name for name in SECTIONS if name not in {section.name for section in read.sections}]
+    if missing:
+        print(f"no report is written without {', '.join(missing)}", file=sys.stderr)
+    elif _is_whole(read):
+        print(f"written to {write(found, asked.results)}", file=sys.stderr)
+    return 1 if found["checks"]["total"][FAILED] else 0
+
+
+def _is_whole(read: Run) -> bool:
+    return not read.is_partial and "compute_capability" in read.facts
+
+
+def _stop(number: int, frame: object) -> NoReturn:
+    sys.exit(128 + number)
+
+
+def check(asked: argparse.Namespace, chosen: Sequence[str]) -> int:
+    """Run the chosen sections; the exit code."""
+    path = asked.outcomes or ROOT / "build" / "gpu" / f"{datetime.now():%Y-%m-%d-%H%M%S}.jsonl"
+    file = RunFile(path)
+    file.begin(facts_of(setup_of(asked.device).device, asked.commit), asked.only)
+
+    def progress(section: str) -> None:
+        for ended in (one for one in read_run([path]).sections if one.name == section):
+            counts = ", ".join(f"{count} {result}" for result, count in ended.counts().items())
+            print(f"{section}: {counts}, {ended.seconds:.0f} s", file=sys.stderr, flush=True)
+
+    signal.signal(signal.SIGTERM, _stop)
+    print(f"outcomes are written to {path}", file=sys.stderr, flush=True)
+    run_sections(chosen, Plan(asked.device, asked.only, max(1, asked.jobs), asked.seconds, progress), file)
+    if asked.only and not any(section.outcomes for section in read_run([path]).sections):
+        print(f"check.py: --only: got {asked.only}, which is in no check's name", file=sys.stderr)
+        return 2
+    return conclude([path], asked)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
     """Check the kernels on this machine's GPU and measure them."""
-    chosen = [name for name in SECTIONS if not section or any(name.startswith(text) for text in section)]
+    options = parser()
+    asked = options.parse_args(arguments)
+    if asked.command == "merge":
+        return conclude(asked.files, asked)
+    chosen = chosen_sections(asked.part, asked.section)
     if not chosen:
-        raise typer.BadParameter(f"got {section}, allowed are {', '.join(SECTIONS)}", param_hint="--section")
-    reason = no_gpu() if device is Kind.cuda else None
+        options.error(f"--section: got {asked.section}, allowed are {', '.join(SECTIONS)}")
+    reason = no_gpu() if asked.device == CUDA else None
     if reason is not None:
-        print(json.dumps({"gpu": None, "reason": reason}) if as_json else reason)
-        listed = gpus_listed()
-        if listed:
-            print(f"but nvidia-smi lists {listed}: install a torch for its CUDA", file=sys.stderr)
-        raise typer.Exit(1 if listed else 0)
-    setup = setup_of(device)
-    if into is not None:
-        record((outcome for name in chosen for outcome in run(checks_of(name, setup), only)), into)
-        return
-    sections = all_sections(chosen, setup, only, Console(stderr=True))
-    found = report(facts_of(setup.device), sections)
-    if not any(found["checks"]["total"].values()):
-        raise typer.BadParameter(f"got {only}, which is in no check's name", param_hint="--only")
-    if as_json:
-        print(json.dumps(found, indent=1))
-    else:
-        printed(found, Console())
-    if device is Kind.cuda and not only and not section:
-        print(f"written to {write(found, results)}", file=sys.stderr)
-    raise typer.Exit(1 if found["checks"]["total"][FAILED] else 0)
+        return refuse(reason, asked.json)
+    if asked.into is not None:
+        for name in chosen:
+            wanted = [one for one in checks_of(name, setup_of(asked.device)) if one.is_wanted(asked.only)]
+            RunFile(asked.into).record(name, wanted)
+        return 0
+    return check(asked, chosen)
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    sys.exit(main())

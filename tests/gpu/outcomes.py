@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -14,12 +13,14 @@ from rope_kernels import use_backend
 from rope_kernels.backends import backend_for
 
 __all__ = [
-    "FAILED", "NOT_RUN", "PASSED", "RESULTS", "Check", "Figures", "NotHereError", "Outcome", "Setup", "outcomes_in",
-    "record", "run", "why_not",
+    "FAILED", "NOT_RUN", "PASSED", "RESULTS", "Check", "Figures", "NotHereError", "Outcome", "Setup", "missing_package",
+    "run", "why_not",
 ]  # fmt: skip
 
 RESULTS = PASSED, FAILED, NOT_RUN = "passed", "failed", "not run"
 _MOST_CHARACTERS = 600
+_OWN = ("emulation", "gpu", "rope_kernels", "support")
+"""Packages of this checkout: one of them that is not found is a mistake, not a machine that lacks it."""
 Figures = dict[str, float | int | str]
 
 
@@ -51,6 +52,10 @@ class Check:
     run: Callable[[], str | Figures | None]
     always: bool = False
 
+    def is_wanted(self, only: Sequence[str]) -> bool:
+        """Whether the name has one of the texts ``only``, if there are any."""
+        return self.always or not only or any(text in self.name for text in only)
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -69,36 +74,30 @@ def _why(error: Exception) -> str:
     return text[:_MOST_CHARACTERS]
 
 
+def missing_package(error: Exception) -> str | None:
+    """What the machine lacks, if that is what the error says: "needs the Python package numpy"."""
+    name = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
+    return f"needs the Python package {name}" if name and name not in _OWN else None
+
+
 def _outcome(check: Check) -> Outcome:
     try:
         said = check.run()
     except NotHereError as error:
         return Outcome(check.name, NOT_RUN, str(error))
     except Exception as error:
+        missing = missing_package(error)
+        if missing is not None:
+            return Outcome(check.name, NOT_RUN, missing)
         return Outcome(check.name, FAILED, _why(error))
     if isinstance(said, dict):
         return Outcome(check.name, PASSED, figures=said)
     return Outcome(check.name, PASSED, said or "")
 
 
-def run(checks: Iterable[Check], only: Sequence[str] = ()) -> Iterator[Outcome]:
-    """The outcome of each check whose name has one of the texts ``only``, or of all."""
-    for check in checks:
-        if check.always or not only or any(text in check.name for text in only):
-            yield _outcome(check)
-
-
-def record(outcomes: Iterable[Outcome], path: Path) -> None:
-    """Write each outcome to a line of ``path`` as soon as there is one."""
-    with path.open("w", encoding="utf-8") as file:
-        for outcome in outcomes:
-            print(json.dumps(asdict(outcome)), file=file, flush=True)
-
-
-def outcomes_in(path: Path) -> list[Outcome]:
-    """What :func:`record` wrote, if it came so far."""
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    return [Outcome(**json.loads(line)) for line in lines]
+def run(checks: Iterable[Check]) -> Iterator[Outcome]:
+    """The outcome of each check, as it comes."""
+    return map(_outcome, checks)
 
 
 def why_not(backend: str, device: torch.device) -> str | None:

@@ -8,7 +8,6 @@ import shutil
 import subprocess
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -18,31 +17,21 @@ import torch
 from rope_kernels.environment import describe
 
 from .outcomes import FAILED, NOT_RUN, PASSED, RESULTS, Outcome
+from .run_file import Section
 
-__all__ = ["FOLDER", "Section", "facts_of", "gpus_listed", "report", "slug", "write"]
+__all__ = ["FOLDER", "facts_of", "gpus_listed", "report", "slug", "write"]
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "benchmarks" / "results"
 FIRST = 20
 """Failures that are written in full."""
 SPEED_NOTE = (
-    "Measured on this GPU: bf16, 32 and 8 heads of 128, medians, L2 cache emptied before every call. "
-    "GB/s: q, k and positions read once, q and k written once. copy: of the same q and k."
+    "Measured on this GPU, by replaying CUDA graphs of many launches: medians of the time of one, bf16, 32 and 8 heads "
+    "of 128. "
+    "Each launch has tensors of its own, together more than the L2 cache holds. "
+    "GB/s: q, k and positions read once, q and k written once. copy: of the same q and k into others; pass: "
+    "bitwise_not_ of the same q and k in place. Each of the four is one launch."
 )
-
-
-@dataclass(frozen=True)
-class Section:
-    """A section's outcomes and how long they took."""
-
-    name: str
-    outcomes: Sequence[Outcome]
-    seconds: float
-
-    def counts(self) -> dict[str, int]:
-        """How many passed, failed and were not run."""
-        found = Counter(outcome.result for outcome in self.outcomes)
-        return {result: found[result] for result in RESULTS}
 
 
 def _said(*command: str) -> str | None:
@@ -59,13 +48,13 @@ def gpus_listed() -> str | None:
     return ", ".join(names.splitlines()) if names else None
 
 
-def facts_of(device: torch.device) -> dict[str, Any]:
-    """The device, the driver, the commit and the versions."""
+def facts_of(device: torch.device, commit: str | None = None) -> dict[str, Any]:
+    """The device, the driver, the commit and the versions; ``commit`` is for a checkout without git."""
     changed = _said("git", "status", "--porcelain", "--untracked-files=no")
     facts: dict[str, Any] = {
         "gpu": f"{describe()['processor']}, which is no GPU",
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "commit": _said("git", "rev-parse", "HEAD"),
+        "commit": commit or _said("git", "rev-parse", "HEAD"),
         "uncommitted_changes": None if changed is None else bool(changed),
         "versions": {name: describe()[name] for name in ("rope_kernels", "python", "torch", "triton", "platform")},
         "native_kernels": describe()["native_kernels"],
@@ -100,6 +89,10 @@ def report(facts: dict[str, Any], sections: Sequence[Section]) -> dict[str, Any]
     total = {result: sum(section.counts()[result] for section in sections) for result in RESULTS}
     failures = [{"name": o.name, "why": o.note} for o in outcomes if o.result == FAILED]
     not_run = Counter(o.note for o in outcomes if o.result == NOT_RUN)
+
+    def measured(kind: str) -> list[dict[str, Any]]:
+        return [{"name": o.name, **o.figures} for o in outcomes if o.figures and o.name.startswith(f"{kind}/")]
+
     return {
         **facts,
         "checks": {
@@ -109,7 +102,8 @@ def report(facts: dict[str, Any], sections: Sequence[Section]) -> dict[str, Any]
             "not_run_because": dict(not_run),
             "agreement_with_emulator": _by_kind(outcomes),
         },
-        "speed": {"note": SPEED_NOTE, "rows": [{"name": o.name, **o.figures} for o in outcomes if o.figures]},
+        "speed": {"note": SPEED_NOTE, "rows": measured("speed")},
+        "profile": measured("profile"),
     }
 
 

@@ -1,42 +1,72 @@
-"""The sections of the checks, and each run in a process of its own, since after a fault a CUDA process is lost."""
+"""The sections of the checks, and the parts of a whole run."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
-import tempfile
+import importlib
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from pathlib import Path
+from typing import NamedTuple
 
-from .case_checks import case_checks
-from .compile_checks import compile_checks
-from .emulator_checks import emulator_checks
-from .graph_checks import graph_checks
-from .other_checks import other_checks
-from .outcomes import FAILED, Check, NotHereError, Outcome, Setup, outcomes_in, why_not
-from .sanitizer_checks import sanitizer_checks
-from .speed import speed_checks
-from .stream_checks import stream_checks
+from .outcomes import Check, NotHereError, Setup, missing_package, why_not
 
-__all__ = ["SECTIONS", "checks_of", "run_apart"]
+__all__ = ["PARTS", "SECTIONS", "checks_of", "chosen_sections", "needs_the_gpu_alone"]
 
-KINDS: dict[str, Callable[[Setup, str], Iterator[Check]]] = {
-    "cases": case_checks,
-    "others": other_checks,
-    "emulator": emulator_checks,
-    "graphs": graph_checks,
-    "streams": stream_checks,
-    "compile": compile_checks,
-    "sanitizer": sanitizer_checks,
-    "speed": speed_checks,
+
+class Kind(NamedTuple):
+    """A kind of section.
+
+    Attributes:
+        function: makes its checks, given a Setup and a backend's name; as "module.function" of this folder, imported
+            when it is needed, so that a package that one kind lacks stops no other.
+        part: of a whole run.
+        needs_gpu: whether it says nothing where tensors are on the CPU.
+        also_reference: whether the plain torch operations are checked in it, too. They make tensors as they go, which
+            no capture allows.
+    """
+
+    function: str
+    part: str
+    needs_gpu: bool = False
+    also_reference: bool = False
+
+
+RESULTS, COMPILERS, SPEED = PARTS = ("results", "compilers", "speed")
+"""Each takes less than ten minutes on a machine with a GPU and eight cores."""
+KINDS = {
+    "cases": Kind("case_checks.case_checks", RESULTS, also_reference=True),
+    "others": Kind("other_checks.other_checks", RESULTS, also_reference=True),
+    "graphs": Kind("graph_checks.graph_checks", RESULTS),
+    "streams": Kind("stream_checks.stream_checks", RESULTS),
+    "emulator": Kind("emulator_checks.emulator_checks", COMPILERS, needs_gpu=True),
+    "compile": Kind("compile_checks.compile_checks", COMPILERS),
+    "sanitizer": Kind("sanitizer_checks.sanitizer_checks", COMPILERS, needs_gpu=True),
+    "speed": Kind("speed.speed_checks", SPEED, needs_gpu=True),
+    "profile": Kind("profile_checks.profile_checks", SPEED, needs_gpu=True),
 }
-ALSO_REFERENCE = ("cases", "others")
-"""What the plain torch operations are checked in too: they make tensors as they go, which no capture allows."""
-SECTIONS = [f"{kind}/{backend}" for kind in KINDS for backend in ("triton", "native")]
-SECTIONS += [f"{kind}/reference" for kind in ALSO_REFERENCE]
-SECONDS = 3600
-"""Of one section."""
+SECTIONS = [
+    f"{kind}/{backend}"
+    for kind, values in KINDS.items()
+    for backend in ("triton", "native", *(("reference",) if values.also_reference else ()))
+]
+
+
+def chosen_sections(parts: Sequence[str], beginnings: Sequence[str]) -> list[str]:
+    """The sections of these parts, if any are given, that begin so, if beginnings are."""
+    return [
+        name
+        for name in SECTIONS
+        if (not parts or _kind(name).part in parts)
+        and (not beginnings or any(name.startswith(text) for text in beginnings))
+    ]
+
+
+def needs_the_gpu_alone(section: str) -> bool:
+    """Whether a section measures, beside which nothing else may run."""
+    return _kind(section).part == SPEED
+
+
+def _kind(section: str) -> Kind:
+    return KINDS[section.partition("/")[0]]
 
 
 def _not_here(reason: str) -> None:
@@ -44,33 +74,29 @@ def _not_here(reason: str) -> None:
 
 
 def checks_of(section: str, setup: Setup) -> Iterator[Check]:
-    """The checks of a section; of a backend that cannot run here, one that says so."""
-    kind, _, backend = section.partition("/")
-    reason = why_not(backend, setup.device)
-    if reason is None:
-        yield from KINDS[kind](setup, backend)
+    """The checks of a section; of one that cannot run here, a check that says so."""
+    made: Iterator[Check] | str = _made(section, setup)
+    if isinstance(made, str):
+        yield Check(section, partial(_not_here, made), always=True)
     else:
-        yield Check(section, partial(_not_here, reason), always=True)
+        yield from made
 
 
-def run_apart(section: str, setup: Setup, only: Sequence[str] = ()) -> list[Outcome]:
-    """Run a section in another process. If that does not end well, this is a failure beside what it did before."""
-    here = str(Path(__file__).with_name("check.py"))
-    options = [option for text in only for option in ("--only", text)]
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "outcomes"
-        command = [sys.executable, here, "--section", section, "--device", setup.device.type, "--into", str(path)]
-        problem = _problem([*command, *options])
-        outcomes = outcomes_in(path)
-    if problem is None:
-        return outcomes
-    last = f", after {outcomes[-1].name}" if outcomes else ""
-    return [*outcomes, Outcome(section, FAILED, f"{problem}{last}")]
-
-
-def _problem(command: list[str]) -> str | None:
+def _made(section: str, setup: Setup) -> Iterator[Check] | str:
+    kind, backend = _kind(section), section.partition("/")[2]
+    reason = why_not(backend, setup.device)
+    if reason is not None:
+        return reason
+    if kind.needs_gpu and setup.device.type != "cuda":
+        return "says something about a GPU alone"
+    module, _, name = kind.function.partition(".")
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
-    except subprocess.TimeoutExpired:
-        return f"did not end in {SECONDS} s"
-    return f"exit code {done.returncode}: {done.stderr[-400:].strip()}" if done.returncode else None
+        function: Callable[[Setup, str], Iterator[Check]] = getattr(
+            importlib.import_module(f"{__package__}.{module}"), name
+        )
+    except ModuleNotFoundError as error:
+        missing = missing_package(error)
+        if missing is None:
+            raise
+        return missing
+    return function(setup, backend)

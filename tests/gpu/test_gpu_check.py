@@ -1,18 +1,18 @@
 """The checks of ``make gpu-check`` without a GPU: they pass on the CPU, and notice what is wrong."""
 
 import os
-from pathlib import Path
 
 import pytest
 import torch
 from support import cases
 
-from gpu import check as command
-from gpu import graph_checks, sections, speed
+from gpu import graph_checks, profile_checks, sections, speed
 from gpu.other_checks import check_far_apart
-from gpu.outcomes import FAILED, NOT_RUN, PASSED, Setup, run
+from gpu.outcomes import FAILED, NOT_RUN, PASSED, Check, NotHereError, Setup, run
 from gpu.placing import Placed, moved
+from gpu.profile_checks import launches_in, profiled
 from gpu.sanitizer_checks import CASES as SANITIZED
+from gpu.sanitizer_checks import check_with
 from rope_kernels.api import prepare
 from rope_kernels.backends import reference
 from rope_kernels.ops import direct
@@ -23,7 +23,7 @@ FEW = ("/half-bfloat16-forward", "/view-odd-bfloat16", "/packed-grown-longrope",
 
 
 def outcomes_of(section, *only):
-    return list(run(sections.checks_of(section, CPU), only))
+    return list(run(check for check in sections.checks_of(section, CPU) if check.is_wanted(only)))
 
 
 def failed(outcomes):
@@ -155,12 +155,48 @@ def test_a_compile_check_passes():
 
 
 def test_speed_counts_bytes():
-    figures = speed.measured(2, 3, "native", CPU.device, lambda call: (call(), (2.0, 1.0, 4.0))[1])
-    assert figures["copy_bytes"] == 2 * 2 * 3 * (32 + 8) * 128 * 2
-    assert figures["out_bytes"] == figures["copy_bytes"] + 2 * 3 * 8
+    captured = []
+
+    def timer(calls):
+        captured.append(len(calls))
+        calls[-1]()
+        return speed.Times(2.0, 1.0, 4.0)
+
+    figures = speed.measured(2, 3000, "native", CPU.device, timer)
+    assert figures["copy_bytes"] == figures["pass_bytes"] == 2 * 2 * 3000 * (32 + 8) * 128 * 2
+    assert figures["out_bytes"] == figures["in_place_bytes"] == figures["copy_bytes"] + 2 * 3000 * 8
     assert figures["copy_gb_per_s"] == pytest.approx(figures["copy_bytes"] / 2e-3 / 1e9)
     assert (figures["out_ms"], figures["out_ms_20"], figures["out_ms_80"]) == (2.0, 1.0, 4.0)
-    assert {outcome.result for outcome in outcomes_of("speed/native")} == {NOT_RUN}
+    assert captured == 4 * [figures["launches"]]
+    assert figures["launches"] * figures["copy_bytes"] / 2 >= speed.CACHES * speed.L2_BYTES
+
+
+@pytest.mark.parametrize("shape", speed.SHAPES, ids=lambda shape: speed.named(*shape))
+def test_the_tensors_of_all_launches_exceed_the_cache(shape):
+    _, batch, tokens = shape
+    number = speed.launches(batch, tokens, CPU.device)
+    assert number * batch * tokens * (32 + 8) * 128 * 2 >= speed.CACHES * speed.L2_BYTES
+
+
+def test_the_passes_that_are_timed_go_over_what_is_rotated():
+    x = speed.tensors(2, 3, CPU.device)
+    calls = speed.calls_of(x)
+    calls["copy"]()
+    assert torch.equal(x.q_out, x.q)
+    assert torch.equal(x.k_out, x.k)
+    before = x.both.clone()
+    calls["pass"]()
+    assert not (x.both.view(torch.int16) == before.view(torch.int16)).any()
+    calls["pass"]()
+    calls["out"]()
+    calls["in_place"]()
+    assert torch.equal(x.both, x.both_out)
+
+
+@pytest.mark.parametrize("kind", ["emulator", "sanitizer", "speed", "profile"])
+def test_what_says_something_about_a_gpu_alone_is_not_run_on_a_cpu(kind):
+    (outcome,) = outcomes_of(f"{kind}/native")
+    assert outcome.result == NOT_RUN
 
 
 def test_a_backend_that_cannot_run_is_said_whatever_is_asked_for():
@@ -169,21 +205,80 @@ def test_a_backend_that_cannot_run_is_said_whatever_is_asked_for():
     assert "triton" in outcome.note
 
 
-def test_sanitizer(monkeypatch, tmp_path):
+@pytest.fixture
+def tool(monkeypatch, tmp_path):
+    """Put a shell script in front of PATH; there is no CUDA toolkit beside it."""
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
-    sanitizer = tmp_path / "compute-sanitizer"
-    sanitizer.write_text('#!/bin/sh\n[ "$2" = memcheck ] || exit 86\nshift 4\nexec "$@"\n')
-    sanitizer.chmod(0o755)
-    memcheck, racecheck = outcomes_of("sanitizer/native")
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+
+    def make(name, script):
+        path = tmp_path / name
+        path.write_text(f"#!/bin/sh\n{script}\n")
+        path.chmod(0o755)
+
+    return make
+
+
+def outcome_with(tool_name):
+    (outcome,) = run([Check("sanitizer", lambda: check_with(tool_name, "native", "cpu"))])
+    return outcome
+
+
+FINDS_RACES = """
+case "$2 $*" in memcheck*) shift 4; exec "$@";; racecheck*check.py*) exit 86;; esac
+"""
+
+
+def test_sanitizer(tool):
+    tool("compute-sanitizer", FINDS_RACES)
+    memcheck, racecheck = outcome_with("memcheck"), outcome_with("racecheck")
     assert (memcheck.result, memcheck.note) == (PASSED, f"{2 * len(SANITIZED)} cases")
     assert racecheck.result == FAILED
     assert "racecheck found errors" in racecheck.note
 
 
+def test_a_sanitizer_that_the_machine_refuses_is_not_run(tool):
+    tool("compute-sanitizer", "echo Device not supported; exit 1")
+    outcome = outcome_with("memcheck")
+    assert outcome.result == NOT_RUN
+    assert "Device not supported" in outcome.note
+
+
+@pytest.mark.parametrize("check", [lambda: check_with("memcheck", "native", "cpu"), lambda: profiled("native")])
+def test_a_tool_that_is_absent_is_not_run(monkeypatch, tmp_path, check):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    with pytest.raises(NotHereError, match=r"(compute-sanitizer|ncu) is neither on PATH nor in"):
+        check()
+
+
+PRINTED = """==PROF== Connected to process 7
+"ID","Process ID","Kernel Name","Section Name","Metric Name","Metric Unit","Metric Value"
+"0","7","rotate_kernel","Command line profiler metrics","dram__bytes_read.sum","byte","1,024"
+"0","7","rotate_kernel","Command line profiler metrics","launch__grid_size","","4"
+==PROF== Disconnected
+"1","7","rotate_kernel","Command line profiler metrics","dram__bytes_read.sum","byte","n/a"
+"""
+
+
+def test_what_ncu_prints_is_read():
+    first, second = launches_in(PRINTED)
+    assert first == {"kernel": "rotate_kernel", "dram__bytes_read.sum [byte]": 1024.0, "launch__grid_size []": 4.0}
+    assert second == {"kernel": "rotate_kernel"}
+    assert launches_in("==ERROR== ERR_NVGPUCTRPERM") == []
+
+
+@pytest.mark.parametrize(("target", "error"), [("true", NotHereError), ("false", AssertionError)])
+def test_ncu_that_may_not_measure_is_told_from_a_program_that_fails(monkeypatch, tool, target, error):
+    tool("ncu", "echo ==ERROR== ERR_NVGPUCTRPERM; exit 1")
+    monkeypatch.setattr(profile_checks, "_target", lambda backend: [target])
+    with pytest.raises(error, match="ERR_NVGPUCTRPERM" if error is NotHereError else "without ncu"):
+        profiled("native")
+
+
 def test_sections_have_checks_of_their_own_names():
     for name in sections.SECTIONS:
         assert next(iter(sections.checks_of(name, CPU))).name.startswith(name.split("/")[0])
-    assert Path(command.__file__).name == "check.py"
 
 
 def test_placed_leaves_the_case_as_it_was():
