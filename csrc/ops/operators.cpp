@@ -40,6 +40,9 @@ struct Output {
   explicit Output(const Made& made) : view(made.view), tensor(made.tensor) {}
 };
 
+/// What the operator in Python raised last in this thread, as rope_kernels_python_error() was told.
+thread_local std::string python_error;
+
 /// The message of an error in Python, without the type and the stack that torch writes around it.
 std::string message_of(std::string_view text) {
   text = text.substr(0, text.find("\n\nAt:\n"));
@@ -51,6 +54,7 @@ std::string message_of(std::string_view text) {
 
 /// The error of a failed call through the dispatcher; torch has exported it since 2.13.
 std::string last_error() {
+  if (!python_error.empty()) return python_error;
   using What = const char* (*)();
   const auto what = reinterpret_cast<What>(dlsym(RTLD_DEFAULT, "torch_exception_get_what_without_backtrace"));
   const char* text = what != nullptr ? what() : nullptr;
@@ -77,6 +81,7 @@ std::array<StableIValue, sizeof...(ARGUMENTS)> in_python(const char* name, const
   if (!has_python()) throw std::runtime_error(without_python(q));
   const std::string operation = std::string("rope_kernels::python_") + name;
   std::array<StableIValue, sizeof...(ARGUMENTS)> stack{torch::stable::detail::from(arguments)...};
+  python_error.clear();
   if (torch_call_dispatcher(operation.c_str(), "", stack.data(), TORCH_ABI_VERSION) != AOTI_TORCH_SUCCESS) {
     throw std::runtime_error(last_error());
   }
@@ -234,6 +239,9 @@ ROPE_EXPORT const char* rope_kernels_cuda_archs() {
   return "";
 #endif
 }
+
+/// Python (ctypes) says what an operator in Python raises, before torch turns it into an error code.
+ROPE_EXPORT void rope_kernels_python_error(const char* message) { rope::ops::python_error = message; }
 
 ROPE_EXPORT int rope_kernels_force_isa(const char* name) { return rope::force_isa(name) ? 1 : 0; }
 ROPE_EXPORT const char* rope_kernels_isa() {

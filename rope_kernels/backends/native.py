@@ -25,6 +25,7 @@ __all__ = [
     "load",
     "rotate",
     "rotate_table",
+    "tell_error",
     "unavailable",
 ]
 
@@ -53,6 +54,12 @@ def load() -> None:
         getattr(library, name).restype = ctypes.c_char_p
     _library, _missing = library, None
     choice.tell(library)
+
+
+def tell_error(message: str) -> None:
+    """Say what an operator in Python raises: until 2.13 torch drops it where C++ has called the operator."""
+    if _library is not None:
+        _library.rope_kernels_python_error(message.encode())
 
 
 def _why_not_built() -> str:

@@ -7,6 +7,8 @@ of them where there is no library. The caller has checked all arguments. Gradien
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -182,6 +184,20 @@ def _define(name: str, schema: str, tags: tuple[torch.Tag, ...] = _TAGS) -> None
         LIBRARY.define(name + schema, tags=tags)
 
 
+def _for_library(implementation: Callable[..., Any]) -> Callable[..., Any]:
+    """The same for calls from the library, which is told what is raised."""
+
+    @functools.wraps(implementation)
+    def call(*args: Any) -> Any:
+        try:
+            return implementation(*args)
+        except Exception as error:
+            native.tell_error(str(error))
+            raise
+
+    return call
+
+
 native.load()
 direct.load()
 for _name, _implementation, _fake in (
@@ -192,9 +208,9 @@ for _name, _implementation, _fake in (
 ):
     # python_<name> is the same operator in Python. The C++ implementation calls it when this thread has chosen
     # another backend with use_backend().
-    for _operator in (_name, f"python_{_name}"):
+    for _operator, _called in ((_name, _implementation), (f"python_{_name}", _for_library(_implementation))):
         _define(_operator, _SCHEMAS[_name])
-        LIBRARY.impl(_operator, _implementation, "CompositeExplicitAutograd")
+        LIBRARY.impl(_operator, _called, "CompositeExplicitAutograd")
         # Not by register_fake(): for an operator that C++ defined it asks for a call that torch 2.11 does not have.
         LIBRARY.impl(_operator, _fake, "Meta")
 for _name, _schema in _NATIVE_SCHEMAS.items():

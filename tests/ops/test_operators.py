@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 import rope_kernels as rk
+from rope_kernels.backends import reference
 from rope_kernels.core.spec import text_of
 from rope_kernels.ops import operators
 
@@ -88,6 +91,19 @@ def test_exported_calls_refuse_a_wrong_text(text: str, problem: str) -> None:
     for backend in BACKENDS:
         with rk.use_backend(backend), pytest.raises((RuntimeError, ValueError), match=f"spec: {problem}"):
             torch.fx.Interpreter(program.graph_module).run(*tensors())
+
+
+@given(st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1))
+@example("ValueError: spec: no\n\nAt:\n  a.py(1): f\n")
+def test_an_error_of_a_backend_comes_through_the_library_word_for_word(message: str) -> None:
+    def fails(*args: object) -> None:
+        raise RuntimeError(message)
+
+    with pytest.MonkeyPatch.context() as patch, rk.use_backend("reference"):
+        patch.setattr(reference, "rotate", fails)
+        with pytest.raises(RuntimeError) as error:
+            operators.rotate(*tensors(), *NO_INDEX, SPEC)
+    assert str(error.value).startswith(message)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
