@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import typer
+from torch.utils._python_dispatch import TorchDispatchMode
 from typer.testing import CliRunner
 
 pytest.importorskip("matplotlib")
@@ -74,6 +76,54 @@ def test_device_rounds_alternate():
     )
     assert order == ["ours", "peer"] * cuda_rows.MIN_ROUNDS
     assert pair.speed == pytest.approx(3)
+
+
+class Launches(TorchDispatchMode):
+    """Counts the operations that write memory: on a GPU each is one launch."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        writes = function._schema.is_mutable or "clone" in str(function)
+        self.count += writes and args[0].numel() > 0
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("form", ours.FLOORS)
+def test_the_floor_of_a_device_is_one_launch_over_the_same_memory(form):
+    x = inputs(LLAMA_8B, SMALL)
+    call = cuda_rows.one_launch(form, x)
+    with Launches() as launches:
+        results = call()
+    assert launches.count == 1
+    assert sum(y.nbytes for y in results) == x[0].nbytes + x[1].nbytes
+
+
+def test_a_capture_waits_for_what_made_its_tensors_and_is_waited_for(monkeypatch):
+    order = []
+
+    class Stream:
+        def __init__(self, name="side"):
+            self.name = name
+
+        def wait_stream(self, other):
+            order.append(f"{self.name} waits for {other.name}")
+
+    class Graph:
+        def replay(self):
+            order.append("replay")
+
+    fakes = {
+        "Stream": Stream,
+        "CUDAGraph": Graph,
+        "current_stream": lambda: Stream("current"),
+        "stream": contextlib.nullcontext,
+        "graph": contextlib.nullcontext,
+    }
+    for name, fake in fakes.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    cuda_rows.captured(lambda: order.append("call"), None)()
+    assert order == ["side waits for current", "call", "current waits for side", "call", "replay"]
 
 
 def test_rows_have_names_of_their_own():
