@@ -309,7 +309,8 @@ def test_check_exits_with_3_outside_the_contract(run, monkeypatch):
 
 
 def test_the_module_runs_without_colour_or_traceback():
-    environ = os.environ | {"NO_COLOR": "1", "FORCE_COLOR": "1", "PYTHONWARNINGS": "error"}
+    warnings = "error,ignore::DeprecationWarning:typer"  # of the oldest typer about the newest click
+    environ = os.environ | {"NO_COLOR": "1", "FORCE_COLOR": "1", "PYTHONWARNINGS": warnings}
     command = [sys.executable, "-m", "rope_kernels"]
     shown = subprocess.run([*command, "info"], capture_output=True, text=True, env=environ, check=True)
     assert not any(f"\x1b[{colour}" in shown.stdout for colour in range(30, 50))

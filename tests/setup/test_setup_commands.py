@@ -27,7 +27,7 @@ def _cpu_alone(monkeypatch):
     monkeypatch.setenv("ROPE_KERNELS_CUDA", "0")
 
 
-def setup(checkout, *command, **variables):
+def run_setup(checkout, *command, **variables):
     return subprocess.run(
         [sys.executable, "setup.py", "-q", *command], cwd=checkout, env=os.environ | variables, capture_output=True,
         text=True, check=False,
@@ -39,7 +39,7 @@ def setup(checkout, *command, **variables):
 def test_a_failed_build_is_an_error(checkout, compiler, kind, command):
     before, said = FAILURES[kind]
     compiler(before)
-    done = setup(checkout, *command)
+    done = run_setup(checkout, *command)
     assert done.returncode != 0
     assert "Traceback" not in done.stderr
     reason, remedy, without = done.stderr.rstrip().split("\n")[-3:]
@@ -56,17 +56,17 @@ def test_a_failed_build_is_an_error(checkout, compiler, kind, command):
 @pytest.mark.parametrize("kind", FAILURES)
 def test_a_failed_build_in_place_leaves_no_older_library(checkout, compiler, kind):
     compiler()
-    assert setup(checkout, "build_ext", "--inplace").returncode == 0
+    assert run_setup(checkout, "build_ext", "--inplace").returncode == 0
     library = checkout / "rope_kernels" / "_native.so"
     assert library.read_text() == "made\n"
     assert not (checkout / NOTE).exists()
     compiler(FAILURES[kind][0])
     for source in ("core/spec.cpp", "ops/operators.cpp", "cpu/isa/portable.cpp"):
         os.utime(checkout / "csrc" / source)
-    assert setup(checkout, "build_ext", "--inplace").returncode != 0
+    assert run_setup(checkout, "build_ext", "--inplace").returncode != 0
     assert not library.exists()
     compiler()
-    assert setup(checkout, "build_ext", "--inplace").returncode == 0
+    assert run_setup(checkout, "build_ext", "--inplace").returncode == 0
     assert library.exists()
     assert not (checkout / NOTE).exists()
 
@@ -84,7 +84,7 @@ def test_a_build_that_is_killed_leaves_a_note(checkout, compiler, tmp_path, monk
 
 def test_a_wheel_with_the_library_serves_every_python(checkout, compiler):
     compiler()
-    done = setup(checkout, "bdist_wheel")
+    done = run_setup(checkout, "bdist_wheel")
     assert done.returncode == 0, done.stderr
     assert "native kernels built: CPU (" in done.stderr
     assert "without CUDA (ROPE_KERNELS_CUDA=0)" in done.stderr
@@ -102,7 +102,7 @@ def test_a_wheel_of_python_alone_says_so_in_its_name_and_needs_no_tool(checkout,
     if missing == "torch":
         (checkout / "torch.py").write_text("raise ImportError")
     (checkout / NOTE).write_text("an older note\n")
-    done = setup(checkout, "bdist_wheel", **variables)
+    done = run_setup(checkout, "bdist_wheel", **variables)
     assert done.returncode == 0, done.stderr
     (wheel,) = checkout.glob("dist/*.whl")
     assert wheel.name.endswith("-py3-none-any.whl")
@@ -112,14 +112,14 @@ def test_a_wheel_of_python_alone_says_so_in_its_name_and_needs_no_tool(checkout,
 
 
 def test_metadata_says_what_is_missing_before_anything_is_downloaded(checkout):
-    done = setup(checkout, "dist_info", CXX="/nowhere/c++")
+    done = run_setup(checkout, "dist_info", CXX="/nowhere/c++")
     assert done.returncode != 0
     assert "CXX: there is no /nowhere/c++" in done.stderr
-    assert setup(checkout, "dist_info", CXX="/nowhere/c++", ROPE_KERNELS_NATIVE="0").returncode == 0
+    assert run_setup(checkout, "dist_info", CXX="/nowhere/c++", ROPE_KERNELS_NATIVE="0").returncode == 0
 
 
 def test_an_sdist_needs_no_tool_and_has_what_a_build_reads(checkout):
-    done = setup(checkout, "sdist", CXX="/nowhere/c++")
+    done = run_setup(checkout, "sdist", CXX="/nowhere/c++")
     assert done.returncode == 0, done.stderr
     listed = (checkout / "rope_kernels.egg-info" / "SOURCES.txt").read_text().split("\n")
     for folder in ("csrc", "native_build"):

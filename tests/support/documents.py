@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
-from typing import Any
+from types import ModuleType
 
 __all__ = ["ROOT", "Block", "blocks_of"]
 
@@ -18,9 +19,13 @@ class Block:
         self.name, self.text = f"{file}, block {number}", text
 
     def run(self) -> None:
-        """Execute it, as a module of its own."""
-        namespace: dict[str, Any] = {"__name__": "document"}
-        exec(compile(self.text, self.name, "exec"), namespace)
+        """Execute it, as a module of its own, which torch.compile may import by its name."""
+        module = ModuleType("document")
+        sys.modules[module.__name__] = module
+        try:
+            exec(compile(self.text, self.name, "exec"), module.__dict__)
+        finally:
+            del sys.modules[module.__name__]
 
     def __repr__(self) -> str:
         return self.name
