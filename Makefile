@@ -16,7 +16,8 @@ HOST := build/host/venv
 CPP_SOURCES := $(shell find csrc tests/cpp tests/emulation/cuda -name "*.c" -o -name "*.cpp" -o -name "*.h" -o -name "*.cu" -o -name "*.cuh")
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-calls test-full cpp-test bench bench-check gpu-check host-check mutants docs lint format clean
+.PHONY: help demo test test-all test-calls test-full test-oldest test-newest cpp-test bench bench-check gpu-check
+.PHONY: host-check mutants docs lint format clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -59,6 +60,12 @@ gpu-check: $(READY) ## On a machine with a CUDA GPU: every case on it, beside th
 host-check: $(READY) $(HOST)/.created ## Opt-in, downloads a CUDA torch: what CUDA calls do and cost on the host, over a GPU that does nothing
 	$(HOST)/bin/python tests/host/run.py $(HOST_CHECK_ARGS)
 
+test-oldest test-newest: test-%: build/%/venv/.created
+	build/$*/venv/bin/python tests/versions/run.py $* $(PYTEST_ARGS)
+
+test-oldest: ## Opt-in, downloads a torch: the tests beside the oldest torch, Triton and others that are allowed
+test-newest: ## Opt-in, downloads a torch: the tests beside the newest torch and Triton
+
 mutants: $(READY) ## Plant mistakes in copies of the kernels, one at a time, and list those that the tests miss
 	$(BIN)/python tests/mutants/run.py $(MUTANTS_ARGS)
 
@@ -84,6 +91,12 @@ clean: ## Remove .venv and everything that was built or cached
 $(HOST)/.created: tests/host/requirements.txt
 	$(PYTHON) -m venv $(HOST)
 	$(HOST)/bin/python -m pip --quiet --disable-pip-version-check install -r tests/host/requirements.txt
+	@touch $@
+
+build/%/venv/.created: pyproject.toml requirements.txt tests/versions/requirements.py
+	$(PYTHON) -m venv build/$*/venv
+	build/$*/venv/bin/python tests/versions/requirements.py $* > build/$*/requirements.txt
+	build/$*/venv/bin/python -m pip --quiet --disable-pip-version-check install --upgrade -r build/$*/requirements.txt
 	@touch $@
 
 .venv/.docs: docs/requirements.txt $(INSTALLED)
