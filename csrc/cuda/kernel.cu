@@ -59,15 +59,15 @@ __device__ inline void copy_tensor(const Tensor& tensor, const Settings& at, con
 
 /// Threads that a multiprocessor shall hold at least: as many as the registers of a kernel allow without spills.
 template <class T, bool GENERAL, class P>
-constexpr int kResidentThreads = std::is_same_v<P, TableParams> ? 768
-                                 : GENERAL || T::kExchanges     ? 640
-                                                                : 1024;
+constexpr int kLeastResident = std::is_same_v<P, TableParams> ? 768
+                               : GENERAL || T::kExchanges     ? 640
+                                                              : 1024;
 
 /// Rotates q and k by the angles or the table of `p`. A thread block has `token_slots` tokens, `head_slots` heads of
 /// each, and a thread per lane of a head. A thread computes the cosines and sines of its pairs once, and rotates every
 /// `head_slots`-th head by them.
 template <class T, bool GENERAL, class P>
-__global__ void __launch_bounds__(T::kMaxThreads, kResidentThreads<T, GENERAL, P> / T::kMaxThreads)
+__global__ void __launch_bounds__(T::kMaxThreads, kLeastResident<T, GENERAL, P> / T::kMaxThreads)
     rotate_kernel(const __grid_constant__ P p) {
   const Settings& at = p.at;
   const int head = at.lanes.quotient(threadIdx.x);
