@@ -1,9 +1,9 @@
 // The CUDA kernels, and the launcher that runs a call as one launch.
 #include <cuda_runtime.h>
 
+#include <algorithm>
 #include <array>
 #include <atomic>
-#include <type_traits>
 
 #include "core/job.h"
 #include "cuda/angles.cuh"
@@ -57,18 +57,15 @@ __device__ inline void copy_tensor(const Tensor& tensor, const Settings& at, con
   for (int i = 0; i < at.num_copied; ++i) copy_heads<Unit>(at, tensor, heads, at.copied[i], lane);
 }
 
-/// Threads that a multiprocessor shall hold at least: as many as the registers of a kernel allow without spills.
-template <class T, bool GENERAL, class P>
-constexpr int kLeastResident = std::is_same_v<P, TableParams> ? 768
-                               : GENERAL || T::kExchanges     ? 640
-                                                              : 1024;
+/// Thread blocks that a multiprocessor shall hold at least: as many as the registers of a kernel allow without spills.
+template <class T, bool GENERAL>
+constexpr int kLeastBlocks = std::max(1, (GENERAL || T::kExchanges ? 640 : 1024) / T::kMaxThreads);
 
 /// Rotates q and k by the angles or the table of `p`. A thread block has `token_slots` tokens, `head_slots` heads of
 /// each, and a thread per lane of a head. A thread computes the cosines and sines of its pairs once, and rotates every
 /// `head_slots`-th head by them.
 template <class T, bool GENERAL, class P>
-__global__ void __launch_bounds__(T::kMaxThreads, kLeastResident<T, GENERAL, P> / T::kMaxThreads)
-    rotate_kernel(const __grid_constant__ P p) {
+__global__ void __launch_bounds__(T::kMaxThreads, kLeastBlocks<T, GENERAL>) rotate_kernel(const __grid_constant__ P p) {
   const Settings& at = p.at;
   const int head = at.lanes.quotient(threadIdx.x);
   const int lane = threadIdx.x - head * at.lanes.by;

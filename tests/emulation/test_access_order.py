@@ -69,5 +69,9 @@ def test_the_cuda_kernels_store_as_much_as_they_have_loaded(target):
             continue
         checked += 1
         runs = sass.access_runs(code, WIDTH)
-        assert all(loads == stores for loads, stores in runs), (name, runs)
+        of_entries = [(loads, stores) for loads, stores in runs if loads != stores]
+        # A caller's table is loaded before the first heads, once for each dtype that it may have.
+        most = 4 if "TableParams" in name else 0
+        assert len(of_entries) <= most, (name, runs)
+        assert all(loads > stores for loads, stores in of_entries), (name, runs)
     assert checked > 20
