@@ -7,6 +7,7 @@ from ._version import __version__
 from .api.apply import apply_rope, apply_rope_
 from .api.cos_sin import cos_sin
 from .api.dynamic_state import DynamicState
+from .api.head_norm import HeadNorm
 from .api.module import RotaryEmbedding
 from .api.rerotation import rerotate_, shift_
 from .api.table import apply_rotary_pos_emb
@@ -21,6 +22,7 @@ __all__ = [
     "ROPE_TYPES",
     "DynamicState",
     "FrequencyParams",
+    "HeadNorm",
     "RopeBackendWarning",
     "RopeConfig",
     "RopeConfigError",

@@ -64,6 +64,18 @@ struct Table {
   Strides cosine_strides, sine_strides;
 };
 
+/// The norm of an operand's heads, and for the way back what its gradients need. A backward job's operands are the
+/// gradients of the outputs and of the inputs.
+struct HeadNorm {
+  bool is_given = false;
+  bool after_rope = false;
+  float eps = 0;
+  const float* factors = nullptr;  // of each channel; nullptr: 1
+  const void* x = nullptr;         // backward: the heads that were normed
+  Strides x_strides;
+  float* weight_grad = nullptr;  // backward: (parts, head_dim), the sums over each part's tokens
+};
+
 /// One call: see rope_kernels/backends/inputs.py for what the fields mean.
 struct Job {
   const Spec* spec = nullptr;
@@ -75,12 +87,16 @@ struct Job {
   Positions positions;
   PerGroup offset, seq_len, from_seq_len;
   Packed packed;
-  Table table;  // if given, it replaces positions and frequencies
+  Table table;        // if given, it replaces positions and frequencies
+  HeadNorm norms[2];  // of the operands
+  bool backward = false;
   bool inverse = false;
   bool unscaled = false;
   bool in_place = false;
   bool words = false;      // all operands are aligned to words of two 16-bit elements
   bool streaming = false;  // non-temporal stores: for given buffers larger than the caches
+
+  [[nodiscard]] bool is_normed() const { return norms[0].is_given || norms[1].is_given; }
 
   /// Whether the tokens of a head lie closer together than the heads of a token. The CPU kernel then takes a block of
   /// tokens, and rotates it head by head.

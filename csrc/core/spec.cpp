@@ -220,11 +220,40 @@ constexpr std::pair<std::string_view, Layout> kLayouts[] = {
 };
 
 constexpr std::string_view kFlags[] = {"inverse", "unscaled"};
+constexpr std::string_view kNorms[] = {"q_norm", "k_norm"};
 
 void read_flag(std::string_view word, std::string_view name, bool& flag) {
   if (word != name) return;
   if (flag) throw std::invalid_argument("spec: flag '" + std::string(name) + "' comes twice");
   flag = true;
+}
+
+/// Reads eps|weight_offset|order.
+Norm read_norm(std::string_view name, std::string_view text) {
+  const std::vector<std::string_view> parts = split(text, '|');
+  const bool has_order = parts.size() == 3 && (parts[2] == "before" || parts[2] == "after");
+  if (!has_order) refuse(name, text);
+  const Norm norm{true, number<double>(name, parts[0]), number<double>(name, parts[1]), parts[2] == "after"};
+  if (norm.eps < 0) refuse(name, text);
+  return norm;
+}
+
+/// Reads a word after the layout: a flag, or a norm.
+void read_word(std::string_view word, Operation& operation) {
+  const std::size_t equals = word.find('=');
+  const std::string_view name = word.substr(0, equals);
+  if (equals == std::string_view::npos && std::find(std::begin(kFlags), std::end(kFlags), name) != std::end(kFlags)) {
+    read_flag(name, "inverse", operation.inverse);
+    read_flag(name, "unscaled", operation.unscaled);
+    return;
+  }
+  for (int i = 0; equals != std::string_view::npos && i < 2; ++i) {
+    if (name != kNorms[i]) continue;
+    if (operation.norms[i].is_given) throw std::invalid_argument("spec: flag '" + std::string(name) + "' comes twice");
+    operation.norms[i] = read_norm(name, word.substr(equals + 1));
+    return;
+  }
+  refuse_unknown("flag", word, listed(kFlags) + ", " + listed(kNorms));
 }
 
 }  // namespace
@@ -290,13 +319,7 @@ Operation parse_text(std::string_view text) {
   if (at != std::string_view::npos) {
     const std::vector<std::string_view> words = split(text.substr(at + 1), ',');
     operation.layout = layout_of(words.front());
-    for (auto word = words.begin() + 1; word != words.end(); ++word) {
-      if (std::find(std::begin(kFlags), std::end(kFlags), *word) == std::end(kFlags)) {
-        refuse_unknown("flag", *word, listed(kFlags));
-      }
-      read_flag(*word, "inverse", operation.inverse);
-      read_flag(*word, "unscaled", operation.unscaled);
-    }
+    for (auto word = words.begin() + 1; word != words.end(); ++word) read_word(*word, operation);
   }
   operation.spec = parse_spec(text.substr(0, at));
   return operation;

@@ -71,12 +71,21 @@ struct Layout {
   [[nodiscard]] int rank() const { return batch < 0 ? 3 : 4; }
 };
 
+/// The norm of q's or k's heads, as in rope_kernels/core/norms.py.
+struct Norm {
+  bool is_given = false;
+  double eps = 0;
+  double weight_offset = 0;
+  bool after_rope = false;
+};
+
 /// A parsed text: what a call of the operator computes, and the layout of its tensors.
 struct Operation {
   Spec spec;
   Layout layout;
   bool inverse = false;
   bool unscaled = false;
+  Norm norms[2];  // of q and of k
 };
 
 /// Parsers of the grammar in rope_kernels/core/spec.py. They throw std::invalid_argument, whose message begins with

@@ -14,6 +14,7 @@
 #include "cpu/cos_sin.h"
 #include "cpu/floats.h"
 #include "cpu/heads.h"
+#include "cpu/norm.h"
 #include "cpu/prefetch.h"
 #include "cpu/scratch.h"
 #include "cpu/table.h"
@@ -22,12 +23,13 @@
 namespace rope::ROPE_ISA {
 namespace {
 
-template <class D, bool STREAM, bool TABLE = false>
+template <class D, bool STREAM, bool TABLE = false, bool NORM = false>
 void rotate_range(const Job& job, std::int64_t first, std::int64_t last, ThreadState& thread) {
   const Rotation& r = job.spec->rotation;
   const bool mixed = r.pairing == Pairing::kInterleavedToHalf, pairs = r.pairing == Pairing::kInterleaved;
   const bool plain = is_plain(job);
-  const bool split = (plain || TABLE) && job.words && job.spec->splits && job.dtype == DType::kBFloat16;
+  const bool split = (plain || TABLE) && (!NORM || has_usual_heads(job)) && job.words && job.spec->splits &&
+                     job.dtype == DType::kBFloat16;
   const bool read_pairs = pairs || (mixed && !job.inverse);
   const Prefetch prefetch = prefetch_of(job, read_pairs, sizeof(typename D::T), thread);
   const Flags flags{split, read_pairs, pairs || (mixed && job.inverse), prefetch};
@@ -44,7 +46,7 @@ void rotate_range(const Job& job, std::int64_t first, std::int64_t last, ThreadS
     const bool outside = job.packed.bounds != nullptr && at.group == job.packed.sequences;
     bool same = true;
     for (int i = 0; i < block.count; ++i, ++at.token, ++at.counted) {
-      copy_unchanged(job, at, outside);
+      if (!NORM || outside) copy_unchanged(job, at, outside);
       if (outside) continue;
       if constexpr (TABLE) {
         const bool is_same = cos_sin_of_table(job, at, block[i]);
@@ -63,6 +65,10 @@ void rotate_range(const Job& job, std::int64_t first, std::int64_t last, ThreadS
       }
     }
     if (outside) continue;
+    if constexpr (NORM) {
+      norm_block<D>(job, flags, block, thread);
+      continue;
+    }
     if (TABLE && !same) {
       rotate_block<D, STREAM, true>(job, flags, block);
       continue;
@@ -79,6 +85,16 @@ void rotate_range(const Job& job, std::int64_t first, std::int64_t last, ThreadS
 
 void rotate(const Job& job, std::int64_t first, std::int64_t last, ThreadState& thread) {
   const bool table = job.table.cosine != nullptr;
+  if (job.is_normed()) {
+    switch (job.dtype) {
+      case DType::kFloat32:
+        return rotate_range<Float32, false, false, true>(job, first, last, thread);
+      case DType::kBFloat16:
+        return rotate_range<BFloat16, false, false, true>(job, first, last, thread);
+      case DType::kFloat16:
+        return rotate_range<Float16, false, false, true>(job, first, last, thread);
+    }
+  }
   switch (job.dtype) {
     case DType::kFloat32:
       if (table) return rotate_range<Float32, false, true>(job, first, last, thread);

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <vector>
 
 #include "core/spec.h"
 
@@ -33,7 +34,8 @@ struct ThreadState {
 
   FrequencyCache frequencies, frequencies_before;
   std::unique_ptr<Scratch> scratch = std::make_unique_for_overwrite<Scratch>();
-  bool hardware_prefetch;  // the CPU follows sequential access well enough by itself (AMD): no software prefetch then
+  std::vector<float> heads;  // what a norm holds of a head: see cpu/norm.h
+  bool hardware_prefetch;    // the CPU follows sequential access well enough by itself (AMD): no software prefetch then
 };
 
 }  // namespace rope

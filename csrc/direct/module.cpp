@@ -15,6 +15,7 @@
 #include "ops/choice.h"
 #include "ops/compiled.h"
 #include "ops/launch.h"
+#include "ops/norm_job.h"
 #include "ops/outputs.h"
 #include "ops/table_job.h"
 #include "ops/tensor_job.h"
@@ -109,6 +110,7 @@ struct Lengths {
 };
 
 /// The arguments of a call: q, k or None, positions, offset, seq_len, cu_seqlens, each of which may be None, and text.
+/// If heads are normed, the weights of q's and k's norms, or None, are the last arguments of a function.
 struct Inputs {
   static constexpr Py_ssize_t kCount = 7;
   View q;
@@ -117,17 +119,23 @@ struct Inputs {
   Lengths offset, seq_len;
   IndexTensors at;
   std::string_view text;
+  MaybeView q_weight, k_weight;
 
-  explicit Inputs(PyObject* const* arguments)
+  /// `weights`: nullptr without norms.
+  Inputs(PyObject* const* arguments, PyObject* const* weights)
       : q(view_of(arguments[0])),
         backend(compiled_backend(q)),
         k(maybe_view_of(arguments[1])),
         offset(arguments[3]),
         seq_len(arguments[4]) {
+    if (weights != nullptr) {
+      q_weight = maybe_view_of(weights[0]);
+      k_weight = maybe_view_of(weights[1]);
+    }
     at = {maybe_view_of(arguments[2]), offset.view, seq_len.view, {}, maybe_view_of(arguments[5])};
     if (at.positions && (!is_integer(*at.positions) || offset.is_given())) throw NotUsual();
     if (at.cu_seqlens && (q.dim != 3 || (at.positions && !seq_len.view))) throw NotUsual();
-    for (const MaybeView* v : {&k, &at.positions, &at.offset, &at.seq_len, &at.cu_seqlens}) {
+    for (const MaybeView* v : {&k, &at.positions, &at.offset, &at.seq_len, &at.cu_seqlens, &q_weight, &k_weight}) {
       if (*v && !(*v)->is_with(q)) throw NotUsual();
     }
     text = text_of(arguments[6]);
@@ -136,6 +144,7 @@ struct Inputs {
   /// Rotates into the outputs. Throws NotUsual if `given` outputs might overlap each other or an input.
   void rotate(const View& q_out, const MaybeView& k_out, bool given) const {
     Job job = job_of(q, k ? &*k : nullptr, q_out, k_out ? &*k_out : nullptr, at, text);
+    const Factors factors(job, operation_of(text), q_weight, k_weight);
     if (given && !is_safe(q_out, k_out)) throw NotUsual();
     if (!is_on_cuda(q) && !is_rising(job)) throw NotUsual();
     std::int64_t longest = 0;
@@ -200,11 +209,19 @@ PyObject* unless_unusual(PyObject* otherwise, const BODY& body) {
   return refused(otherwise);
 }
 
+/// The weights that follow the first `usual` arguments, or nullptr. Throws NotUsual if they need a gradient.
+PyObject* const* weights_after(PyObject* const* arguments, Py_ssize_t count, Py_ssize_t usual) {
+  if (count == usual) return nullptr;
+  if (count != usual + 2 || is_recorded({arguments[usual], arguments[usual + 1]})) throw NotUsual();
+  return arguments + usual;
+}
+
 /// (arguments of Inputs) -> whether q and k have been rotated in place.
 PyObject* rotate_in_place(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   return unless_unusual(Py_False, [arguments, count] {
-    if (count != Inputs::kCount || !is_for_us({arguments[0], arguments[1]})) return refused(Py_False);
-    const Inputs inputs(arguments);
+    PyObject* const* weights = weights_after(arguments, count, Inputs::kCount);
+    if (!is_for_us({arguments[0], arguments[1]})) return refused(Py_False);
+    const Inputs inputs(arguments, weights);
     inputs.rotate(inputs.q, inputs.k, true);
     count_version(arguments[0], arguments[1]);
     return PyBool_FromLong(1);
@@ -215,9 +232,10 @@ PyObject* rotate_in_place(PyObject*, PyObject* const* arguments, Py_ssize_t coun
 PyObject* rotate_out(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   return unless_unusual(Py_False, [arguments, count] {
     PyObject* const* outputs = arguments + Inputs::kCount;
-    if (count != Inputs::kCount + 2 || (arguments[1] == Py_None) != (outputs[1] == Py_None)) return refused(Py_False);
+    PyObject* const* weights = weights_after(arguments, count, Inputs::kCount + 2);
+    if ((arguments[1] == Py_None) != (outputs[1] == Py_None)) return refused(Py_False);
     if (!is_for_us({arguments[0], arguments[1], outputs[0], outputs[1]})) return refused(Py_False);
-    const Inputs inputs(arguments);
+    const Inputs inputs(arguments, weights);
     inputs.rotate(view_of(outputs[0]), maybe_view_of(outputs[1]), true);
     count_version(outputs[0], outputs[1]);
     return PyBool_FromLong(1);
@@ -262,8 +280,9 @@ class Outputs {
 /// (arguments of Inputs) -> (q, k or None) rotated; or None.
 PyObject* rotate(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   return unless_unusual(Py_None, [arguments, count] {
-    if (count != Inputs::kCount || !is_for_us({arguments[0], arguments[1]})) return refused(Py_None);
-    const Inputs inputs(arguments);
+    PyObject* const* weights = weights_after(arguments, count, Inputs::kCount);
+    if (!is_for_us({arguments[0], arguments[1]})) return refused(Py_None);
+    const Inputs inputs(arguments, weights);
     Outputs outputs(inputs.q, inputs.k);
     inputs.rotate(outputs.q(), outputs.k(), false);
     return outputs.release();

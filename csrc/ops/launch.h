@@ -1,6 +1,8 @@
 // Runs a checked job: on torch's threads, or on the current CUDA stream.
 #pragma once
 
+#include <cstdint>
+
 #include "core/job.h"
 #include "ops/choice.h"
 #include "ops/tensor_job.h"
@@ -9,6 +11,10 @@ namespace rope::ops {
 
 /// Runs a job on CPU memory. `given`: the outputs are the caller's buffers, whose pages are mapped already.
 void launch_cpu(Job& job, bool given);
+
+/// Runs a backward job on CPU memory in `parts` of equal size, one after the other within a thread, whatever the number
+/// of threads: each part has its own sums of the weights' gradients.
+void launch_cpu_in_parts(const Job& job, std::int64_t parts);
 
 /// Runs a job on the memory of a CUDA device, on its current stream, by the kernels that nvcc compiled. Throws
 /// std::runtime_error with CUDA's message.
@@ -31,6 +37,8 @@ void launch_each(Job& job, const LAUNCH& launch) {
   if (job.num_operands == 2 && is_in_place(job.operands[0]) != is_in_place(job.operands[1])) {
     Job second = job;
     second.operands[0] = job.operands[1];
+    second.norms[0] = job.norms[1];
+    second.norms[1] = job.norms[1] = {};
     second.num_operands = job.num_operands = 1;
     launch_each(second, launch);
   }

@@ -48,4 +48,19 @@ void launch_cpu(Job& job, bool given) {
   });
 }
 
+void launch_cpu_in_parts(const Job& job, std::int64_t parts) {
+  const std::int64_t tokens = job.batch * job.tokens, head_dim = job.spec->rotation.head_dim;
+  const auto run = [&](std::int64_t part) {
+    Job own = job;
+    for (HeadNorm& norm : own.norms) {
+      if (norm.weight_grad != nullptr) norm.weight_grad += part * head_dim;
+    }
+    rotate_cpu(own, tokens * part / parts, tokens * (part + 1) / parts);
+  };
+  if (parts == 1) return run(0);
+  torch::stable::parallel_for(0, parts, 1, [&](std::int64_t first, std::int64_t last) {
+    for (std::int64_t part = first; part < last; ++part) run(part);
+  });
+}
+
 }  // namespace rope::ops

@@ -20,15 +20,6 @@
 namespace rope::ops {
 namespace {
 
-IndexTensors index_tensors(const View& q, const MaybeTensor& positions, const MaybeTensor& offset,
-                           const MaybeTensor& seq_len, const MaybeTensor& from_seq_len, const MaybeTensor& cu_seqlens) {
-  const auto view = [&q](const char* name, const MaybeTensor& t) {
-    return t ? MaybeView(View(name, *t, &q)) : MaybeView();
-  };
-  return {view("positions", positions), view("offset", offset), view("seq_len", seq_len),
-          view("from_seq_len", from_seq_len), view("cu_seqlens", cu_seqlens)};
-}
-
 /// A new tensor like `x` that owns its memory.
 struct Output {
   View view;

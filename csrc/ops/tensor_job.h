@@ -170,6 +170,16 @@ struct IndexTensors {
   MaybeView positions, offset, seq_len, from_seq_len, cu_seqlens;
 };
 
+inline IndexTensors index_tensors(const View& q, const MaybeTensor& positions, const MaybeTensor& offset,
+                                  const MaybeTensor& seq_len, const MaybeTensor& from_seq_len,
+                                  const MaybeTensor& cu_seqlens) {
+  const auto view = [&q](const char* name, const MaybeTensor& t) {
+    return t ? MaybeView(View(name, *t, &q)) : MaybeView();
+  };
+  return {view("positions", positions), view("offset", offset), view("seq_len", seq_len),
+          view("from_seq_len", from_seq_len), view("cu_seqlens", cu_seqlens)};
+}
+
 /// The job of a call. Everything about the tensors is checked here, so nothing is written if it throws.
 inline Job job_of(const View& q, const View* k, const View& q_out, const View* k_out, const IndexTensors& given,
                   std::string_view text) {

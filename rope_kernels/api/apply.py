@@ -14,6 +14,8 @@ from torch.compiler import is_compiling
 from ..config import RopeConfig
 from ..core.spec import text_of
 from ..ops import autograd, direct, plain
+from .head_norm import HeadNorm
+from .normed import NormedCall, rotate_normed
 from .prepare import prepare, refuse_derivative, refuse_derivative_of_outputs, rotate_in_place, write_outputs
 from .sharding import is_distributed, mark_written, rotate_shards
 
@@ -36,6 +38,8 @@ def apply_rope(
     cu_seqlens: Tensor | None = None,
     inverse: bool = False,
     out: tuple[Tensor, Tensor | None] | None = None,
+    q_norm: HeadNorm | None = None,
+    k_norm: HeadNorm | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Rotate q and k to their positions, in one fused call without a cos/sin table.
 
@@ -58,14 +62,19 @@ def apply_rope(
             bound are copied.
         inverse: apply the adjoint: rotate back, and apply attention scaling again.
         out: (q_out, k_out) to write to, which may be (q, k); returned as given.
+        q_norm: norm the heads of q in the same call; see :class:`HeadNorm`.
+        k_norm: the same for k.
 
     Returns:
         (q, k) rotated, each in its input's dtype, rounded once; ``(q, None)`` without k.
 
     Raises:
-        RopeShapeError: a tensor does not fit; nothing has been written.
+        RopeShapeError: a tensor does not fit, or a norm is given with ``inverse``; nothing has been written.
         RuntimeError: ``out`` was given and a gradient is needed.
     """
+    if q_norm is not None or k_norm is not None:
+        options = NormedCall(interleaved, layout, seq_len, offset, cu_seqlens, inverse, q_norm, k_norm)
+        return rotate_normed(apply_rope, q, k, positions, cfg, options, out)
     text = _usual_text(cfg, interleaved, layout, inverse)
     if text is not None and out is None:
         made = direct.rotate(q, k, positions, offset, seq_len, cu_seqlens, text)
@@ -97,6 +106,8 @@ def apply_rope_(
     offset: int | Tensor | None = None,
     cu_seqlens: Tensor | None = None,
     inverse: bool = False,
+    q_norm: HeadNorm | None = None,
+    k_norm: HeadNorm | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """:func:`apply_rope`, in place.
 
@@ -105,8 +116,11 @@ def apply_rope_(
 
     Raises:
         RopeShapeError: a tensor does not fit, or a view would be written twice; nothing has been written.
-        RuntimeError: q or k needs a gradient.
+        RuntimeError: q, k or a norm's weight needs a gradient.
     """
+    if q_norm is not None or k_norm is not None:
+        options = NormedCall(interleaved, layout, seq_len, offset, cu_seqlens, inverse, q_norm, k_norm)
+        return rotate_normed(apply_rope_, q, k, positions, cfg, options, (q, k))
     text = _usual_text(cfg, interleaved, layout, inverse)
     if text is None or not direct.rotate_(q, k, positions, offset, seq_len, cu_seqlens, text):
         usual = seq_len is cu_seqlens is None

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from ..config import RopeConfig
 from .apply import apply_rope
 from .checks import check_config
+from .head_norm import HeadNorm
 
 __all__ = ["RotaryEmbedding"]
 
@@ -39,11 +40,14 @@ class RotaryEmbedding(nn.Module):
         offset: int | Tensor | None = None,
         cu_seqlens: Tensor | None = None,
         inverse: bool = False,
+        q_norm: HeadNorm | None = None,
+        k_norm: HeadNorm | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """:func:`rope_kernels.apply_rope` with this module's config and layout."""
         return apply_rope(
             q, k, positions, self.cfg, layout=self.layout,
             seq_len=seq_len, offset=offset, cu_seqlens=cu_seqlens, inverse=inverse,
+            q_norm=q_norm, k_norm=k_norm,
         )  # fmt: skip
 
     def extra_repr(self) -> str:

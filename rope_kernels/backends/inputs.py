@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
-__all__ = ["Inputs"]
+from ..core.norms import Norm
+
+__all__ = ["Inputs", "Norms"]
 
 
 @dataclass
@@ -33,3 +36,17 @@ class Inputs:
     cu_seqlens: torch.Tensor | None = None
     inverse: bool = False
     unscaled: bool = False
+
+
+class Norms(NamedTuple):
+    """The norms of a call's heads.
+
+    Attributes:
+        q, k: the numbers of the norm; ``None`` if the heads are not normed.
+        q_weight, k_weight: (head_dim,) floating tensor, or ``None``.
+    """
+
+    q: Norm | None
+    k: Norm | None
+    q_weight: torch.Tensor | None
+    k_weight: torch.Tensor | None

@@ -12,10 +12,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..core.norms import Norm
 from ..core.rotation import Rotation
 from ..core.spec import Spec, text_of
 from . import choice, reference
-from .inputs import Inputs
+from .inputs import Inputs, Norms
 
 __all__ = [
     "cuda_archs",
@@ -24,6 +25,8 @@ __all__ = [
     "isas",
     "load",
     "rotate",
+    "rotate_norm",
+    "rotate_norm_backward",
     "rotate_table",
     "tell_error",
     "unavailable",
@@ -122,13 +125,79 @@ def rotate(q: Tensor, k: Tensor | None, q_out: Tensor, k_out: Tensor | None, inp
     if spec.rotation.num_pairs > _MAX_CUDA_PAIRS and q.is_cuda:
         reference.rotate(q, k, q_out, k_out, inputs, spec)
         return
+    text = text_of(spec.encode(), "bshd", inputs.inverse, inputs.unscaled)
+    torch.ops.rope_kernels.native_rotate_out(q, k, *_index_tensors(inputs), text, q_out, k_out)
+
+
+def _index_tensors(inputs: Inputs) -> tuple[Tensor | None, ...]:
     i, positions = inputs, inputs.positions
     if positions is not None and positions.shape[0] == 1:
         positions = positions[0]
-    torch.ops.rope_kernels.native_rotate_out(
-        q, k, positions, i.offset, i.seq_len, i.from_seq_len, i.cu_seqlens,
-        text_of(spec.encode(), "bshd", i.inverse, i.unscaled), q_out, k_out,
+    return positions, i.offset, i.seq_len, i.from_seq_len, i.cu_seqlens
+
+
+def rotate_norm(
+    q: Tensor, k: Tensor | None, q_out: Tensor, k_out: Tensor | None, inputs: Inputs, spec: Spec, norms: Norms
+) -> None:
+    """Norm and rotate, on the CPU by the native operator; see :func:`.reference.rotate_norm`."""
+    if not q.is_cpu:
+        reference.rotate_norm(q, k, q_out, k_out, inputs, spec, norms)
+        return
+    text = text_of(spec.encode(), "bshd", unscaled=inputs.unscaled, q_norm=norms.q, k_norm=norms.k)
+    torch.ops.rope_kernels.native_rotate_norm_out(
+        q, k, *_index_tensors(inputs), text, norms.q_weight, norms.k_weight, q_out, k_out
+    )
+
+
+_TOKENS_PER_PART = 256
+"""Tokens whose gradients of a weight are summed in one order, whatever the number of threads."""
+
+
+def rotate_norm_backward(
+    grads: tuple[Tensor | None, Tensor | None], q: Tensor, k: Tensor | None, inputs: Inputs, spec: Spec, norms: Norms
+) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+    """Gradients, on the CPU by the native operator; see :func:`.reference.rotate_norm_backward`."""
+    if not q.is_cpu:
+        return reference.rotate_norm_backward(grads, q, k, inputs, spec, norms)
+    parts = max(1, -(-q.shape[0] * q.shape[1] // _TOKENS_PER_PART))
+    sides = [
+        _Side(g, x, norm, weight, parts)
+        for g, x, norm, weight in zip(grads, (q, k), norms[:2], norms[2:], strict=True)
+        if g is not None and x is not None
+    ]
+    first, second = (*sides, None, None)[:2]
+    assert first is not None
+    text = text_of(
+        spec.encode(), "bshd", unscaled=inputs.unscaled, q_norm=first.norm, k_norm=second.norm if second else None
+    )
+    torch.ops.rope_kernels.native_rotate_norm_backward(
+        first.grad, second and second.grad, first.x, second and second.x, *_index_tensors(inputs), text,
+        first.weight, second and second.weight, parts,
+        first.out, second and second.out, first.partials, second and second.partials,
     )  # fmt: skip
+    made = iter(sides)
+    of_q, of_k = (None if g is None or x is None else next(made) for g, x in zip(grads, (q, k), strict=True))
+    return (
+        None if of_q is None else of_q.out, None if of_k is None else of_k.out,
+        None if of_q is None else of_q.of_weight(), None if of_k is None else of_k.of_weight(),
+    )  # fmt: skip
+
+
+class _Side:
+    """The gradient of q's results or of k's, and what is made of it."""
+
+    def __init__(self, grad: Tensor, x: Tensor, norm: Norm | None, weight: Tensor | None, parts: int) -> None:
+        self.grad, self.x, self.norm, self.weight = grad, x, norm, None if norm is None else weight
+        self.out = torch.empty_like(x, memory_format=torch.preserve_format)
+        self.partials = None
+        if norm is not None and weight is not None:
+            self.partials = torch.zeros((parts, x.shape[3]), dtype=torch.float32, device=x.device)
+
+    def of_weight(self) -> Tensor | None:
+        """The gradient of the weight: the sum of the parts, in order."""
+        if self.partials is None or self.weight is None:
+            return None
+        return self.partials.sum(0, dtype=torch.float64).to(self.weight.dtype)
 
 
 def rotate_table(

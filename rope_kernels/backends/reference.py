@@ -9,15 +9,23 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..core.norms import rotate_normed, rotate_normed_backward
 from ..core.pairs import pairs, rotate_pairs
 from ..core.rotation import Rotation
 from ..core.spec import Spec
 from . import passes
 from .angles import copied_tokens, cos_sin
-from .inputs import Inputs
+from .inputs import Inputs, Norms
 from .recall import recalled_table
 
-__all__ = ["rotate", "rotate_table", "rotated_by_table", "unavailable"]
+__all__ = [
+    "rotate",
+    "rotate_norm",
+    "rotate_norm_backward",
+    "rotate_table",
+    "rotated_by_table",
+    "unavailable",
+]
 
 
 def unavailable(device: torch.device | None = None) -> str | None:
@@ -54,6 +62,45 @@ def _rotate_on_cpu(
         q, q_out, table = q[:, :end], q_out[:, :end], table.until(end)
         k, k_out = (None if x is None else x[:, :end] for x in (k, k_out))
     passes.rotate(q, k, q_out, k_out, table, spec.rotation, inputs.inverse)
+
+
+def rotate_norm(
+    q: Tensor, k: Tensor | None, q_out: Tensor, k_out: Tensor | None, inputs: Inputs, spec: Spec, norms: Norms
+) -> None:
+    """:func:`rotate`, with the heads normed in the same call; see :class:`Norms`."""
+    cos, sin = (part.unsqueeze(2) for part in cos_sin(q.shape[0], q.shape[1], q.device, inputs, spec))
+    copied = copied_tokens(q.shape[0], q.shape[1], q.device, inputs)
+    for x, out, norm, weight in ((q, q_out, norms.q, norms.q_weight), (k, k_out, norms.k, norms.k_weight)):
+        if x is not None and out is not None:
+            if norm is None:
+                y = rotate_pairs(x, (cos, cos), (sin, sin), spec.rotation, False)
+            else:
+                y = rotate_normed(x, (cos, sin), spec.rotation, norm, weight).to(x.dtype)
+            out.copy_(y if copied is None else torch.where(copied.unsqueeze(2), x, y))
+
+
+def rotate_norm_backward(
+    grads: tuple[Tensor | None, Tensor | None], q: Tensor, k: Tensor | None, inputs: Inputs, spec: Spec, norms: Norms
+) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+    """Gradients of q, k and both weights, each in its tensor's dtype, given those of the outputs; ``None``: of none."""
+    cos, sin = (part.unsqueeze(2) for part in cos_sin(q.shape[0], q.shape[1], q.device, inputs, spec))
+    copied = copied_tokens(q.shape[0], q.shape[1], q.device, inputs)
+    of_x: list[Tensor | None] = []
+    of_weights: list[Tensor | None] = []
+    for grad, x, norm, weight in zip(grads, (q, k), norms[:2], norms[2:], strict=True):
+        found = None
+        if grad is None or x is None:
+            of_x.append(None)
+        elif norm is None:
+            y = rotate_pairs(grad, (cos, cos), (-sin, -sin), spec.rotation, True)
+            of_x.append(y if copied is None else torch.where(copied.unsqueeze(2), grad, y))
+        else:
+            live = grad if copied is None else grad.masked_fill(copied.unsqueeze(2), 0.0)
+            y, found = rotate_normed_backward(live, x, (cos, sin), spec.rotation, norm, weight)
+            y = y.to(x.dtype)
+            of_x.append(y if copied is None else torch.where(copied.unsqueeze(2), grad, y))
+        of_weights.append(None if found is None or weight is None else found.to(weight.dtype))
+    return of_x[0], of_x[1], of_weights[0], of_weights[1]
 
 
 def rotate_table(

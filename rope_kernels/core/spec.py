@@ -6,15 +6,17 @@ call than a string, a layout and flags.
 
 Its grammar, which ``csrc/core/spec.cpp`` parses too::
 
-    text   = spec [ "@" layout { "," flag } ]       # without "@": layout bshd, no flag
+    text   = spec [ "@" layout { "," word } ]       # without "@": layout bshd, no word
     spec   = field { ";" field }
     field  = key "=" value
     layout = "bshd" | "bhsd" | "thd"
+    word   = flag | norm
     flag   = "inverse" | "unscaled"
+    norm   = ( "q_norm" | "k_norm" ) "=" eps "|" weight_offset "|" ( "before" | "after" )
 
 The keys are the fields of :class:`~rope_kernels.core.frequency.FrequencyParams` and
 :class:`~rope_kernels.core.rotation.Rotation`. A field that has its default value is left out. A value is an integer, a
-finite number, a word, numbers separated by ``,``, or rows of them separated by ``|``. An unknown key or flag, one that
+finite number, a word, numbers separated by ``,``, or rows of them separated by ``|``. An unknown key or word, one that
 comes twice, and a missing key are errors.
 """
 
@@ -31,11 +33,13 @@ from typing import Any, TypeVar
 from ..errors import RopeConfigError
 from .frequency import FrequencyParams
 from .layouts import LAYOUTS
+from .norms import Norm
 from .rotation import PAIRINGS, PHASES, TABLE_DTYPES, Rotation
 
-__all__ = ["FLAGS", "Operation", "Spec", "adjoint", "parse_spec", "parse_text", "text_of"]
+__all__ = ["FLAGS", "NORMS", "Operation", "Spec", "adjoint", "parse_spec", "parse_text", "text_of"]
 
 FLAGS = ("inverse", "unscaled")
+NORMS = ("q_norm", "k_norm")
 _WORDS = {"pairing": PAIRINGS, "phase": PHASES, "table_dtype": TABLE_DTYPES}
 _FIELDS: dict[str, Field[Any]] = {field.name: field for part in (FrequencyParams, Rotation) for field in fields(part)}
 _REQUIRED = [name for name, field in _FIELDS.items() if field.default is MISSING]
@@ -77,19 +81,26 @@ class Operation:
         layout: a key of :data:`~rope_kernels.core.layouts.LAYOUTS`.
         inverse: rotate back (the adjoint).
         unscaled: without attention scaling.
+        q_norm, k_norm: the norm of q's or k's heads, or ``None``.
     """
 
     spec: Spec
     layout: str = "bshd"
     inverse: bool = False
     unscaled: bool = False
+    q_norm: Norm | None = None
+    k_norm: Norm | None = None
 
 
-def text_of(spec: str, layout: str = "bshd", inverse: bool = False, unscaled: bool = False) -> str:
-    """The operator's text for an encoded :class:`Spec` and the call's layout and flags."""
-    if layout == "bshd" and not inverse and not unscaled:
+def text_of(
+    spec: str, layout: str = "bshd", inverse: bool = False, unscaled: bool = False,
+    q_norm: Norm | None = None, k_norm: Norm | None = None,
+) -> str:  # fmt: skip
+    """The operator's text for an encoded :class:`Spec` and the call's layout, flags and norms."""
+    if layout == "bshd" and not inverse and not unscaled and q_norm is k_norm is None:
         return spec
-    return f"{spec}@{layout}{',inverse' if inverse else ''}{',unscaled' if unscaled else ''}"
+    norms = "".join(f",{n}={x.encode()}" for n, x in zip(NORMS, (q_norm, k_norm), strict=True) if x is not None)
+    return f"{spec}@{layout}{',inverse' if inverse else ''}{',unscaled' if unscaled else ''}{norms}"
 
 
 @lru_cache(maxsize=1024)
@@ -100,15 +111,18 @@ def parse_text(text: str) -> Operation:
         RopeConfigError: the text is not of the grammar above; the message begins with ``spec``.
     """
     encoded, at, rest = text.partition("@")
-    layout, *flags = rest.split(",") if at else ["bshd"]
+    layout, *words = rest.split(",") if at else ["bshd"]
     if layout not in LAYOUTS:
         raise _refused(f"layout {layout!r}", LAYOUTS, layout)
-    for flag in flags:
-        if flag not in FLAGS:
-            raise _refused(f"flag {flag!r}", FLAGS, flag)
-        if flags.count(flag) > 1:
-            raise RopeConfigError("spec", f"flag {flag!r} comes twice")
-    return Operation(parse_spec(encoded), layout, "inverse" in flags, "unscaled" in flags)
+    given: dict[str, Any] = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if name not in (NORMS if equals else FLAGS):
+            raise _refused(f"flag {word!r}", (*FLAGS, *NORMS), name)
+        if name in given:
+            raise RopeConfigError("spec", f"flag {name!r} comes twice")
+        given[name] = Norm.decode(name, value) if equals else True
+    return Operation(parse_spec(encoded), layout, **given)
 
 
 @lru_cache(maxsize=1024)

@@ -28,6 +28,7 @@ __all__ = [
     "rotate",
     "rotate_unchecked",
     "savable",
+    "turns",
     "with_unit_stride",
 ]
 
@@ -135,14 +136,7 @@ def _composed(q: Tensor, k: Tensor | None, args: Arguments) -> tuple[Tensor, Ten
     """
     operation = constants.parsed(args.text)
     rotation, layout = operation.spec.rotation, operation.layout
-    wide = tokens_first(q, layout)
-    unit = unit_pairs(wide.shape[0], wide.shape[1], rotation, q.device)
-    forward = text_of(args.text.partition("@")[0], layout, False, operation.unscaled)
-    fixed = args._replace(positions=None if args.positions is None else args.positions.detach(), text=forward)
-    rotated, _ = operators.rotate(from_tokens_first(unit, layout), None, *fixed)
-    cos, sin = (t.flatten(3) for t in pairs(tokens_first(rotated, layout), rotation, written=True))
-    if differentiates_positions(args.positions):
-        cos, sin = _with_derivative(cos, sin, args)
+    cos, sin = turns(q, args)
     sin = -sin if operation.inverse else sin
 
     def rotate_one(x: Tensor) -> Tensor:
@@ -150,6 +144,19 @@ def _composed(q: Tensor, k: Tensor | None, args: Arguments) -> tuple[Tensor, Ten
         return from_tokens_first(y, layout)
 
     return rotate_one(q), q.new_empty(0) if k is None else rotate_one(k)
+
+
+def turns(q: Tensor, args: Arguments) -> tuple[Tensor, Tensor]:
+    """float32 (batch, tokens, 1, pairs) cosines and sines of the forward rotation, with derivatives of positions."""
+    operation = constants.parsed(args.text)
+    rotation, layout = operation.spec.rotation, operation.layout
+    wide = tokens_first(q, layout)
+    unit = unit_pairs(wide.shape[0], wide.shape[1], rotation, q.device)
+    forward = text_of(args.text.partition("@")[0], layout, False, operation.unscaled)
+    fixed = args._replace(positions=None if args.positions is None else args.positions.detach(), text=forward)
+    rotated, _ = operators.rotate(from_tokens_first(unit, layout), None, *fixed)
+    cos, sin = (t.flatten(3) for t in pairs(tokens_first(rotated, layout), rotation, written=True))
+    return _with_derivative(cos, sin, args) if differentiates_positions(args.positions) else (cos, sin)
 
 
 def _with_derivative(cos: Tensor, sin: Tensor, args: Arguments) -> tuple[Tensor, Tensor]:

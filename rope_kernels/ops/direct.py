@@ -28,7 +28,8 @@ def _refuse(*arguments: object) -> None:
 rotate: Callable[..., tuple[Tensor, Tensor | None] | None] = _refuse
 """(q, k, positions, offset, seq_len, cu_seqlens, the operator's text) -> (q, k) rotated, or ``None``.
 
-The arguments are those of ``apply_rope``; all but q and the text may be ``None``.
+The arguments are those of ``apply_rope``; all but q and the text may be ``None``. With norms, here and in the next two,
+the weights of q's and of k's, or ``None``, are two more arguments at the end; see :mod:`.norm_operators`.
 """
 rotate_: Callable[..., bool | None] = _refuse
 """(the same) -> whether q and k have been rotated in place."""

@@ -22,20 +22,31 @@ from ..core.spec import Operation, parse_text
 from ..errors import RopeConfigError
 from . import direct
 
-__all__ = ["LIBRARY", "Arguments", "inputs_of", "rotate", "rotate_", "rotate_out", "rotate_table", "table_rotation"]
+__all__ = [
+    "INDEX_TENSORS",
+    "LIBRARY",
+    "TAGS",
+    "Arguments",
+    "inputs_of",
+    "rotate",
+    "rotate_",
+    "rotate_out",
+    "rotate_table",
+    "table_rotation",
+]
 
 LIBRARY = torch.library.Library("rope_kernels", "FRAGMENT")
-_INDEX_TENSORS = "Tensor? positions, Tensor? offset, Tensor? seq_len, Tensor? from_seq_len, Tensor? cu_seqlens"
+INDEX_TENSORS = "Tensor? positions, Tensor? offset, Tensor? seq_len, Tensor? from_seq_len, Tensor? cu_seqlens"
 _TABLE = "Tensor cos, Tensor sin, int rotary_dim, str pairing, str layout, bool inverse"
 _OUTPUTS = "Tensor(a!) q_out, Tensor(b!)? k_out"
-_TAGS = (torch.Tag.pt2_compliant_tag,)
+TAGS = (torch.Tag.pt2_compliant_tag,)
 
 # The library's are in csrc/ops/schemas.cpp. "spec" is the operator's text: the argument keeps the name it had when the
 # text was a spec alone.
 _SCHEMAS = {
-    "rotate": f"(Tensor q, Tensor? k, {_INDEX_TENSORS}, str spec) -> (Tensor, Tensor)",
-    "rotate_": f"(Tensor(a!) q, Tensor(b!)? k, {_INDEX_TENSORS}, str spec) -> ()",
-    "rotate_out": f"(Tensor q, Tensor? k, {_INDEX_TENSORS}, str spec, {_OUTPUTS}) -> ()",
+    "rotate": f"(Tensor q, Tensor? k, {INDEX_TENSORS}, str spec) -> (Tensor, Tensor)",
+    "rotate_": f"(Tensor(a!) q, Tensor(b!)? k, {INDEX_TENSORS}, str spec) -> ()",
+    "rotate_out": f"(Tensor q, Tensor? k, {INDEX_TENSORS}, str spec, {_OUTPUTS}) -> ()",
     "rotate_table": f"(Tensor q, Tensor? k, {_TABLE}) -> (Tensor, Tensor)",
 }
 _NATIVE_SCHEMAS = {
@@ -178,7 +189,7 @@ def _fake_rotate_table(
     return _new_outputs(q, k)
 
 
-def _define(name: str, schema: str, tags: tuple[torch.Tag, ...] = _TAGS) -> None:
+def _define(name: str, schema: str, tags: tuple[torch.Tag, ...] = TAGS) -> None:
     """Define an operator that the library has not defined."""
     if not hasattr(torch.ops.rope_kernels, name):
         LIBRARY.define(name + schema, tags=tags)

@@ -134,6 +134,46 @@ def what_cannot_be_done_alone():
             mistake()
 
 
+def norms_of_sharded_heads():
+    """The gradient of a weight is what one process has, once summed over the ranks; only that sum travels."""
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    rows = torch.arange(TOKENS)
+    for placement, k_placement in ((Shard(2), Shard(2)), (Shard(2), Replicate()), (Shard(1), Shard(1))):
+        weights = [torch.linspace(-1, 2, 16), torch.linspace(2, -1, 16)]
+
+        def loss(q, k, w, v, positions):
+            norms = dict(q_norm=rk.HeadNorm(w, 1e-6), k_norm=rk.HeadNorm(v, 1e-6, weight_offset=1.0, after_rope=True))
+            y, z = rk.apply_rope(q, k, positions, LLAMA, **norms)
+            return y, z, (y * q.detach().sin()).sum() + (z * k.detach().cos()).sum()
+
+        single = [x.requires_grad_() for x in (*tensors(), *(w.clone() for w in weights))]
+        y, z, total = loss(*single, rows)
+        wanted = torch.autograd.grad(total, single)
+        placements = (placement, k_placement, Replicate(), Replicate())
+        shared = [spread(x.detach(), mesh, p).requires_grad_() for x, p in zip(single, placements, strict=True)]
+        y_parts, z_parts, parts = loss(*shared, rows)
+        assert torch.equal(y_parts.full_tensor(), y)
+        assert torch.equal(z_parts.full_tensor(), z)
+        found = torch.autograd.grad(parts, shared)
+        assert isinstance(found[2].placements[0], Partial)
+        for got, one in zip(found, wanted, strict=True):
+            torch.testing.assert_close(got.full_tensor(), one, rtol=1e-5, atol=1e-5)
+        in_place = [x.detach().clone() for x in shared[:2]]
+        norm = rk.HeadNorm(shared[2].detach(), 1e-6)
+        quietly(lambda: rk.apply_rope_(*in_place, rows, LLAMA, q_norm=norm))  # noqa: B023
+        assert torch.equal(in_place[0].full_tensor(), y)
+    q = spread(tensors()[0], mesh, Shard(2))
+    for weight, problem in (
+        (weights[0], "q_norm: its weight is a plain tensor, must be a DTensor"),
+        (spread(weights[0], mesh, Shard(0)), r"q_norm: its weight is S\(0\) on dimension 0 of the mesh"),
+    ):
+        with pytest.raises(rk.RopeShapeError, match=problem):
+            rk.apply_rope(q, None, rows, LLAMA, q_norm=rk.HeadNorm(weight, 1e-6))
+    norm = rk.HeadNorm(spread(weights[0], mesh, Replicate()), 1e-6)
+    with pytest.raises(rk.RopeShapeError, match="q_norm: its weight is a DTensor, q is a plain tensor"):
+        rk.apply_rope(tensors()[0], None, rows, LLAMA, q_norm=norm)
+
+
 def a_compiled_call():
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
     q, k = tensors()
@@ -155,6 +195,7 @@ def two_processes():
     given_outputs_and_keys()
     what_cannot_be_done_alone()
     a_compiled_call()
+    norms_of_sharded_heads()
 
 
 def four_processes():

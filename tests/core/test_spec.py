@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from rope_kernels.config import RopeConfig
 from rope_kernels.core.frequency import FrequencyParams
 from rope_kernels.core.layouts import LAYOUTS
+from rope_kernels.core.norms import Norm
 from rope_kernels.core.rotation import AXIS_MAPS, PAIRINGS, PHASES, Rotation
 from rope_kernels.core.spec import FLAGS, Operation, Spec, adjoint, parse_spec, parse_text, text_of
 from rope_kernels.errors import RopeConfigError
@@ -142,7 +143,10 @@ def test_a_missing_key_is_named(key: str) -> None:
         ("@bhdd", "unknown layout 'bhdd', allowed are bshd, bhsd, thd; did you mean"),
         ("@", "unknown layout '', allowed are"),
         ("@bshd@bshd", "unknown layout 'bshd@bshd'"),
-        ("@bshd,invers", "unknown flag 'invers', allowed are inverse, unscaled; did you mean 'inverse'"),
+        (
+            "@bshd,invers",
+            "unknown flag 'invers', allowed are inverse, unscaled, q_norm, k_norm; did you mean 'inverse'",
+        ),
         ("@bshd,", "unknown flag ''"),
         *((f"@thd,{flag},{flag}", f"flag '{flag}' comes twice") for flag in FLAGS),
     ],
@@ -174,3 +178,21 @@ def test_a_wrong_layout_or_flag_is_named(call: str, problem: str) -> None:
 def test_a_wrong_value_is_named(part: str, problem: str) -> None:
     with pytest.raises(RopeConfigError, match=f"^spec: {problem}"):
         parse_text(f"{GOOD};{part}")
+
+
+@given(st.floats(0, 1e300), st.floats(-1e300, 1e300), st.booleans(), st.sampled_from(sorted(LAYOUTS)))
+def test_norms_come_back_from_the_text(eps: float, offset: float, after: bool, layout: str) -> None:
+    q, k = Norm(eps, offset, after), Norm(offset * offset if offset * offset < 1e300 else 1.0, eps, not after)
+    for norms in ({"q_norm": q}, {"k_norm": k}, {"q_norm": q, "k_norm": k}):
+        found = parse_text(text_of(RopeConfig(head_dim=64).spec(), layout, unscaled=after, **norms))
+        assert (found.q_norm, found.k_norm) == (norms.get("q_norm"), norms.get("k_norm"))
+        assert (found.layout, found.unscaled) == (layout, after)
+
+
+@pytest.mark.parametrize(
+    "value", ["", "1e-06", "1e-06|0.0", "1e-06|0.0|later", "x|0.0|after", "-1.0|0.0|after", "1e-06|nan|after",
+              "inf|0.0|after", "1e-06|0.0|after|1"],
+)  # fmt: skip
+def test_a_wrong_norm_is_named(value: str) -> None:
+    with pytest.raises(RopeConfigError, match="spec: q_norm is "):
+        parse_text(f"{RopeConfig(head_dim=64).spec()}@bshd,q_norm={value}")

@@ -176,6 +176,20 @@ TEST(required_keys_must_be_there) {
   }
 }
 
+TEST(norms) {
+  const rope::Operation operation = rope::parse_text(kGood + "@thd,k_norm=1e-06|1.0|after,unscaled");
+  const rope::Norm& k = operation.norms[1];
+  CHECK(!operation.norms[0].is_given && k.is_given && operation.unscaled);
+  CHECK(k.eps == 1e-6 && k.weight_offset == 1.0 && k.after_rope);
+  CHECK(!rope::parse_text(kGood + "@bshd,q_norm=0.0|-0.5|before").norms[0].after_rope);
+  CHECK(!rope::parse_text(kGood).norms[0].is_given);
+  for (const std::string value : {"", "1e-6", "1e-6|0.0", "1e-6|0.0|later", "x|0.0|after", "-1|0.0|after",
+                                  "1e-6|nan|after", "inf|0.0|after", "1e-6|0.0|after|1"}) {
+    CHECK(complaint(kGood + "@bshd,q_norm=" + value).starts_with("spec: q_norm is '"), value);
+  }
+  CHECK(complaint(kGood + "@bshd,q_norm=0|0|after,q_norm=0|0|after") == "spec: flag 'q_norm' comes twice");
+}
+
 TEST(layouts_and_flags) {
   for (const bool inverse : {false, true}) {
     for (const bool unscaled : {false, true}) {
@@ -191,7 +205,8 @@ TEST(layouts_and_flags) {
     CHECK(complaint(kGood + "@" + word) == "spec: unknown layout '" + word + "', allowed are bshd, bhsd, thd");
   }
   for (const std::string flag : {"invers", "", "inverse=1"}) {
-    CHECK(complaint(kGood + "@bshd," + flag) == "spec: unknown flag '" + flag + "', allowed are inverse, unscaled");
+    CHECK(complaint(kGood + "@bshd," + flag) ==
+          "spec: unknown flag '" + flag + "', allowed are inverse, unscaled, q_norm, k_norm");
   }
   CHECK(complaint(kGood + "@bshd,inverse,inverse") == "spec: flag 'inverse' comes twice");
   CHECK(complaint(kGood + "@bshd@bshd") == "spec: unknown layout 'bshd@bshd', allowed are bshd, bhsd, thd");

@@ -49,12 +49,18 @@ MUTANTS = [
             "job.tokens : job.tokens",
             "lengths of packed sequences",
         ),
+        (
+            "refusal",
+            "count != usual + 2 || is_recorded(",
+            "count != usual + 2 || false && is_recorded(",
+            "a gradient of a norm's weight is lost",
+        ),
         ("branch", "tokens > 0 ? tokens +", "true ? tokens +", "empty sequences have the length of their offset"),
         ("width", "view->dim == 0 && view->dtype == aoti_torch_dtype_int64()", "view->dim == 0", "scalars of int32"),
         (
             "refusal",
-            "count != Inputs::kCount || !is_for_us({arguments[0], arguments[1]})) return refused(Py_False)",
-            "count != Inputs::kCount || !is_for_us({arguments[0]})) return refused(Py_False)",
+            "if (!is_for_us({arguments[0], arguments[1]})) return refused(Py_False)",
+            "if (!is_for_us({arguments[0]})) return refused(Py_False)",
             "a gradient of k is lost",
         ),
         (

@@ -41,7 +41,12 @@ SUITES: dict[str, list[Stage]] = {
     ],
     "cpu": [
         Stage(
-            (f"{_BACKENDS}/test_native.py", "tests/api/test_apply.py"),
+            (
+                f"{_BACKENDS}/test_native.py",
+                "tests/api/test_apply.py",
+                "tests/api/test_norms.py",
+                "tests/ops/test_norm_autograd.py",
+            ),
             (_LIBRARY,),
         ),
         _MATHEMATICS,
@@ -50,6 +55,14 @@ SUITES: dict[str, list[Stage]] = {
     "spec-cpp": [Stage(("tests/ops/test_operators.py",), (_LIBRARY,)), _MATHEMATICS],
     "doors": [Stage(("tests/api/test_doors.py", "tests/api/test_apply.py", "tests/ops/test_compile.py"))],
     "layout": [Stage(("tests/test_layout.py",))],
-    "direct": [Stage(tuple(f"tests/ops/test_direct{rest}.py" for rest in ("", "_refusals", "_threads")), (_LIBRARY,))],
+    "direct": [
+        Stage(
+            (
+                *(f"tests/ops/test_direct{rest}.py" for rest in ("", "_refusals", "_threads")),
+                "tests/ops/test_norm_autograd.py",
+            ),
+            (_LIBRARY,),
+        )
+    ],
 }
 """By area of mutants."""

@@ -276,30 +276,33 @@ def options_of(case: Case) -> dict:
     return options
 
 
+def rotated_exactly(case: Case, x: torch.Tensor) -> torch.Tensor:
+    """float64: ``x`` rotated by the oracle, in the layout of the case; tokens past all sequences as they are."""
+    rows, group, length = where_and_how_long(case)
+    out = x.to(torch.float64, copy=True, memory_format=torch.contiguous_format)
+    flat = tokens_first(out, case.layout)
+    for b in range(flat.shape[0]):
+        for t in range(flat.shape[1]):
+            if group[b, t] >= 0:
+                y = oracle.rotate(
+                    case.config, flat[b, t].numpy(), rows[:, b, t], int(length[b, t]), inverse=case.inverse,
+                    unscaled=case.unscaled, from_seq_len=case.from_seq_len,
+                )  # fmt: skip
+                flat[b, t] = torch.from_numpy(y)
+    return out
+
+
 def make(case: Case) -> Made:
     """Inputs of a case and its exact result. ``options`` are keywords of ``apply_rope`` (less ``inverse``)."""
     generator = torch.Generator().manual_seed(seed_of(case))
-    rows, group, length = where_and_how_long(case)
+    rows, _, _ = where_and_how_long(case)
 
     def tensor(heads: int) -> torch.Tensor:
         values = torch.randn(shape_of(case, heads), generator=generator).to(case.dtype)
         return strided(values, case.view)
 
-    def exact(x: torch.Tensor) -> torch.Tensor:
-        out = x.to(torch.float64, copy=True, memory_format=torch.contiguous_format)
-        flat = tokens_first(out, case.layout)
-        for b in range(flat.shape[0]):
-            for t in range(flat.shape[1]):
-                if group[b, t] >= 0:
-                    y = oracle.rotate(
-                        case.config, flat[b, t].numpy(), rows[:, b, t], int(length[b, t]), inverse=case.inverse,
-                        unscaled=case.unscaled, from_seq_len=case.from_seq_len,
-                    )  # fmt: skip
-                    flat[b, t] = torch.from_numpy(y)
-        return out
-
     q, k = tensor(case.q_heads), tensor(case.k_heads) if case.k_heads else None
-    expected = exact(q), None if k is None else exact(k)
+    expected = rotated_exactly(case, q), None if k is None else rotated_exactly(case, k)
     return Made(q, k, positions_of(case, rows), options_of(case), expected)
 
 

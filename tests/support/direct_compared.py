@@ -15,10 +15,11 @@ from rope_kernels.api.prepare import prepare
 from rope_kernels.config import RopeConfig
 from rope_kernels.core.spec import Operation, parse_text
 from rope_kernels.errors import RopeShapeError
-from rope_kernels.ops import direct, operators
+from rope_kernels.ops import direct, norm_operators, operators
 
 __all__ = ["FUNCTIONS", "Comparison", "refuse_all"]
 
+_USUAL = 7  # arguments of a call, before outputs and the weights of norms
 FUNCTIONS = ("rotate", "rotate_", "rotate_out", "rotate_table")
 Pair = tuple[Tensor, "Tensor | None"]
 
@@ -48,7 +49,7 @@ class Comparison:
 
     def _compared(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: Any) -> Any:
-            written = {"rotate_": arguments[:2], "rotate_out": arguments[-2:]}.get(name, ())
+            written = {"rotate_": arguments[:2], "rotate_out": arguments[_USUAL : _USUAL + 2]}.get(name, ())
             written = [x for x in written if isinstance(x, Tensor) and not x.is_inference()]
             versions = [x._version for x in written]
             given = list(arguments)
@@ -65,16 +66,17 @@ class Comparison:
         return call
 
     def _compare(self, name: str, arguments: tuple[Any, ...], given: list[Any], made: Any) -> None:
-        q, k, *rest = arguments
+        q, k, outputs = *arguments[:2], arguments[_USUAL : _USUAL + 2]
+        weights = given[_USUAL + (2 if name == "rotate_out" else 0) :]
         try:
             if name == "rotate_":
                 made = q, k
                 checks.check_in_place(q, k)
             elif name == "rotate_out":
-                made = rest[-2:]
+                made = outputs
                 checks.check_outputs(q, k, tuple(made))
                 checks.check_outputs_apart(q, k, tuple(made))
-            wanted = _by_the_table(*given) if name == "rotate_table" else _by_the_operator(*given[:7])
+            wanted = _by_the_table(*given) if name == "rotate_table" else _by_the_operator(given[:_USUAL], weights)
         except (RopeShapeError, TypeError) as error:
             self.differences.append(f"{name}: taken, but the checked door says {error}")
             return
@@ -115,17 +117,17 @@ class _ConfigOfText(RopeConfig):
         return self._encoded
 
 
-def _by_the_operator(
-    q: Tensor, k: Tensor | None, positions: Tensor | None, offset: Any, seq_len: Any, cu_seqlens: Tensor | None,
-    text: str,
-) -> Pair:  # fmt: skip
+def _by_the_operator(usual: list[Any], weights: list[Any]) -> Pair:
+    q, k, positions, offset, seq_len, cu_seqlens, text = usual
     operation = parse_text(text)
     args = prepare(
         q, k, positions, _ConfigOfText(operation), None, operation.layout, seq_len, offset, cu_seqlens,
         operation.inverse, unscaled=operation.unscaled,
     )  # fmt: skip
     with torch.no_grad():
-        q_out, k_out = operators.rotate(q, k, *args._replace(text=text))
+        args = args._replace(text=text)
+        made = norm_operators.rotate_norm(q, k, *args, *weights) if weights else operators.rotate(q, k, *args)
+        q_out, k_out = made
     return q_out, None if k is None else k_out
 
 

@@ -53,6 +53,8 @@ SECOND_GRADIENT = _absolute(1e-4)
 """A second derivative of sums of cubes: six times a product of two rotations, rotated."""
 SECOND_TABLE_GRADIENT = {"rtol": 1e-4, "atol": 1e-2}
 """Of sums of squared gradients, summed over heads and batch."""
+NORM_GRADIENT_REL = 2e-5
+"""Of a norm, of the sum of the absolute terms or of the largest one: fp32 sums over heads, tokens and channels."""
 SUM = _both(1e-4)
 """Sums over whole tensors, in another order."""
 SQUARED_GRADIENT = {"rtol": 1e-6, "atol": 1e-5}

@@ -1,0 +1,80 @@
+// From the weights of norms, as torch tensors, to the factors of a Job.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <vector>
+
+#include "core/job.h"
+#include "core/spec.h"
+#include "ops/tensor_job.h"
+
+namespace rope::ops {
+
+inline float widen_fp16(std::uint16_t half) {
+  const int exponent = (half >> 10) & 31, fraction = half & 1023;
+  float value = 0;
+  if (exponent == 31) {
+    value = fraction != 0 ? std::numeric_limits<float>::quiet_NaN() : std::numeric_limits<float>::infinity();
+  } else {
+    const int whole = exponent == 0 ? fraction : fraction + 1024;
+    value = std::ldexp(static_cast<float>(whole), (exponent == 0 ? 1 : exponent) - 25);
+  }
+  return (half & 0x8000U) != 0 ? -value : value;
+}
+
+inline float element(const View& v, std::int64_t i) {
+  const char* data = static_cast<const char*>(v.data);
+  if (v.dtype == aoti_torch_dtype_float32()) return reinterpret_cast<const float*>(data)[i];
+  const std::uint16_t bits = reinterpret_cast<const std::uint16_t*>(data)[i];
+  if (v.dtype == aoti_torch_dtype_float16()) return widen_fp16(bits);
+  const std::uint32_t wide = static_cast<std::uint32_t>(bits) << 16;
+  float value;
+  std::memcpy(&value, &wide, sizeof value);
+  return value;
+}
+
+/// What the norms of q's and k's heads multiply channels by; as long as the job that points to them.
+class Factors {
+ public:
+  /// Gives `job` the norms of its operation. Throws if a weight does not fit; nothing has been written then.
+  Factors(Job& job, const Operation& operation, const MaybeView& q_weight, const MaybeView& k_weight) {
+    const MaybeView* const weights[] = {&q_weight, &k_weight};
+    for (int i = 0; i < 2; ++i) {
+      const Norm& norm = operation.norms[i];
+      STD_TORCH_CHECK(norm.is_given || !*weights[i], "spec: a weight is given and no norm");
+      STD_TORCH_CHECK(!norm.is_given || i < job.num_operands, "k: missing, and normed");
+      if (!norm.is_given) continue;
+      STD_TORCH_CHECK(!job.inverse && job.from_seq_len.count == 0, "spec: a norm cannot be undone");
+      HeadNorm& made = job.norms[i];
+      made.is_given = true;
+      made.after_rope = norm.after_rope;
+      made.eps = static_cast<float>(norm.eps);
+      if (*weights[i]) made.factors = of_weight(i, **weights[i], norm, job.spec->rotation.head_dim);
+    }
+  }
+  Factors(const Factors&) = delete;
+  Factors& operator=(const Factors&) = delete;
+
+ private:
+  /// Each NaN becomes one whose lower 16 bits are zeros: see round_bf16 of cpu/floats.h.
+  const float* of_weight(int i, const View& v, const Norm& norm, std::int64_t head_dim) {
+    const bool is_floating = v.dtype == aoti_torch_dtype_float32() || v.dtype == aoti_torch_dtype_float16() ||
+                             v.dtype == aoti_torch_dtype_bfloat16();
+    STD_TORCH_CHECK(v.dim == 1 && v.size[0] == head_dim && is_floating,
+                    "weight: must be (head_dim,), float32, float16 or bfloat16");
+    std::vector<float>& factors = made_[i];
+    factors.resize(static_cast<std::size_t>(head_dim));
+    for (std::int64_t c = 0; c < head_dim; ++c) {
+      const float factor = element(v, c * v.stride[0]) + static_cast<float>(norm.weight_offset);
+      factors[static_cast<std::size_t>(c)] = factor == factor ? factor : std::numeric_limits<float>::quiet_NaN();
+    }
+    return factors.data();
+  }
+
+  std::vector<float> made_[2];
+};
+
+}  // namespace rope::ops

@@ -1,0 +1,85 @@
+// The operators that norm heads and rotate them, and the gradients of both, on the CPU. Python's native backend calls
+// them.
+#include <torch/csrc/stable/library.h>
+
+#include <cstdint>
+#include <optional>
+#include <string>
+
+#include "core/job.h"
+#include "core/spec.h"
+#include "ops/launch.h"
+#include "ops/norm_job.h"
+#include "ops/tensor_job.h"
+
+namespace rope::ops {
+namespace {
+
+MaybeView view_of(const char* name, const MaybeTensor& t, const View& q) {
+  return t ? MaybeView(View(name, *t, &q)) : MaybeView();
+}
+
+const View* pointer_to(const MaybeView& v) { return v ? &*v : nullptr; }
+
+/// A job from gradients or inputs of q and k to what is written; its norms are still to be given.
+Job job_on_cpu(const View& q, const MaybeView& k, const View& q_out, const MaybeView& k_out, const IndexTensors& at,
+               const std::string& text) {
+  STD_TORCH_CHECK(k.has_value() == k_out.has_value(), "out: k_out must be given exactly where k is");
+  STD_TORCH_CHECK(q.device_type == aoti_torch_device_type_cpu(), "q: there are no native kernels for its device");
+  return job_of(q, pointer_to(k), q_out, pointer_to(k_out), at, text);
+}
+
+void rotate_norm_into(const Tensor& q, const MaybeTensor& k, const MaybeTensor& positions, const MaybeTensor& offset,
+                      const MaybeTensor& seq_len, const MaybeTensor& from_seq_len, const MaybeTensor& cu_seqlens,
+                      const std::string& text, const MaybeTensor& q_weight, const MaybeTensor& k_weight,
+                      const Tensor& q_out, const MaybeTensor& k_out) {
+  const View qv("q", q), qo("q_out", q_out, &qv);
+  const IndexTensors at = index_tensors(qv, positions, offset, seq_len, from_seq_len, cu_seqlens);
+  Job job = job_on_cpu(qv, view_of("k", k, qv), qo, view_of("k_out", k_out, qv), at, text);
+  const Factors factors(job, operation_of(text), view_of("q_weight", q_weight, qv), view_of("k_weight", k_weight, qv));
+  launch_each(job, [](Job& each) { launch_cpu(each, true); });
+}
+
+/// What the gradients of an operand need besides those of its result.
+void give_inputs(HeadNorm& norm, const Operand& grad, const Layout& l, const char* name, const View& x, const View& q,
+                 const MaybeView& partials) {
+  // The check of operands: x is as the gradient.
+  const Operand same = operand_of(name, x, x, q, l);
+  STD_TORCH_CHECK(same.heads == grad.heads, name, ": heads");
+  norm.x = same.in;
+  norm.x_strides = same.from;
+  if (!partials) return;
+  const bool fits = partials->dim == 2 && partials->size[1] == q.size[q.dim - 1] && partials->stride[1] == 1 &&
+                    partials->stride[0] == partials->size[1] && partials->dtype == aoti_torch_dtype_float32();
+  STD_TORCH_CHECK(fits, name, ": partial sums must be float32 (parts, head_dim)");
+  norm.weight_grad = static_cast<float*>(partials->data);
+}
+
+void rotate_norm_backward(const Tensor& grad_q, const MaybeTensor& grad_k, const Tensor& q, const MaybeTensor& k,
+                          const MaybeTensor& positions, const MaybeTensor& offset, const MaybeTensor& seq_len,
+                          const MaybeTensor& from_seq_len, const MaybeTensor& cu_seqlens, const std::string& text,
+                          const MaybeTensor& q_weight, const MaybeTensor& k_weight, std::int64_t parts,
+                          const Tensor& q_out, const MaybeTensor& k_out, const MaybeTensor& q_partials,
+                          const MaybeTensor& k_partials) {
+  const View gv("grad_q", grad_q), qv("q", q, &gv), qo("q_out", q_out, &gv);
+  const IndexTensors at = index_tensors(gv, positions, offset, seq_len, from_seq_len, cu_seqlens);
+  const MaybeView gk = view_of("grad_k", grad_k, gv), kv = view_of("k", k, gv);
+  STD_TORCH_CHECK(gk.has_value() == kv.has_value() && parts > 0, "grad_k: must be given exactly where k is");
+  Job job = job_on_cpu(gv, gk, qo, view_of("k_out", k_out, gv), at, text);
+  const Factors factors(job, operation_of(text), view_of("q_weight", q_weight, gv), view_of("k_weight", k_weight, gv));
+  job.backward = true;
+  const MaybeView partials[] = {view_of("q_partials", q_partials, gv), view_of("k_partials", k_partials, gv)};
+  for (const MaybeView& p : partials) STD_TORCH_CHECK(!p || p->size[0] == parts, "partials: parts");
+  const Layout& l = operation_of(text).layout;
+  give_inputs(job.norms[0], job.operands[0], l, "q", qv, gv, partials[0]);
+  if (kv) give_inputs(job.norms[1], job.operands[1], l, "k", *kv, gv, partials[1]);
+  launch_cpu_in_parts(job, parts);
+}
+
+}  // namespace
+}  // namespace rope::ops
+
+STABLE_TORCH_LIBRARY_IMPL(rope_kernels, CPU, m) {
+  m.impl("native_rotate_norm_out", TORCH_BOX(&rope::ops::rotate_norm_into));
+  m.impl("native_rotate_norm_backward", TORCH_BOX(&rope::ops::rotate_norm_backward));
+}
