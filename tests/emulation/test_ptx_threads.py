@@ -118,6 +118,39 @@ class TestSharedMemory:
         refused("256 bytes of shared memory, more than 0", body)
 
 
+class TestShuffles:
+    SHUFFLE = "ld.global.u32 %r4, [%a3]; shfl.sync.bfly.b32 %r5, %r4, {}, {}, {}; st.global.u32 [%a4], %r5;"
+
+    @pytest.mark.parametrize("step", [0, 1, 2, 7, 16, 31])
+    def test_butterfly(self, step):
+        assert launch(self.SHUFFLE.format(step, 31, -1))[1].tolist() == [n ^ step for n in range(128)]
+
+    def test_the_same_value_of_all(self):
+        body = "mov.b32 %r4, 7; shfl.sync.bfly.b32 %r5, %r4, 1, 31, -1; st.global.u32 [%a4], %r5;"
+        assert launch(body)[1].tolist() == [7] * 128
+
+    def test_of_some_warps(self):
+        body = f"setp.ge.u32 %p0, %r0, 32; @%p0 bra $END; {self.SHUFFLE.format(3, 31, -1)} $END:"
+        assert launch(body)[1].view(2, 64).tolist() == [
+            [64 * cta + n ^ 3 if n < 32 else 0 for n in range(64)] for cta in range(2)
+        ]
+
+    @pytest.mark.parametrize("where", ["%r0, 31", "%r0, 40"])
+    def test_a_part_of_a_warp_is_refused(self, where):
+        body = f"setp.ge.u32 %p0, {where}; @%p0 bra $END; {self.SHUFFLE.format(3, 31, -1)} $END:"
+        refused("a part of a warp", body)
+
+    def test_a_guard_is_a_part_of_a_warp(self):
+        body = "mov.b32 %r4, 7; setp.ge.u32 %p0, %r0, 31; @%p0 shfl.sync.bfly.b32 %r5, %r4, 1, 31, -1;"
+        refused("a part of a warp", body)
+
+    @pytest.mark.parametrize(
+        ("step", "last", "members"), [(32, 31, -1), ("%r0", 31, -1), (1, 15, -1), (1, 31, "0x0000ffff"), (1, 31, "%r0")]
+    )
+    def test_other_forms_are_refused(self, step, last, members):
+        refused("unknown form of a shuffle", self.SHUFFLE.format(step, last, members))
+
+
 class TestControlFlow:
     def test_endless_loop(self):
         refused("endless loop", "$L: add.u32 %r3, %r3, 1; bra $L;", steps=1000)

@@ -11,7 +11,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from .errors import PTXError
-from .execute import ACCESSES, COMPUTING, MOVES, Execute, executing
+from .execute import ACCESSES, COMPUTING, EXCHANGES, MOVES, Execute, executing
 from .operands import Reader, reader
 from .syntax import Kernel, Statement, Symbol
 
@@ -20,7 +20,7 @@ __all__ = ["BARRIERS", "BRANCHES", "EXITS", "INSTRUCTIONS", "Code", "Step", "cod
 BRANCHES = ("bra", "bra.uni")
 EXITS = ("ret", "exit")
 BARRIERS = ("bar.sync",)
-INSTRUCTIONS = frozenset({*COMPUTING, *MOVES, *ACCESSES, *BRANCHES, *EXITS, *BARRIERS})
+INSTRUCTIONS = frozenset({*COMPUTING, *MOVES, *ACCESSES, *EXCHANGES, *BRANCHES, *EXITS, *BARRIERS})
 """Names of all that can be executed. Every one has a test."""
 _known: WeakKeyDictionary[Kernel, Code] = WeakKeyDictionary()
 

@@ -196,6 +196,19 @@ def _reciprocal(bits: int) -> int:
     return encoded(_flushed(decoded(encoded(1 / value, "f64") & ~0xFFFFFFFF, "f64"), 2.0**-1022), "f64")
 
 
+def _inverse_root(bits: int, flush: bool) -> int:
+    """rsqrt.approx.f32, correctly rounded, where the manual allows an error of 2**-22.9."""
+    value = _flushed(decoded(bits, "f32")) if flush else decoded(bits, "f32")
+    if value == 0:
+        return encoded(math.copysign(math.inf, value), "f32")
+    if not value > 0:
+        return encoded(math.nan, "f32")
+    if math.isinf(value):
+        return encoded(0.0, "f32")
+    scaled = Fraction(2) ** 400 / Fraction(value)
+    return encoded(nearest(Fraction(math.isqrt(math.floor(scaled)), 2**200), "f32"), "f32")
+
+
 def _converted(modifiers: list[str], target: str, source: str, bits: int) -> int:
     rounding = next((m for m in modifiers if m in _ROUND), None)
     if source[0] in "us":
@@ -230,6 +243,8 @@ def expected(name: str, bits: list[int]) -> int:
     type_ = modifiers[-1]
     if name == "rcp.approx.ftz.f64":
         return _reciprocal(*bits)
+    if opcode == "rsqrt":
+        return _inverse_root(*bits, flush="ftz" in modifiers)
     if type_ == "f32x2":
         return _packed(name, bits)
     if modifiers[-2:-1] == ["f32"] and type_ in ("f16", "bf16") and opcode != "cvt":

@@ -18,7 +18,7 @@ from .types import TYPES, unsigned
 if TYPE_CHECKING:
     from .machine import Machine
 
-__all__ = ["ACCESSES", "COMPUTING", "MOVES", "Execute", "executing"]
+__all__ = ["ACCESSES", "COMPUTING", "EXCHANGES", "MOVES", "Execute", "executing"]
 
 Execute = Callable[["Machine", Lanes], None]
 
@@ -26,8 +26,12 @@ COMPUTING: Table = {**integers.TABLE, **floats.TABLE, **conversions.TABLE}
 MOVES = {f"mov.{t}": t for t in ("pred", "b16", "u16", "s16", "b32", "u32", "s32", "f32", "b64", "u64", "s64", "f64")}
 MOVES["cvta.to.global.u64"] = "u64"
 """Copies of a register, with the type they have; addresses are the same in all spaces."""
+EXCHANGES = ("shfl.sync.bfly.b32",)
+"""Between the threads of a warp."""
 
 _MOST_BYTES = 16
+_WARP = 32
+_LAST_LANE, _ALL_LANES = 31, 0xFFFFFFFF
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,8 @@ def executing(statement: Statement, kernel: Kernel) -> Execute:
     if statement.name in ACCESSES:
         access = ACCESSES[statement.name]
         return (_load if access.opcode == "ld" else _store)(statement, access)
+    if statement.name in EXCHANGES:
+        return _butterfly(statement)
     raise PTXError(f"unknown instruction {statement.name}")
 
 
@@ -144,5 +150,23 @@ def _store(statement: Statement, access: Access) -> Execute:
         for i, get in enumerate(read):
             values[:, i] = get(machine, lanes)
         machine.store(space, addresses(machine, lanes), values.view(f"V{dtype.itemsize * count}").ravel(), lanes)
+
+    return execute
+
+
+def _butterfly(statement: Statement) -> Execute:
+    """Each thread gets the value of the one whose lane differs from its own in the bits of the third operand."""
+    target, source, *constants = statement.operands
+    step, last, members = (getattr(constant, "value", None) for constant in constants)
+    if step not in range(_WARP) or last != _LAST_LANE or members is None or members & _ALL_LANES != _ALL_LANES:
+        raise PTXError("unknown form of a shuffle")
+    read, write = reader(source, "b32"), writer(target, "b32")
+
+    def execute(machine: Machine, lanes: Lanes) -> None:
+        warps = machine.warp if lanes is None else machine.warp[lanes]
+        if warps.size % _WARP or (warps[::_WARP] != warps[_WARP - 1 :: _WARP]).any():
+            raise PTXError("a shuffle that only a part of a warp takes part in")
+        values = np.broadcast_to(read(machine, lanes), warps.shape)
+        write(machine, lanes, values[np.arange(warps.size) ^ step])
 
     return execute

@@ -72,6 +72,11 @@ def _rough_reciprocal(x: np.ndarray) -> np.ndarray:
     return _flushed_64(y.view(np.float64))
 
 
+def _inverse_root(x: np.ndarray) -> np.ndarray:
+    """rsqrt.approx.f32, correctly rounded: the fp64 quotient is never so near to half way between two fp32."""
+    return (1.0 / np.sqrt(x.astype(np.float64))).astype(np.float32)
+
+
 def _flushed_64(x: np.ndarray) -> np.ndarray:
     return np.where(np.abs(x) < 2.0**-1022, np.copysign(0.0, x), x)
 
@@ -107,6 +112,8 @@ def _table() -> Table:
             mixed = _mixed(single[f"{name}.f32"].compute, half)
             table[f"{name}.f32.{half}"] = Semantics("f32", (*[half] * (n - 1), "f32"), mixed)
     table.update(_arithmetic("f64", fma_64))
+    table["rsqrt.approx.f32"] = Semantics("f32", ("f32",), _inverse_root)
+    table["rsqrt.approx.ftz.f32"] = Semantics("f32", ("f32",), _with_ftz(_inverse_root))
     table["rcp.approx.ftz.f64"] = Semantics("f64", ("f64",), _rough_reciprocal)
     return table
 
