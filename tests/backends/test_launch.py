@@ -19,6 +19,7 @@ from rope_kernels.ops.operators import Arguments, inputs_of
 pytest.importorskip("triton")
 
 from emulation.interpreter import interpreted
+from rope_kernels.backends.triton import arguments as triton_arguments
 from rope_kernels.backends.triton import constants as triton_constants
 from rope_kernels.backends.triton import kernels as triton_kernels
 from rope_kernels.backends.triton import launch as triton_launch
@@ -395,17 +396,17 @@ def test_a_gpu_is_asked_once_for_its_multiprocessors(monkeypatch):
         torch.cuda, "get_device_properties",
         lambda device: asked.append(device) or SimpleNamespace(multi_processor_count=counts[device.index]),
     )  # fmt: skip
-    triton_launch._multiprocessors.cache_clear()
+    triton_arguments.multiprocessors_of.cache_clear()
     for _ in range(3):
-        assert [triton_launch._multiprocessors(torch.device("cuda", i)) for i in range(2)] == [132, 84]
-    assert triton_launch._multiprocessors(torch.device("cpu")) == 48
+        assert [triton_arguments.multiprocessors_of(torch.device("cuda", i)) for i in range(2)] == [132, 84]
+    assert triton_arguments.multiprocessors_of(torch.device("cpu")) == 48
     assert len(asked) == 2
-    triton_launch._multiprocessors.cache_clear()
+    triton_arguments.multiprocessors_of.cache_clear()
 
 
 @pytest.mark.parametrize(("count", "many"), [(100, True), (132, False)])
 def test_the_number_of_multiprocessors_decides_the_shape(launched, monkeypatch, count, many):
-    monkeypatch.setattr(triton_launch, "_multiprocessors", lambda device: count)
+    monkeypatch.setattr(triton_arguments, "multiprocessors_of", lambda device: count)
     _, tile, grid = launched(*qk(1, 8192, heads=(32, 8)), torch.arange(8192))
     assert (tile.TOKENS > 1) == many
     assert grid == (8192 // tile.TOKENS, 1)

@@ -35,6 +35,10 @@ SUITES: dict[str, list[Stage]] = {
         Stage(tuple(f"{_BACKENDS}/test_{name}.py" for name in ("launch", "compiled", "triton_interpreter"))),
         Stage((f"{_BACKENDS}/test_triton_emulated.py",)),
     ],
+    "triton-norm": [
+        Stage((f"{_BACKENDS}/test_triton_norm_interpreter.py",)),
+        Stage((f"{_BACKENDS}/test_triton_norm_emulated.py",)),
+    ],
     "cuda": [
         Stage((f"{_BACKENDS}/test_cuda_host.py",), (_cuda_build("host"),)),
         Stage((f"{_BACKENDS}/test_cuda_emulated.py",), (_cuda_build("emulated"),)),

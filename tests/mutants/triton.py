@@ -141,7 +141,7 @@ MUTANTS = [
     ),
     *in_file(
         "triton",
-        "rope_kernels/backends/triton/launch.py",
+        "rope_kernels/backends/triton/arguments.py",
         (
             "stride",
             "(positions.stride(1) if positions.shape[1] > 1 else 0)",
@@ -150,10 +150,85 @@ MUTANTS = [
         ),
         (
             "branch",
-            "if len({_in_place(pair) for pair in present}) == 2",
-            "if len({_in_place(pair) for pair in present}) == 3",
+            "if len({is_in_place(pair) for pair in present}) == 2",
+            "if len({is_in_place(pair) for pair in present}) == 3",
             "one launch for a tensor in place and one apart",
         ),
+    ),
+    *in_file(
+        "triton-norm",
+        "rope_kernels/backends/triton/norm_tiles.py",
+        (
+            "operand",
+            "* (1.0 / TILE.HEAD_DIM) + eps)",
+            "* (1.0 / (2 * TILE.PAIRS)) + eps)",
+            "mean over the channels that turn only",
+        ),
+        (
+            "dropped",
+            "        squares += rests[r][0] * rests[r][0]\n",
+            "",
+            "channels that do not turn are left out of the mean",
+        ),
+        (
+            "operand",
+            "first, second = first * u, second * v",
+            "first, second = first * v, second * u",
+            "weights exchanged",
+        ),
+        (
+            "operand",
+            "cs[2] * second, cs[3] * first",
+            "cs[2] * first, cs[3] * second",
+            "weights of a pair exchanged in its second result",
+        ),
+        ("branch", "if NORM.OFFSET:\n        a, b", "if False:\n        a, b", "1 + weight taken for the weight"),
+        (
+            "mask",
+            "return tl.load(pointers, mask=mask, other=0) if MASKED",
+            "return tl.load(pointers, mask=mask, other=1) if MASKED",
+            "places of a tile outside the row count in its mean",
+        ),
+        (
+            "order",
+            "        tl.debug_barrier()  # threads of a row write where others of them read\n",
+            "        pass\n",
+            "no barrier between the loads and stores of threads that exchange",
+        ),
+    ),
+    *in_file(
+        "triton-norm",
+        "rope_kernels/backends/triton/norm_backward_tiles.py",
+        ("sign", "second * cs[2] - first * cs[1]", "second * cs[2] + first * cs[1]", "adjoint of a rotation"),
+        ("dropped", "            dots += i * w\n", "            dots += 0.0\n", "a mean without some channels"),
+        (
+            "operand",
+            "i * TILE.UNITS, tl.float32, TILE.VECTOR), sums[i]",
+            "i * TILE.UNITS, tl.float32, TILE.VECTOR), sums[0]",
+            "sums of other members of pairs",
+        ),
+    ),
+    *in_file(
+        "triton-norm",
+        "rope_kernels/backends/triton/norm_launch.py",
+        (
+            "dropped",
+            "replace(inputs, inverse=True)",
+            "replace(inputs, inverse=False)",
+            "gradient of heads without a norm",
+        ),
+        ("operand", "written=norm.after_rope", "written=False", "order of a weight's gradient"),
+    ),
+    *in_file(
+        "triton-norm",
+        "rope_kernels/backends/triton/norm_kernels.py",
+        (
+            "operand",
+            "q_weight_ptr, q_weight_offset, q_eps,\n",
+            "k_weight_ptr, q_weight_offset, q_eps,\n",
+            "k's weight on q",
+        ),
+        ("operand", "k_weight_offset, k_eps,\n", "k_weight_offset, q_eps,\n", "q's eps for k"),
     ),
     *in_file(
         "triton",

@@ -47,6 +47,9 @@ TABLE_PRODUCT = 1e-6
 """A rotation by a caller's table in fp32, besides the rounding of the result."""
 
 # Gradients and compilation
+NORMED_GRADIENT_EPS = 1e-6
+"""Of a normed and rotated row, of the largest: a rotation within the contract, and as much for a mean of products and a
+difference; of a weight, a sum of such products."""
 GRADIENT = _absolute(1e-5)
 """Of sums of squares or cubes of rotated values."""
 SECOND_GRADIENT = _absolute(1e-4)

@@ -12,11 +12,11 @@ from .tiles import channel, first_pair, places, rotate_heads
 from .trig import cos_sin, growth
 
 # No argument is specialised by value, so that a new sequence length never recompiles. :func:`places` gives alignment.
-_INTEGERS = ["num_tokens", "tokens_per_batch", "num_sequences", "switch_length", "ntk_start"]
-_INTEGERS += [f"{x}_{axis}" for x in ("q", "k", "q_out", "k_out") for axis in ("batch", "token", "head")]
-_INTEGERS += [f"{x}_{axis}" for x in ("positions", "cos", "sin") for axis in ("axis", "batch", "token", "channel")]
-_POINTERS = [f"{x}_ptr" for x in ("q", "k", "q_out", "k_out", "positions", "offset", "seq_len", "from_seq_len")]
-_POINTERS += ["cu_seqlens_ptr", "map_ptr", "table_ptr", "cos_ptr", "sin_ptr"]
+INTEGERS = ["num_tokens", "tokens_per_batch", "num_sequences", "switch_length", "ntk_start"]
+INTEGERS += [f"{x}_{axis}" for x in ("q", "k", "q_out", "k_out") for axis in ("batch", "token", "head")]
+INTEGERS += [f"{x}_{axis}" for x in ("positions", "cos", "sin") for axis in ("axis", "batch", "token", "channel")]
+POINTERS = [f"{x}_ptr" for x in ("q", "k", "q_out", "k_out", "positions", "offset", "seq_len", "from_seq_len")]
+POINTERS += ["cu_seqlens_ptr", "map_ptr", "table_ptr", "cos_ptr", "sin_ptr"]
 
 
 @triton.jit
@@ -108,7 +108,43 @@ def positions_of(ptr, token, batch, start, axis_stride, batch_stride, token_stri
     return found
 
 
-@triton.jit(do_not_specialize=_INTEGERS, do_not_specialize_on_alignment=_POINTERS)
+@triton.jit
+def turns(
+    positions_ptr, offset_ptr, seq_len_ptr, from_seq_len_ptr, cu_seqlens_ptr, map_ptr, table_ptr,
+    num_tokens, tokens_per_batch, batches_per_token, num_sequences,
+    positions_axis, positions_batch, positions_token, base, powers, ramp, switch_length, ntk,
+    scaling, long_scaling, ANGLE: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    """A program's tokens and how far their pairs turn; the arguments are those of :func:`rotate_kernel`.
+
+    (batch entry, place in it, whether the token is one of the call's, whether it is rotated, whether tokens past all
+    sequences exist, ``cs`` of :func:`rotate` for a unit's first pair, and for its second).
+    """
+    # the program's tokens, the group of each, and what the group decides
+    batch, token, inside = tokens_of_program(num_tokens, tokens_per_batch, batches_per_token, TILE)
+    group, known, start, any_past_end = groups(batch, token, inside, cu_seqlens_ptr, num_sequences, ANGLE.SEARCH_STEPS)
+    is_long, step = length_effects(seq_len_ptr, group, known, ANGLE.LENGTHS, switch_length, ntk, ANGLE)
+    from_long, from_step = length_effects(from_seq_len_ptr, group, known, ANGLE.FROM_LENGTHS, switch_length, ntk, ANGLE)
+    if ANGLE.OFFSETS:
+        start = start - of_group(offset_ptr, group, known, ANGLE.OFFSETS)
+    if ANGLE.SCALINGS == 2:
+        # a sum, since LLVM compiles a choice between two arguments to one between their addresses
+        scaling = tl.where(is_long, long_scaling, 0.0) + tl.where(is_long, 0.0, scaling)
+    # their cosines and sines
+    found = positions_of(positions_ptr, token, batch, start, positions_axis, positions_batch, positions_token, ANGLE)
+    pair = first_pair(TILE) + TILE.PAIRS_PER_UNIT * tl.arange(0, TILE.UNITS)[None, None, :]
+    c, s = cos_sin(pair, found, is_long, step, from_long, from_step, scaling, base, powers, ramp, map_ptr,
+                   table_ptr, ANGLE)  # fmt: skip
+    even = (c, s, c, s)
+    odd = even
+    if TILE.PAIRS_PER_UNIT == 2:
+        c, s = cos_sin(pair + 1, found, is_long, step, from_long, from_step, scaling, base, powers, ramp,
+                       map_ptr, table_ptr, ANGLE)  # fmt: skip
+        odd = (c, s, c, s)
+    return batch, token, inside, known, any_past_end, even, odd
+
+
+@triton.jit(do_not_specialize=INTEGERS, do_not_specialize_on_alignment=POINTERS)
 def rotate_kernel(
     # q, k and their outputs: the same tensors if TILE.MEMORY.IN_PLACE; k is None if TILE.K_HEADS is 0
     q_ptr, k_ptr, q_out_ptr, k_out_ptr,
@@ -138,27 +174,12 @@ def rotate_kernel(
     powers = (p0, p1, p2, p3, p4, p5, p6, p7, p8)
     ramp = (ramp_start, ramp_per_index, ramp_per_frequency, ramp_lowest, ramp_highest)
     ntk = (ntk_start, ntk_slope, ntk_power)
-    # the program's tokens, the group of each, and what the group decides
-    batch, token, inside = tokens_of_program(num_tokens, tokens_per_batch, batches_per_token, TILE)
-    group, known, start, any_past_end = groups(batch, token, inside, cu_seqlens_ptr, num_sequences, ANGLE.SEARCH_STEPS)
-    is_long, step = length_effects(seq_len_ptr, group, known, ANGLE.LENGTHS, switch_length, ntk, ANGLE)
-    from_long, from_step = length_effects(from_seq_len_ptr, group, known, ANGLE.FROM_LENGTHS, switch_length, ntk, ANGLE)
-    if ANGLE.OFFSETS:
-        start = start - of_group(offset_ptr, group, known, ANGLE.OFFSETS)
-    if ANGLE.SCALINGS == 2:
-        # a sum, since LLVM compiles a choice between two arguments to one between their addresses
-        scaling = tl.where(is_long, long_scaling, 0.0) + tl.where(is_long, 0.0, scaling)
-    # their cosines and sines
-    found = positions_of(positions_ptr, token, batch, start, positions_axis, positions_batch, positions_token, ANGLE)
-    pair = first_pair(TILE) + TILE.PAIRS_PER_UNIT * tl.arange(0, TILE.UNITS)[None, None, :]
-    c, s = cos_sin(pair, found, is_long, step, from_long, from_step, scaling, base, powers, ramp, map_ptr,
-                   table_ptr, ANGLE)  # fmt: skip
-    even = (c, s, c, s)
-    odd = even
-    if TILE.PAIRS_PER_UNIT == 2:
-        c, s = cos_sin(pair + 1, found, is_long, step, from_long, from_step, scaling, base, powers, ramp,
-                       map_ptr, table_ptr, ANGLE)  # fmt: skip
-        odd = (c, s, c, s)
+    batch, token, inside, known, any_past_end, even, odd = turns(
+        positions_ptr, offset_ptr, seq_len_ptr, from_seq_len_ptr, cu_seqlens_ptr, map_ptr, table_ptr,
+        num_tokens, tokens_per_batch, batches_per_token, num_sequences,
+        positions_axis, positions_batch, positions_token, base, powers, ramp, switch_length, ntk,
+        scaling, long_scaling, ANGLE, TILE,
+    )  # fmt: skip
     if TILE.Q_HEADS:
         x = rows(q_ptr, batch, token, q_batch, q_token)
         y = rows(q_out_ptr, batch, token, q_out_batch, q_out_token)
@@ -201,7 +222,7 @@ def table_heads(x, y, x_head, y_head, inside, cos, sin, cos_channel, sin_channel
     rotate_heads(x, y, x_head, y_head, inside, inside, False, even, odd, HEADS, BLOCK, False, TILE)
 
 
-@triton.jit(do_not_specialize=_INTEGERS, do_not_specialize_on_alignment=_POINTERS)
+@triton.jit(do_not_specialize=INTEGERS, do_not_specialize_on_alignment=POINTERS)
 def rotate_table_kernel(
     # q, k and their outputs; the table
     q_ptr, k_ptr, q_out_ptr, k_out_ptr, cos_ptr, sin_ptr,

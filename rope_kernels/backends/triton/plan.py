@@ -12,8 +12,8 @@ from functools import lru_cache
 
 from ...core.rotation import Rotation
 
-__all__ = ["BYTES_IN_FLIGHT", "Angle", "Memory", "Tile", "alignment", "bytes_in_flight", "launch_tile", "num_tiles",
-           "power_of_2"]  # fmt: skip
+__all__ = ["BYTES_IN_FLIGHT", "Angle", "Memory", "RowNorm", "Tile", "alignment", "bytes_in_flight", "launch_tile",
+           "num_tiles", "power_of_2"]  # fmt: skip
 
 BYTES_IN_FLIGHT = 40 * 1024
 """What a multiprocessor should have asked memory for at any time.
@@ -25,6 +25,7 @@ what a program does before its first load and after its last.
 _RESIDENT_WARPS = 32
 """Of a multiprocessor that has 65,536 registers, 64 of each thread."""
 _MAX_WARPS = 4
+_WARP = 32
 _MAX_VECTOR_BYTES = 16
 
 
@@ -87,6 +88,25 @@ class Memory:
     DENSE_HEADS: bool = True
     IN_PLACE: bool = False
     BATCHED: bool = False
+
+
+@dataclass(frozen=True)
+class RowNorm:
+    """Which norm the rows of q or of k get.
+
+    Attributes:
+        WEIGHTED: there is a weight.
+        AFTER: the rotated row is normed.
+        OFFSET: something is added to the weight.
+        FOLDED: the weight is multiplied into the cosines and sines, which are constants of a row.
+        WEIGHT_WORDS: words of the weight that a thread may load at once; 0 if it is not aligned to words.
+    """
+
+    WEIGHTED: bool
+    AFTER: bool
+    OFFSET: bool = False
+    FOLDED: bool = False
+    WEIGHT_WORDS: int = 0
 
 
 @dataclass(frozen=True)
@@ -157,6 +177,17 @@ class Tile:
         ranges.append((last, self.HEAD_DIM))
         return tuple(r for r in ranges if r[0] < r[1])
 
+    @property
+    def RESTS(self) -> tuple[tuple[int, int], ...]:  # noqa: N802
+        """The ranges of COPIES in parts of UNITS units, of which a thread holds as many as of the rotated part."""
+        step = self.UNITS * (2 if self.WORDS else 1)
+        return tuple((i, min(i + step, last)) for first, last in self.COPIES for i in range(first, last, step))
+
+    @property
+    def PLANES(self) -> int:  # noqa: N802
+        """Numbers of a row that belong to one unit, counting a unit of each of RESTS."""
+        return 2 * self.PAIRS_PER_UNIT + (2 if self.WORDS else 1) * len(self.RESTS)
+
 
 def power_of_2(n: int) -> int:
     """The smallest power of two that is at least ``n``, and at least 1."""
@@ -184,6 +215,7 @@ def alignment(item_bytes: int, byte_offsets: list[int], rotation: Rotation) -> i
 def launch_tile(
     tokens: int, q_heads: int, k_heads: int, rotation: Rotation, memory: Memory, *,
     multiprocessors: int, inverse: bool = False, loads_per_pair: bool = False, one_head: bool = False,
+    normed: bool = False,
 ) -> Tile:  # fmt: skip
     """The shape of a launch over ``tokens`` tokens.
 
@@ -204,8 +236,9 @@ def launch_tile(
         loads_per_pair: maps or tables are loaded; they must have fewer entries than a program has threads, or Triton
             would load them in a layout of their own and convert it through shared memory.
         one_head: angles are not shared between heads.
+        normed: a row is in one warp, the same threads hold the same channels in every tile.
     """
-    given = (q_heads, k_heads, rotation, memory, inverse, loads_per_pair, one_head)
+    given = (q_heads, k_heads, rotation, memory, inverse, loads_per_pair, one_head, normed)
     few, many = _tile(*given, many=False), _tile(*given, many=True)
     share = tokens / multiprocessors
     moving = bytes_in_flight(many, share)
@@ -244,7 +277,7 @@ def _resident_tokens(tile: Tile) -> float:
 @lru_cache(maxsize=4096)
 def _tile(
     q_heads: int, k_heads: int, rotation: Rotation, memory: Memory,
-    inverse: bool, loads_per_pair: bool, one_head: bool, *, many: bool, tail: bool = False,
+    inverse: bool, loads_per_pair: bool, one_head: bool, normed: bool, *, many: bool, tail: bool = False,
 ) -> Tile:  # fmt: skip
     """The tile of a program of one token or of many; ``tail``: the last program has fewer.
 
@@ -258,9 +291,10 @@ def _tile(
     halves = not (read_pairs or write_pairs)
     pairs, block = rotation.num_pairs, rotation.num_pairs // rotation.blocks
     words = memory.ALIGNED >= 2 * memory.ITEM_BYTES and not (halves and block % 2)
+    words = words and not (normed and rotation.head_dim % 2)
     per_unit = 2 if words and halves else 1
-    # one program reads all that it overwrites
-    whole_rows = not many or (memory.IN_PLACE and read_pairs != write_pairs)
+    # one program reads all that it overwrites, and all that it norms
+    whole_rows = not many or normed or (memory.IN_PLACE and read_pairs != write_pairs)
     chunk = power_of_2(pairs) if whole_rows else _chunk(pairs)
     units = chunk // per_unit
     vector = max(1, min(memory.ALIGNED // (2 * memory.ITEM_BYTES) if words else 1, units // 2))
@@ -268,11 +302,14 @@ def _tile(
     warps = 1
     while loads_per_pair and 32 * warps <= units:
         warps *= 2
-    if many:
+    if normed and lanes > _WARP:
+        shape = (1, 1, 1, 1)
+    elif many:
         most = 1 if one_head else 2 if halves else 4
         shape = _many_tokens(q_heads, k_heads, lanes, max(warps, _MAX_WARPS), most)
     else:
-        shape = _few_tokens(q_heads, k_heads, lanes, warps, halves, chunk == pairs and memory.DENSE_HEADS)
+        is_plain = chunk == pairs and memory.DENSE_HEADS and not normed
+        shape = _few_tokens(q_heads, k_heads, lanes, warps, halves, is_plain)
     return Tile(
         *shape, CHUNK=chunk, CHUNKS=max(1, pairs // chunk), VECTOR=vector, WORDS=words,
         Q_HEADS=q_heads, K_HEADS=k_heads, HEAD_DIM=rotation.head_dim, PAIRS=pairs, OFFSET=rotation.rotary_offset,

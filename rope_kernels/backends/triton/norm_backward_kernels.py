@@ -1,0 +1,74 @@
+# mypy: ignore-errors
+"""The Triton kernel for the gradients of :mod:`.norm_kernels`: of q, k and the weights, in one launch."""
+
+import triton
+import triton.language as tl
+
+from .kernels import INTEGERS, POINTERS, rows, turns
+from .norm_backward_tiles import backward_heads
+from .norm_kernels import FLOATS, WEIGHTS
+
+_GRADIENTS = [f"{x}_grad_{axis}" for x in ("q", "k") for axis in ("batch", "token", "head")]
+_PARTS = [f"{x}_{name}_ptr" for x in ("q", "k") for name in ("grad", "partials")]
+
+
+@triton.jit(
+    do_not_specialize=[*INTEGERS, *FLOATS, *_GRADIENTS], do_not_specialize_on_alignment=[*POINTERS, *WEIGHTS, *_PARTS]
+)
+def rotate_norm_backward_kernel(
+    # q, k, their gradients to write, and those of the forward call's outputs; k's are None if TILE.K_HEADS is 0
+    q_ptr, k_ptr, q_out_ptr, k_out_ptr, q_grad_ptr, k_grad_ptr,
+    # positions; int64 offset, seq_len and from_seq_len per group; bounds of packed sequences
+    positions_ptr, offset_ptr, seq_len_ptr, from_seq_len_ptr, cu_seqlens_ptr,
+    # constants of a spec that are too many for arguments: see cos_sin and frequency
+    map_ptr, table_ptr,
+    # sizes: tokens of the call and of a batch entry (and its reciprocal), packed sequences
+    num_tokens: tl.int32, tokens_per_batch: tl.int32, batches_per_token: tl.float64, num_sequences: tl.int32,
+    # strides, in elements
+    q_batch: tl.int64, q_token: tl.int64, q_head: tl.int64,
+    k_batch: tl.int64, k_token: tl.int64, k_head: tl.int64,
+    q_out_batch: tl.int64, q_out_token: tl.int64, q_out_head: tl.int64,
+    k_out_batch: tl.int64, k_out_token: tl.int64, k_out_head: tl.int64,
+    q_grad_batch: tl.int64, q_grad_token: tl.int64, q_grad_head: tl.int64,
+    k_grad_batch: tl.int64, k_grad_token: tl.int64, k_grad_head: tl.int64,
+    positions_axis: tl.int64, positions_batch: tl.int64, positions_token: tl.int64,
+    # frequencies: base * ratio ** j, with ratio ** (2 ** b) correctly rounded by the host; the clamped ramp; NTK
+    base: tl.float64, p0: tl.float64, p1: tl.float64, p2: tl.float64, p3: tl.float64, p4: tl.float64,
+    p5: tl.float64, p6: tl.float64, p7: tl.float64, p8: tl.float64,
+    ramp_start: tl.float64, ramp_per_index: tl.float64, ramp_per_frequency: tl.float64,
+    ramp_lowest: tl.float64, ramp_highest: tl.float64,
+    switch_length: tl.int64, ntk_start: tl.int64, ntk_slope: tl.float64, ntk_power: tl.float64,
+    scaling: tl.float32, long_scaling: tl.float32,
+    # weights (head_dim,), None without one; what is added to them; what is added to the mean of the squares
+    q_weight_ptr, k_weight_ptr,
+    q_weight_offset: tl.float32, k_weight_offset: tl.float32, q_eps: tl.float32, k_eps: tl.float32,
+    # float32 (programs * TILE.TOKENS * TILE.Q_BLOCK or K_BLOCK, TILE.PLANES * TILE.UNITS), None without a weight
+    q_partials_ptr, k_partials_ptr,
+    # compile-time constants: plan.Angle, plan.Tile, the same with reading and writing exchanged, plan.RowNorm twice
+    ANGLE: tl.constexpr, TILE: tl.constexpr, BACK: tl.constexpr, Q_NORM: tl.constexpr, K_NORM: tl.constexpr,
+):  # fmt: skip
+    """The gradients of q and k, and parts of those of the weights. Grid: (ceil(tokens / TILE.TOKENS), 1)."""
+    powers = (p0, p1, p2, p3, p4, p5, p6, p7, p8)
+    ramp = (ramp_start, ramp_per_index, ramp_per_frequency, ramp_lowest, ramp_highest)
+    ntk = (ntk_start, ntk_slope, ntk_power)
+    batch, token, inside, known, any_past_end, even, odd = turns(
+        positions_ptr, offset_ptr, seq_len_ptr, from_seq_len_ptr, cu_seqlens_ptr, map_ptr, table_ptr,
+        num_tokens, tokens_per_batch, batches_per_token, num_sequences,
+        positions_axis, positions_batch, positions_token, base, powers, ramp, switch_length, ntk,
+        scaling, long_scaling, ANGLE, TILE,
+    )  # fmt: skip
+    PACKED: tl.constexpr = ANGLE.SEARCH_STEPS > 0
+    if TILE.Q_HEADS:
+        x = rows(q_ptr, batch, token, q_batch, q_token)
+        y = rows(q_out_ptr, batch, token, q_out_batch, q_out_token)
+        grad = rows(q_grad_ptr, batch, token, q_grad_batch, q_grad_token)
+        backward_heads(x, y, grad, q_head, q_out_head, q_grad_head, inside, known, any_past_end, even, odd,
+                       q_weight_ptr, q_weight_offset, q_eps, q_partials_ptr, TILE.Q_HEADS, TILE.Q_BLOCK,
+                       PACKED, Q_NORM, TILE, BACK)  # fmt: skip
+    if TILE.K_HEADS:
+        x = rows(k_ptr, batch, token, k_batch, k_token)
+        y = rows(k_out_ptr, batch, token, k_out_batch, k_out_token)
+        grad = rows(k_grad_ptr, batch, token, k_grad_batch, k_grad_token)
+        backward_heads(x, y, grad, k_head, k_out_head, k_grad_head, inside, known, any_past_end, even, odd,
+                       k_weight_ptr, k_weight_offset, k_eps, k_partials_ptr, TILE.K_HEADS, TILE.K_BLOCK,
+                       PACKED, K_NORM, TILE, BACK)  # fmt: skip
