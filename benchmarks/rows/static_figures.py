@@ -20,7 +20,15 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 
 from emulation import aot, targets
 from emulation.cuda import build
-from emulation.figures import Figures, Shape, cuda_figures, triton_figures, triton_launches_figures
+from emulation.figures import (
+    Figures,
+    Shape,
+    cuda_figures,
+    triton_figures,
+    triton_launches_figures,
+    triton_norm_backward_figures,
+    triton_norm_figures,
+)
 
 __all__ = ["AMD", "KERNELS", "NVIDIA", "Shape", "cases", "has_nvcc", "nvidia_bf16_figures", "to_dict", "triton_figures"]
 
@@ -63,7 +71,10 @@ KERNELS: dict[str, Callable[[Shape, str], Figures]] = {
     "triton": triton_figures,
     "cuda": cuda_figures,
     "textbook": textbook_figures,
+    "triton norm": triton_norm_figures,
+    "triton norm backward": triton_norm_backward_figures,
 }
+_ALL_SHAPES = ("triton", "cuda")
 
 
 def cases() -> Iterator[tuple[str, str, Shape]]:
@@ -71,9 +82,13 @@ def cases() -> Iterator[tuple[str, str, Shape]]:
     dtypes = [Shape(dtype, 128, phase) for dtype in (torch.bfloat16, torch.float16, torch.float32) for phase in PHASES]
     widths = [Shape(head_dim=width, phase=phase) for width in (64, 96, 256) for phase in PHASES]
     pairs = [Shape(head_dim=width, phase=phase, pairing="interleaved") for width in (128, 64) for phase in PHASES]
-    for shape, target, kernel in product([*dtypes, *widths, *pairs], NVIDIA, KERNELS):
+    for shape, target, kernel in product([*dtypes, *widths, *pairs], NVIDIA, (*_ALL_SHAPES, "textbook")):
         if kernel != "textbook" or shape.pairing == "half":
             yield kernel, target, shape
+    for shape, target in product([*dtypes[:2], *pairs[:2]], NVIDIA):
+        yield "triton norm", target, shape
+        if shape.phase == "prefill":
+            yield "triton norm backward", target, shape
     for shape, target in product(dtypes[:2], AMD):
         yield "triton", target, shape
 

@@ -20,9 +20,11 @@ from triton.backends.nvidia.compiler import get_ptxas
 
 import rope_kernels
 from rope_kernels import RopeConfig
-from rope_kernels.backends.inputs import Inputs
+from rope_kernels.backends.inputs import Inputs, Norms
 from rope_kernels.backends.triton import kernels as triton_kernels
 from rope_kernels.backends.triton import launch as triton_launch
+from rope_kernels.backends.triton import norm_backward_kernels, norm_kernels
+from rope_kernels.core.norms import Norm
 from rope_kernels.core.spec import parse_spec
 
 from . import aot, sass
@@ -41,6 +43,8 @@ __all__ = [
     "triton_figures",
     "triton_launches",
     "triton_launches_figures",
+    "triton_norm_backward_figures",
+    "triton_norm_figures",
 ]
 
 LIBRARY = Path(rope_kernels.__file__).parent / "_native.so"
@@ -118,7 +122,7 @@ class Figures:
 
 @dataclass(frozen=True)
 class _Part:
-    """An emulated part of a launch: its code, what ran of it, and how many elements that was for."""
+    """An emulated part of a launch: what ran of it, and how many elements that was for."""
 
     counts: Counts
     executed: dict[str, float]
@@ -139,15 +143,16 @@ def _visible(tensors: dict[str, Tensor]) -> Memory:
 
 def _emulated(
     program: Program, name: str, grid: Sequence[int], threads: int, arguments: Sequence[Any],
-    tensors: dict[str, Tensor], code: sass.Code, item: int,
+    tensors: dict[str, Tensor], code: sass.Code, stored: float,
 ) -> _Part:  # fmt: skip
+    """``stored``: bytes that are stored per element."""
     kernel, memory = program.kernels[name], _visible(tensors)
     part = (min(grid[0], _EMULATED_PROGRAMS), *grid[1:])
     values = [*arguments, *[0] * (len(kernel.parameters) - len(arguments))]  # Triton's scratch memory, not used
 
     counts = run(kernel, part, (threads,), values, memory)
     found = pieces(kernel, counts)
-    elements = sum(width * number for width, number in counts.stores.items()) / item
+    elements = sum(width * number for width, number in counts.stores.items()) / stored
     return _Part(counts, sass.executed(code, found), elements)
 
 
@@ -193,21 +198,27 @@ def triton_code(launch: aot.Launch, target: str) -> tuple[sass.Facts, sass.Code 
     return replace(facts, shared_bytes=shared), code
 
 
-def _triton_part(launch: aot.Launch, target: str, shipped: sass.Code, item: int) -> _Part:
+def _triton_part(launch: aot.Launch, target: str, shipped: sass.Code, stored: float) -> _Part:
     name, ptx = launch.compiled.metadata.name, launch.compiled.asm["ptx"]
     program = Program.parse(ptx)
     ptxas = get_ptxas(int(target.removeprefix("sm_"))).path
     code = sass.assembled(ptx, name, program.target, ptxas, ["--regAllocOptLevel=2"])
     assert sass.same_code(code, shipped)
     threads = 32 * launch.compiled.metadata.num_warps
-    return _emulated(program, name, launch.grid, threads, launch.scalars, launch.tensors, code, item)
+    return _emulated(program, name, launch.grid, threads, launch.scalars, launch.tensors, code, stored)
 
 
-def triton_launches_figures(kernel: str, target: str, shape: Shape, launches: list[aot.Launch]) -> Figures:
-    """Of launches that were compiled for ``target``; all of one kernel."""
+def triton_launches_figures(
+    kernel: str, target: str, shape: Shape, launches: list[aot.Launch], stored: float | None = None
+) -> Figures:
+    """Of launches that were compiled for ``target``; all of one kernel.
+
+    ``stored``: bytes that it stores per element, if more than the element.
+    """
+    stored = stored or shape.dtype.itemsize
     tensors = [launch.tensors for launch in launches]
     facts, code = triton_code(launches[0], target)
-    parts = [] if code is None else [_triton_part(each, target, code, shape.dtype.itemsize) for each in launches]
+    parts = [] if code is None else [_triton_part(each, target, code, stored) for each in launches]
     return _figures(kernel, target, shape, facts, tensors, parts)
 
 
@@ -225,6 +236,33 @@ def triton_launches(shape: Shape, target: str, in_place: bool = False) -> list[a
 def triton_figures(shape: Shape, target: str, in_place: bool = False) -> Figures:
     """Of the Triton kernel; for AMD's targets ("gfx942") facts only."""
     return triton_launches_figures("triton", target, shape, triton_launches(shape, target, in_place))
+
+
+def _norms(shape: Shape) -> Norms:
+    """Qwen3's: a weight of q's dtype for q and one for k, before the rotation."""
+    return Norms(Norm(1e-6), Norm(1e-6), *(torch.ones(shape.head_dim, dtype=shape.dtype) for _ in "qk"))
+
+
+@cache
+def triton_norm_figures(shape: Shape, target: str, in_place: bool = False) -> Figures:
+    """Of the Triton kernel that norms q and k and rotates them."""
+    q, k = shape.tensors()
+    q_out, k_out = (q, k) if in_place else (torch.empty_like(q), torch.empty_like(k))
+    inputs, spec = shape.call()
+    with aot.compiling(target, norm_kernels, "rotate_norm_kernel") as launches:
+        triton_launch.rotate_norm(q, k, q_out, k_out, inputs, parse_spec(spec), _norms(shape))
+    return triton_launches_figures("triton norm", target, shape, launches)
+
+
+@cache
+def triton_norm_backward_figures(shape: Shape, target: str) -> Figures:
+    """Of the Triton kernel for its gradients."""
+    inputs, spec = shape.call()
+    with aot.compiling(target, norm_backward_kernels, "rotate_norm_backward_kernel") as launches:
+        triton_launch.rotate_norm_backward(shape.tensors(), *shape.tensors(), inputs, parse_spec(spec), _norms(shape))
+    partials = [x for launch in launches for name, x in launch.tensors.items() if name.endswith("partials_ptr")]
+    stored = shape.dtype.itemsize + sum(x.numel() * x.element_size() for x in partials) / shape.elements
+    return triton_launches_figures("triton norm backward", target, shape, launches, stored)
 
 
 def _plain(name: str) -> str:

@@ -13,13 +13,27 @@ pytest.importorskip("triton")
 
 from emulation import targets
 from emulation.cuda import build
-from emulation.figures import Shape, cuda_figures, library_kernels, triton_figures
+from emulation.figures import (
+    Shape,
+    cuda_figures,
+    library_kernels,
+    triton_figures,
+    triton_norm_backward_figures,
+    triton_norm_figures,
+)
 from rope_kernels.backends import native
 
 NVIDIA = targets.sm(targets.TRITON)
 AMD = ("gfx942", "gfx1100")
 BUDGETS = {128: {"prefill": 5, "decode": 10}, None: {"prefill": 5, "decode": 13}}
 """Executed thread instructions per element in 16 bits, halves of a head of 128 channels and other heads."""
+NORM_BUDGETS = {
+    ("half", "prefill"): 8, ("half", "decode"): 13, ("interleaved", "prefill"): 9, ("interleaved", "decode"): 15.5,
+}  # fmt: skip
+"""The same with a norm of q and of k."""
+NORM_BACKWARD_BUDGETS = {"half": 16, "interleaved": 17.5}
+NORM_REGISTERS = 104
+NORM_BACKWARD_REGISTERS = 128
 REGISTERS = 64
 GENERAL_REGISTERS = 80
 TABLE_REGISTERS = 96  # four numbers for each pair, where angles have two
@@ -85,6 +99,45 @@ def test_in_place(shape, target):
     figures = triton_figures(shape, target, in_place=True)
     check_instructions(figures)
     check_code(figures)
+
+
+def check_norm(figures, registers):
+    facts = figures.facts
+    assert figures.launches == 1
+    assert (facts.stack_bytes, facts.shared_bytes, facts.local_instructions) == (0, 0, 0)
+    assert set(facts.slow_instructions) == {"MUFU.RSQ"}
+    assert facts.registers <= registers
+    assert set(facts.store_widths) == {16}
+    assert set(facts.load_widths) == {8, 16}  # positions
+
+
+NORMED = [Shape(phase=phase, pairing=pairing) for pairing, phase in product(("half", "interleaved"), PHASES)]
+
+
+@pytest.mark.parametrize("target", NVIDIA)
+@pytest.mark.parametrize("shape", NORMED, ids=str)
+def test_norm(shape, target):
+    figures = triton_norm_figures(shape, target)
+    assert figures.instructions_per_element <= NORM_BUDGETS[shape.pairing, shape.phase]
+    assert figures.stores == {16: pytest.approx(2)}
+    assert figures.dram_bytes_per_element <= 4.03
+    check_norm(figures, NORM_REGISTERS)
+
+
+@pytest.mark.parametrize(("shape", "target"), list(zip(NORMED, NVIDIA, strict=True)), ids=str)
+def test_norm_in_place(shape, target):
+    figures = triton_norm_figures(shape, target, in_place=True)
+    assert figures.instructions_per_element <= NORM_BUDGETS[shape.pairing, shape.phase]
+    check_norm(figures, NORM_REGISTERS)
+
+
+@pytest.mark.parametrize("target", NVIDIA)
+@pytest.mark.parametrize("shape", NORMED[::2], ids=str)
+def test_norm_backward(shape, target):
+    figures = triton_norm_backward_figures(shape, target)
+    assert figures.instructions_per_element <= NORM_BACKWARD_BUDGETS[shape.pairing]
+    assert figures.dram_bytes_per_element < 6.21  # 0.2 of them the parts of the weights' gradients
+    check_norm(figures, NORM_BACKWARD_REGISTERS)
 
 
 @pytest.mark.full
