@@ -11,6 +11,7 @@ from rope_kernels.backends import native
 
 from . import peers
 from .fallback import fallback_rows
+from .norms import norm_rows
 from .ours import FLOORS, FORMS, TimedCall, floor, ours
 from .row import BenchmarkRow, facts_of
 from .shapes import DECODE_1, DECODE_32, LLAMA_8B, Shape, inputs
@@ -113,4 +114,5 @@ def budget_rows() -> list[BenchmarkRow]:
         BenchmarkRow(GROUP, "in place, 1000 packed sequences, against one", _packed, 0.9),
         *_thread_rows(),
         *fallback_rows(),
+        *norm_rows(),
     ]
