@@ -40,7 +40,10 @@ def names_of_python(text: str) -> set[str]:
 
 def bodies_in_cpp(text: str, name: str) -> list[str]:
     """Definitions of a function or type, each from its name on."""
-    starts = re.finditer(rf"(?m)^(?!.*\breturn\b)[^\n/(=]*?\b{name}\b(?=[\s({{])[^;{{]*{{", text)
+    starts = re.finditer(
+        rf"(?m)^(?!.*\breturn\b)(?:__global__ void __launch_bounds__\(.*\) |[^\n/(=]*?)\b{name}\b(?=[\s({{])[^;{{]*{{",
+        text,
+    )
     return [text[match.start() :] for match in starts]
 
 

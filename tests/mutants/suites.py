@@ -32,7 +32,9 @@ _MATHEMATICS = Stage(("tests/cpp/test_math_module.py",), (_CMAKE, ("ninja", "-C"
 
 SUITES: dict[str, list[Stage]] = {
     "triton": [
-        Stage(tuple(f"{_BACKENDS}/test_{name}.py" for name in ("launch", "compiled", "triton_interpreter"))),
+        Stage(
+            tuple(f"{_BACKENDS}/test_{name}.py" for name in ("launch", "compiled", "fp_fusion", "triton_interpreter"))
+        ),
         Stage((f"{_BACKENDS}/test_triton_emulated.py",)),
     ],
     "triton-norm": [

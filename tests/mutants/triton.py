@@ -231,6 +231,36 @@ MUTANTS = [
         ("operand", "k_weight_offset, k_eps,\n", "k_weight_offset, q_eps,\n", "q's eps for k"),
     ),
     *in_file(
+        "triton-norm",
+        "rope_kernels/backends/triton/norm_backward_kernels.py",
+        (
+            "operand",
+            "k_weight_offset, k_eps, k_partials_ptr,",
+            "k_weight_offset, q_eps, k_partials_ptr,",
+            "q's eps for the gradients of k",
+        ),
+    ),
+    *in_file(
+        "triton",
+        "rope_kernels/backends/triton/launch.py",
+        (
+            "dropped",
+            "return _all([_rotate(group, q.shape[0], q.shape[1], inputs, spec) for group in launches_of(pairs)])",
+            "return _all([_rotate(group, q.shape[0], q.shape[1], inputs, spec) for group in launches_of(pairs)[:1]])",
+            "one of q and k in place, and the other not rotated",
+        ),
+    ),
+    *in_file(
+        "triton",
+        "rope_kernels/backends/triton/launching.py",
+        (
+            "precision",
+            '"enable_fp_fusion": True',
+            '"enable_fp_fusion": False',
+            "products are rounded before they are added",
+        ),
+    ),
+    *in_file(
         "triton",
         "rope_kernels/backends/triton/plan.py",
         ("mask", "TAIL=tail", "TAIL=False", "tokens past the end are not masked"),
