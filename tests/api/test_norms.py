@@ -183,16 +183,6 @@ def test_the_fast_path_has_the_bits_of_the_operators(call, monkeypatch):
             assert x.stride() == y.stride()
 
 
-def test_a_decode_step_takes_the_fast_path(monkeypatch):
-    """In every form: the checked door is not reached."""
-    monkeypatch.setattr("rope_kernels.api.normed.prepare", lambda *args: pytest.fail("the checked door"))
-    q, k, positions = torch.randn(4, 1, 8, 64), torch.randn(4, 1, 2, 64), torch.arange(4)[:, None]
-    norms = dict(q_norm=rk.HeadNorm(torch.ones(64).half(), 1e-6), k_norm=rk.HeadNorm(None, 1e-6, after_rope=True))
-    rk.apply_rope(q, k, positions, CONFIG, **norms)
-    rk.apply_rope_(q, k, positions, CONFIG, **norms)
-    rk.apply_rope(q, k, positions, CONFIG, **norms, out=(torch.empty_like(q), torch.empty_like(k)))
-
-
 @given(st.integers(0, 0xFFFF))
 def test_every_weight_of_16_bits_is_read_right(bits):
     for dtype in (torch.float16, torch.bfloat16):
