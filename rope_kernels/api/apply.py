@@ -72,10 +72,10 @@ def apply_rope(
         RopeShapeError: a tensor does not fit, or a norm is given with ``inverse``; nothing has been written.
         RuntimeError: ``out`` was given and a gradient is needed.
     """
+    text = _usual_text(cfg, interleaved, layout, inverse)
     if q_norm is not None or k_norm is not None:
         options = NormedCall(interleaved, layout, seq_len, offset, cu_seqlens, inverse, q_norm, k_norm)
-        return rotate_normed(apply_rope, q, k, positions, cfg, options, out)
-    text = _usual_text(cfg, interleaved, layout, inverse)
+        return rotate_normed(apply_rope, q, k, positions, cfg, options, text, out)
     if text is not None and out is None:
         made = direct.rotate(q, k, positions, offset, seq_len, cu_seqlens, text)
         if made is None and seq_len is offset is cu_seqlens is None and not cfg.depends_on_length:
@@ -118,10 +118,10 @@ def apply_rope_(
         RopeShapeError: a tensor does not fit, or a view would be written twice; nothing has been written.
         RuntimeError: q, k or a norm's weight needs a gradient.
     """
+    text = _usual_text(cfg, interleaved, layout, inverse)
     if q_norm is not None or k_norm is not None:
         options = NormedCall(interleaved, layout, seq_len, offset, cu_seqlens, inverse, q_norm, k_norm)
-        return rotate_normed(apply_rope_, q, k, positions, cfg, options, (q, k))
-    text = _usual_text(cfg, interleaved, layout, inverse)
+        return rotate_normed(apply_rope_, q, k, positions, cfg, options, text, (q, k))
     if text is None or not direct.rotate_(q, k, positions, offset, seq_len, cu_seqlens, text):
         usual = seq_len is cu_seqlens is None
         if not usual or plain.rotate(q, k, positions, offset, text, (q, k)) is None:

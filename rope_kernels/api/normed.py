@@ -12,7 +12,7 @@ from torch.compiler import is_compiling
 
 from ..config import RopeConfig
 from ..core.norms import Norm
-from ..core.spec import text_of
+from ..core.spec import with_norms
 from ..errors import RopeShapeError
 from ..ops import autograd, direct, norm_autograd, norm_operators
 from ..ops.norm_operators import Weights
@@ -45,11 +45,15 @@ class NormedCall(NamedTuple):
 
 def rotate_normed(
     call: Callable[..., Pair], q: Tensor, k: Tensor | None, positions: Tensor | None, cfg: RopeConfig,
-    given: NormedCall, out: Pair | None,
+    given: NormedCall, text: str | None, out: Pair | None,
 ) -> Pair:  # fmt: skip
-    """(q, k) normed and rotated, or written to ``out``. ``call``: ``apply_rope``, or in place ``apply_rope_``."""
-    is_in_place = out is not None and out[0] is q and out[1] is k
-    made = _past_dispatcher(q, k, positions, cfg, given, out, is_in_place)
+    """(q, k) normed and rotated, or written to ``out``.
+
+    ``call``: ``apply_rope``, or in place ``apply_rope_``; ``text``: without norms, ``None`` if the fast path cannot
+    take the call.
+    """
+    is_in_place = isinstance(out, tuple) and len(out) == 2 and out[0] is q and out[1] is k
+    made = None if text is None else _past_dispatcher(q, k, positions, given, text, out, is_in_place)
     if made is not None:
         return made
     _check_norms(q, k, given)
@@ -58,9 +62,7 @@ def rotate_normed(
     args = prepare(
         q, k, positions, cfg, given.interleaved, given.layout, given.seq_len, given.offset, given.cu_seqlens
     )  # fmt: skip
-    norms = [None if norm is None else _of_operator(norm) for norm in (given.q_norm, given.k_norm)]
-    text = text_of(cfg.spec(given.interleaved), given.layout, q_norm=norms[0], k_norm=norms[1])
-    args = args._replace(text=text)
+    args = args._replace(text=_normed_text(args.text, _numbers(given.q_norm), _numbers(given.k_norm)))
     weights = Weights(_weight("q_norm", given.q_norm, q, cfg), _weight("k_norm", given.k_norm, q, cfg))
     if out is None:
         return norm_autograd.rotate_norm(q, k, args, weights)
@@ -72,24 +74,16 @@ def rotate_normed(
 
 
 def _past_dispatcher(
-    q: Tensor, k: Tensor | None, positions: Tensor | None, cfg: RopeConfig, given: NormedCall, out: Pair | None,
+    q: Tensor, k: Tensor | None, positions: Tensor | None, given: NormedCall, text: str, out: Pair | None,
     is_in_place: bool,
 ) -> Pair | None:  # fmt: skip
     """The call by the fast path; ``None``, with nothing written, if that does not take it."""
-    interleaved, layout, seq_len, offset, cu_seqlens, inverse, q_norm, k_norm = given
-    if is_compiling() or inverse is not False or not isinstance(layout, str):
+    _, _, seq_len, offset, cu_seqlens, _, q_norm, k_norm = given
+    if any(norm is not None and type(norm) is not HeadNorm for norm in (q_norm, k_norm)):
         return None
-    specs: dict[bool | None, str] | None = getattr(cfg, "specs", None)
-    if not specs or not (interleaved is None or isinstance(interleaved, bool)) or interleaved not in specs:
-        return None
-    numbers, weights = [], []
-    for norm in (q_norm, k_norm):
-        if norm is not None and type(norm) is not HeadNorm:
-            return None
-        numbers.append(None if norm is None else (norm.eps, norm.weight_offset, norm.after_rope))
-        weights.append(None if norm is None else norm.weight)
-    text = _cached_text(specs[interleaved], layout, *numbers)
+    text = _cached_text(text, _numbers(q_norm), _numbers(k_norm))
     arguments = q, k, positions, offset, seq_len, cu_seqlens, text
+    weights = None if q_norm is None else q_norm.weight, None if k_norm is None else k_norm.weight
     if out is None:
         return direct.rotate(*arguments, *weights)
     if is_in_place:
@@ -98,10 +92,16 @@ def _past_dispatcher(
     return out if usual and direct.rotate_out(*arguments, *out, *weights) else None
 
 
-@lru_cache(maxsize=1024)
-def _cached_text(spec: str, layout: str, q_norm: _Numbers | None, k_norm: _Numbers | None) -> str:
-    norms = [None if numbers is None else Norm(*numbers) for numbers in (q_norm, k_norm)]
-    return text_of(spec, layout, q_norm=norms[0], k_norm=norms[1])
+def _numbers(norm: HeadNorm | None) -> _Numbers | None:
+    return None if norm is None else (norm.eps, norm.weight_offset, norm.after_rope)
+
+
+def _normed_text(text: str, q_norm: _Numbers | None, k_norm: _Numbers | None) -> str:
+    return with_norms(text, *(None if numbers is None else Norm(*numbers) for numbers in (q_norm, k_norm)))
+
+
+# For the fast path only: Dynamo warns of every lru_cache that it traces, and never traces that path.
+_cached_text = lru_cache(maxsize=1024)(_normed_text)
 
 
 def _check_norms(q: Tensor, k: Tensor | None, given: NormedCall) -> None:
@@ -115,10 +115,6 @@ def _check_norms(q: Tensor, k: Tensor | None, given: NormedCall) -> None:
             raise RopeShapeError(f"{name}: given with inverse=True; a norm cannot be undone")
         if x is None:
             raise RopeShapeError(f"{name}: given without {name[0]}")
-
-
-def _of_operator(norm: HeadNorm) -> Norm:
-    return Norm(norm.eps, norm.weight_offset, norm.after_rope)
 
 
 def _weight(name: str, norm: HeadNorm | None, q: Tensor, cfg: RopeConfig) -> Tensor | None:

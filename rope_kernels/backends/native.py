@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..core.norms import Norm
 from ..core.rotation import Rotation
-from ..core.spec import Spec, text_of
+from ..core.spec import Spec, text_of, with_norms
 from . import choice, reference
 from .inputs import Inputs, Norms
 
@@ -143,7 +143,7 @@ def rotate_norm(
     if not q.is_cpu:
         reference.rotate_norm(q, k, q_out, k_out, inputs, spec, norms)
         return
-    text = text_of(spec.encode(), "bshd", unscaled=inputs.unscaled, q_norm=norms.q, k_norm=norms.k)
+    text = with_norms(text_of(spec.encode(), "bshd", unscaled=inputs.unscaled), norms.q, norms.k)
     torch.ops.rope_kernels.native_rotate_norm_out(
         q, k, *_index_tensors(inputs), text, norms.q_weight, norms.k_weight, q_out, k_out
     )
@@ -167,9 +167,8 @@ def rotate_norm_backward(
     ]
     first, second = (*sides, None, None)[:2]
     assert first is not None
-    text = text_of(
-        spec.encode(), "bshd", unscaled=inputs.unscaled, q_norm=first.norm, k_norm=second.norm if second else None
-    )
+    text = text_of(spec.encode(), "bshd", unscaled=inputs.unscaled)
+    text = with_norms(text, first.norm, second.norm if second else None)
     torch.ops.rope_kernels.native_rotate_norm_backward(
         first.grad, second and second.grad, first.x, second and second.x, *_index_tensors(inputs), text,
         first.weight, second and second.weight, parts,

@@ -16,7 +16,7 @@ from ..errors import RopeConfigError
 from .pairs import rotate_pairs
 from .rotation import Rotation
 
-__all__ = ["Norm", "factors_of", "rotate_normed", "rotate_normed_backward"]
+__all__ = ["Norm", "rotate_normed", "rotate_normed_backward"]
 
 _ORDERS = ("before", "after")
 Factors = tuple[Tensor, Tensor]
@@ -54,7 +54,7 @@ class Norm:
         return norm
 
 
-def factors_of(norm: Norm, weight: Tensor | None) -> Tensor | None:
+def _factors_of(norm: Norm, weight: Tensor | None) -> Tensor | None:
     """float32 (head_dim,): what each channel is multiplied by; ``None`` without a weight."""
     return None if weight is None else weight.float() + norm.weight_offset
 
@@ -69,7 +69,7 @@ def _weighted(x: Tensor, u: Tensor | None) -> Tensor:
 
 def rotate_normed(x: Tensor, turn: Factors, rotation: Rotation, norm: Norm, weight: Tensor | None) -> Tensor:
     """``x`` (batch, tokens, heads, head_dim) normed and rotated, in float32 operations that torch can differentiate."""
-    (cos, sin), u, x = turn, factors_of(norm, weight), x.float()
+    (cos, sin), u, x = turn, _factors_of(norm, weight), x.float()
     if norm.after_rope:
         rotated = rotate_pairs(x, (cos, cos), (sin, sin), rotation, False)
         return _weighted(rotated * _inverse_rms(rotated, norm.eps), u)
@@ -80,7 +80,7 @@ def rotate_normed_backward(
     grad: Tensor, x: Tensor, turn: Factors, rotation: Rotation, norm: Norm, weight: Tensor | None
 ) -> tuple[Tensor, Tensor | None]:
     """(float32 gradient of ``x``, float32 (head_dim,) gradient of the weight or ``None``)."""
-    (cos, sin), u, x, grad = turn, factors_of(norm, weight), x.float(), grad.float()
+    (cos, sin), u, x, grad = turn, _factors_of(norm, weight), x.float(), grad.float()
     if norm.after_rope:
         x = rotate_pairs(x, (cos, cos), (sin, sin), rotation, False)
     else:

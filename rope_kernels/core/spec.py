@@ -36,7 +36,7 @@ from .layouts import LAYOUTS
 from .norms import Norm
 from .rotation import PAIRINGS, PHASES, TABLE_DTYPES, Rotation
 
-__all__ = ["FLAGS", "NORMS", "Operation", "Spec", "adjoint", "parse_spec", "parse_text", "text_of"]
+__all__ = ["FLAGS", "NORMS", "Operation", "Spec", "adjoint", "parse_spec", "parse_text", "text_of", "with_norms"]
 
 FLAGS = ("inverse", "unscaled")
 NORMS = ("q_norm", "k_norm")
@@ -92,15 +92,17 @@ class Operation:
     k_norm: Norm | None = None
 
 
-def text_of(
-    spec: str, layout: str = "bshd", inverse: bool = False, unscaled: bool = False,
-    q_norm: Norm | None = None, k_norm: Norm | None = None,
-) -> str:  # fmt: skip
-    """The operator's text for an encoded :class:`Spec` and the call's layout, flags and norms."""
-    if layout == "bshd" and not inverse and not unscaled and q_norm is k_norm is None:
+def text_of(spec: str, layout: str = "bshd", inverse: bool = False, unscaled: bool = False) -> str:
+    """The operator's text for an encoded :class:`Spec` and the call's layout and flags."""
+    if layout == "bshd" and not inverse and not unscaled:
         return spec
-    norms = "".join(f",{n}={x.encode()}" for n, x in zip(NORMS, (q_norm, k_norm), strict=True) if x is not None)
-    return f"{spec}@{layout}{',inverse' if inverse else ''}{',unscaled' if unscaled else ''}{norms}"
+    return f"{spec}@{layout}{',inverse' if inverse else ''}{',unscaled' if unscaled else ''}"
+
+
+def with_norms(text: str, q_norm: Norm | None, k_norm: Norm | None) -> str:
+    """The text of the same call with norms of q's and k's heads."""
+    words = [f"{n}={x.encode()}" for n, x in zip(NORMS, (q_norm, k_norm), strict=True) if x is not None]
+    return ",".join([text if "@" in text or not words else f"{text}@bshd", *words])
 
 
 @lru_cache(maxsize=1024)

@@ -148,6 +148,12 @@ def test_a_mistake_is_named_and_nothing_is_written(options, problem):
         assert torch.equal(k, K)
 
 
+@pytest.mark.parametrize("out", [(), (Q.clone(),), (Q.clone(), None), 3])
+def test_outputs_that_are_no_pair_are_refused(out):
+    with pytest.raises(rk.RopeShapeError, match="out: must be"):
+        rk.apply_rope(Q, K, None, CONFIG, q_norm=rk.HeadNorm(ONES, 1e-6), out=out)
+
+
 def test_a_norm_of_a_missing_k_is_refused():
     with pytest.raises(rk.RopeShapeError, match="k_norm: given without k"):
         rk.apply_rope(Q, None, None, CONFIG, k_norm=rk.HeadNorm(None, 1e-6))

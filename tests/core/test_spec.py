@@ -14,7 +14,7 @@ from rope_kernels.core.frequency import FrequencyParams
 from rope_kernels.core.layouts import LAYOUTS
 from rope_kernels.core.norms import Norm
 from rope_kernels.core.rotation import AXIS_MAPS, PAIRINGS, PHASES, Rotation
-from rope_kernels.core.spec import FLAGS, Operation, Spec, adjoint, parse_spec, parse_text, text_of
+from rope_kernels.core.spec import FLAGS, Operation, Spec, adjoint, parse_spec, parse_text, text_of, with_norms
 from rope_kernels.errors import RopeConfigError
 
 GOOD = "theta=10000.0;freq_dim=8;num_frequencies=4;head_dim=8;num_pairs=4;distance=4"
@@ -184,7 +184,8 @@ def test_a_wrong_value_is_named(part: str, problem: str) -> None:
 def test_norms_come_back_from_the_text(eps: float, offset: float, after: bool, layout: str) -> None:
     q, k = Norm(eps, offset, after), Norm(offset * offset if offset * offset < 1e300 else 1.0, eps, not after)
     for norms in ({"q_norm": q}, {"k_norm": k}, {"q_norm": q, "k_norm": k}):
-        found = parse_text(text_of(RopeConfig(head_dim=64).spec(), layout, unscaled=after, **norms))
+        text = text_of(RopeConfig(head_dim=64).spec(), layout, unscaled=after)
+        found = parse_text(with_norms(text, norms.get("q_norm"), norms.get("k_norm")))
         assert (found.q_norm, found.k_norm) == (norms.get("q_norm"), norms.get("k_norm"))
         assert (found.layout, found.unscaled) == (layout, after)
 
