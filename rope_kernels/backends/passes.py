@@ -67,12 +67,12 @@ class _Spare(threading.local):
 
     Attributes:
         scratches: by form.
-        swapped: a pairing, a caller's sines and :func:`_swapped` of them; a model's layers share them.
+        given: a pairing, a caller's cosines and sines, and the table made of them; a model's layers share them.
     """
 
     def __init__(self) -> None:
         self.scratches: dict[tuple[object, ...], _Scratch] = {}
-        self.swapped: tuple[str, Tensor, Tensor] | None = None
+        self.given: tuple[str, Tensor, Tensor, Table] | None = None
 
 
 _spare = _Spare()
@@ -107,22 +107,30 @@ def caller_table(cos: Tensor, sin: Tensor, rotation: Rotation, inverse: bool) ->
     """The table of a caller's (batch or 1, tokens, rotary_dim), whose entries may differ within a pair."""
     if inverse:
         return Table(cos.unsqueeze(2), -sin.unsqueeze(2))
-    return Table(cos.unsqueeze(2), _swapped(sin, rotation))
+    last = _spare.given
+    if last is not None and last[0] == rotation.pairing and _are_equal(last[1], cos) and _are_equal(last[2], sin):
+        return last[3]
+    with kept_tensors():
+        is_kept = cos.numel() * 4 <= MAX_BYTES and not is_watched()
+        if is_kept:  # apart from the caller's tensors, which may change
+            cos, sin = cos.clone(), sin.clone()
+        # In float32 now: each product with a table of another dtype would convert it anew.
+        table = Table(cos.float().unsqueeze(2), _swapped(sin, rotation).float().unsqueeze(2))
+        if is_kept:
+            _spare.given = rotation.pairing, cos, sin, table
+    return table
+
+
+def _are_equal(x: Tensor, y: Tensor) -> bool:
+    return x.dtype is y.dtype and torch.equal(x, y)
 
 
 def _swapped(sin: Tensor, rotation: Rotation) -> Tensor:
-    """(batch or 1, tokens, 1, channels): each member of a pair has the sine of the other one."""
-    last = _spare.swapped
-    if last is not None and last[0] == rotation.pairing and last[1].dtype is sin.dtype and torch.equal(last[1], sin):
-        return last[2]
-    with kept_tensors():
-        first, second = _members(sin, rotation)
-        half = rotation.pairing == "half"
-        made = torch.cat((second, first), -1) if half else torch.stack((second, first), -1).flatten(-2)
-        made = made.unsqueeze(2)
-        if made.nbytes <= MAX_BYTES and not is_watched():
-            _spare.swapped = rotation.pairing, sin.clone(), made
-    return made
+    """(batch or 1, tokens, channels): each member of a pair has the sine of the other one."""
+    first, second = _members(sin, rotation)
+    if rotation.pairing == "half":
+        return torch.cat((second, first), -1)
+    return torch.stack((second, first), -1).flatten(-2)
 
 
 def rotate(

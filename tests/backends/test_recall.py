@@ -199,9 +199,11 @@ def test_nothing_grows_without_bound() -> None:
 
 
 @pytest.mark.parametrize("interleaved", [False, True])
+@pytest.mark.parametrize("changed_part", ["cos", "sin"])
 @pytest.mark.parametrize("change", CHANGES)
-def test_a_changed_callers_table_is_seen(change: str, interleaved: bool) -> None:
+def test_a_changed_callers_table_is_seen(change: str, changed_part: str, interleaved: bool) -> None:
     (q, k), cos, sin = qk(), torch.randn(1, 20, 16), torch.randn(1, 20, 16)
+    before = cos.clone(), sin.clone()
     args = q, k, cos, sin
 
     def call() -> Any:
@@ -211,9 +213,10 @@ def test_a_changed_callers_table_is_seen(change: str, interleaved: bool) -> None
     assert_same(call(), first)
     rk.apply_rotary_pos_emb(*args, unsqueeze_dim=2, interleaved=not interleaved)
     assert_same(call(), first)
-    CHANGES[change](sin)
+    CHANGES[change](cos if changed_part == "cos" else sin)
+    assert_same(rk.apply_rotary_pos_emb(q, k, *before, unsqueeze_dim=2, interleaved=interleaved), first)
     changed = call()
-    passes._spare.swapped = None
+    passes._spare.given = None
     assert_same(changed, call())
     assert not torch.equal(changed[0], first[0])
 
