@@ -4,10 +4,12 @@ The names in ``__all__`` are public. The main call is ``apply_rope(q, k, positio
 """
 
 from ._version import __version__
+from .api.append import apply_rope_append
 from .api.apply import apply_rope, apply_rope_
 from .api.cos_sin import cos_sin
 from .api.dynamic_state import DynamicState
 from .api.head_norm import HeadNorm
+from .api.kv_cache import KVCache, slots_of
 from .api.module import RotaryEmbedding
 from .api.rerotation import rerotate_, shift_
 from .api.table import apply_rotary_pos_emb
@@ -23,6 +25,7 @@ __all__ = [
     "DynamicState",
     "FrequencyParams",
     "HeadNorm",
+    "KVCache",
     "RopeBackendWarning",
     "RopeConfig",
     "RopeConfigError",
@@ -33,12 +36,14 @@ __all__ = [
     "__version__",
     "apply_rope",
     "apply_rope_",
+    "apply_rope_append",
     "apply_rotary_pos_emb",
     "available_backends",
     "cos_sin",
     "register_rope_type",
     "rerotate_",
     "shift_",
+    "slots_of",
     "use_backend",
     "warm_up",
 ]

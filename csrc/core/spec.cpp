@@ -220,7 +220,7 @@ constexpr std::pair<std::string_view, Layout> kLayouts[] = {
 };
 
 constexpr std::string_view kFlags[] = {"inverse", "unscaled"};
-constexpr std::string_view kNorms[] = {"q_norm", "k_norm"};
+constexpr std::string_view kNorms[] = {"q_norm", "k_norm", "v_norm"};
 
 void read_flag(std::string_view word, std::string_view name, bool& flag) {
   if (word != name) return;
@@ -247,7 +247,7 @@ void read_word(std::string_view word, Operation& operation) {
     read_flag(name, "unscaled", operation.unscaled);
     return;
   }
-  for (int i = 0; equals != std::string_view::npos && i < 2; ++i) {
+  for (int i = 0; equals != std::string_view::npos && i < 3; ++i) {
     if (name != kNorms[i]) continue;
     if (operation.norms[i].is_given) throw std::invalid_argument("spec: flag '" + std::string(name) + "' comes twice");
     operation.norms[i] = read_norm(name, word.substr(equals + 1));

@@ -71,7 +71,7 @@ struct Layout {
   [[nodiscard]] int rank() const { return batch < 0 ? 3 : 4; }
 };
 
-/// The norm of q's or k's heads, as in rope_kernels/core/norms.py.
+/// The norm of q's, k's or v's heads, as in rope_kernels/core/norms.py.
 struct Norm {
   bool is_given = false;
   double eps = 0;
@@ -85,7 +85,7 @@ struct Operation {
   Layout layout;
   bool inverse = false;
   bool unscaled = false;
-  Norm norms[2];  // of q and of k
+  Norm norms[3];  // of q, of k and of v
 };
 
 /// Parsers of the grammar in rope_kernels/core/spec.py. They throw std::invalid_argument, whose message begins with

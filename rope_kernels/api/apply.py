@@ -19,7 +19,7 @@ from .normed import NormedCall, rotate_normed
 from .prepare import prepare, refuse_derivative, refuse_derivative_of_outputs, rotate_in_place, write_outputs
 from .sharding import is_distributed, mark_written, rotate_shards
 
-__all__ = ["apply_rope", "apply_rope_"]
+__all__ = ["apply_rope", "apply_rope_", "usual_text"]
 
 # A second cache, for the fast door only: Dynamo warns of every lru_cache that it traces, and never traces this door.
 _cached_text_of = lru_cache(maxsize=1024)(text_of)
@@ -72,7 +72,7 @@ def apply_rope(
         RopeShapeError: a tensor does not fit, or a norm is given with ``inverse``; nothing has been written.
         RuntimeError: ``out`` was given and a gradient is needed.
     """
-    text = _usual_text(cfg, interleaved, layout, inverse)
+    text = usual_text(cfg, interleaved, layout, inverse)
     if q_norm is not None or k_norm is not None:
         options = NormedCall(interleaved, layout, seq_len, offset, cu_seqlens, inverse, q_norm, k_norm)
         return rotate_normed(apply_rope, q, k, positions, cfg, options, text, out)
@@ -118,7 +118,7 @@ def apply_rope_(
         RopeShapeError: a tensor does not fit, or a view would be written twice; nothing has been written.
         RuntimeError: q, k or a norm's weight needs a gradient.
     """
-    text = _usual_text(cfg, interleaved, layout, inverse)
+    text = usual_text(cfg, interleaved, layout, inverse)
     if q_norm is not None or k_norm is not None:
         options = NormedCall(interleaved, layout, seq_len, offset, cu_seqlens, inverse, q_norm, k_norm)
         return rotate_normed(apply_rope_, q, k, positions, cfg, options, text, (q, k))
@@ -129,7 +129,7 @@ def apply_rope_(
     return q, k
 
 
-def _usual_text(cfg: RopeConfig, interleaved: bool | None, layout: str, inverse: bool) -> str | None:
+def usual_text(cfg: RopeConfig, interleaved: bool | None, layout: str, inverse: bool) -> str | None:
     """The operator's text for the fast door; ``None`` if that door cannot take the call, or the call is traced."""
     if is_compiling() or not (interleaved is None or isinstance(interleaved, bool)):
         return None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -11,23 +10,19 @@ from torch import Tensor
 from torch.compiler import is_compiling
 
 from ..config import RopeConfig
-from ..core.norms import Norm
-from ..core.spec import with_norms
 from ..errors import RopeShapeError
-from ..ops import autograd, direct, norm_autograd, norm_operators
+from ..ops import direct, norm_autograd, norm_operators
 from ..ops.norm_operators import Weights
 from ..ops.operators import Arguments
 from . import checks
 from .head_norm import HeadNorm
+from .norm_checks import cached_text, check_norm, normed_text, numbers_of, refuse_derivative_of_weights, weight_of
 from .prepare import prepare, refuse_derivative, refuse_derivative_of_outputs
 from .sharding import Shards, is_distributed, mark_written, rotate_shards
 
 __all__ = ["NormedCall", "rotate_normed"]
 
-_WEIGHT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 Pair = tuple[Tensor, "Tensor | None"]
-_Numbers = tuple[float, float, bool]
-"""eps, weight_offset and after_rope of a :class:`HeadNorm`."""
 
 
 class NormedCall(NamedTuple):
@@ -62,8 +57,9 @@ def rotate_normed(
     args = prepare(
         q, k, positions, cfg, given.interleaved, given.layout, given.seq_len, given.offset, given.cu_seqlens
     )  # fmt: skip
-    args = args._replace(text=_normed_text(args.text, _numbers(given.q_norm), _numbers(given.k_norm)))
-    weights = Weights(_weight("q_norm", given.q_norm, q, cfg), _weight("k_norm", given.k_norm, q, cfg))
+    norms = ("q_norm", given.q_norm), ("k_norm", given.k_norm)
+    args = args._replace(text=normed_text(args.text, numbers_of(given.q_norm), numbers_of(given.k_norm)))
+    weights = Weights(*(weight_of(name, norm, q, cfg.head_dim) for name, norm in norms))
     if out is None:
         return norm_autograd.rotate_norm(q, k, args, weights)
     _check_outputs(q, k, out, args, weights, is_in_place)
@@ -81,7 +77,7 @@ def _past_dispatcher(
     _, _, seq_len, offset, cu_seqlens, _, q_norm, k_norm = given
     if any(norm is not None and type(norm) is not HeadNorm for norm in (q_norm, k_norm)):
         return None
-    text = _cached_text(text, _numbers(q_norm), _numbers(k_norm))
+    text = cached_text(text, numbers_of(q_norm), numbers_of(k_norm))
     arguments = q, k, positions, offset, seq_len, cu_seqlens, text
     weights = None if q_norm is None else q_norm.weight, None if k_norm is None else k_norm.weight
     if out is None:
@@ -92,47 +88,12 @@ def _past_dispatcher(
     return out if usual and direct.rotate_out(*arguments, *out, *weights) else None
 
 
-def _numbers(norm: HeadNorm | None) -> _Numbers | None:
-    return None if norm is None else (norm.eps, norm.weight_offset, norm.after_rope)
-
-
-def _normed_text(text: str, q_norm: _Numbers | None, k_norm: _Numbers | None) -> str:
-    return with_norms(text, *(None if numbers is None else Norm(*numbers) for numbers in (q_norm, k_norm)))
-
-
-# For the fast path only: Dynamo warns of every lru_cache that it traces, and never traces that path.
-_cached_text = lru_cache(maxsize=1024)(_normed_text)
-
-
 def _check_norms(q: Tensor, k: Tensor | None, given: NormedCall) -> None:
     checks.check_flag("inverse", given.inverse)
     for name, norm, x in (("q_norm", given.q_norm, q), ("k_norm", given.k_norm, k)):
-        if norm is None:
-            continue
-        if not isinstance(norm, HeadNorm):
-            raise RopeShapeError(f"{name}: got {type(norm).__name__}, a HeadNorm or None is needed")
-        if given.inverse:
+        check_norm(name, norm, x)
+        if norm is not None and given.inverse:
             raise RopeShapeError(f"{name}: given with inverse=True; a norm cannot be undone")
-        if x is None:
-            raise RopeShapeError(f"{name}: given without {name[0]}")
-
-
-def _weight(name: str, norm: HeadNorm | None, q: Tensor, cfg: RopeConfig) -> Tensor | None:
-    weight = None if norm is None else norm.weight
-    if weight is None:
-        return None
-    if is_distributed(weight):
-        raise RopeShapeError(f"{name}: its weight is a DTensor, q is a plain tensor; both must be one or the other")
-    shape, head_dim = tuple(weight.shape), cfg.head_dim
-    if shape != (head_dim,):
-        is_whole = len(shape) == 1 and shape[0] > head_dim and shape[0] % head_dim == 0
-        hint = "; one for all heads norms the whole projection, which is another norm" if is_whole else ""
-        raise RopeShapeError(f"{name}: its weight has shape {shape}, must be ({head_dim},){hint}")
-    if weight.dtype not in _WEIGHT_DTYPES:
-        raise RopeShapeError(f"{name}: its weight is {weight.dtype}, allowed are float32, float16, bfloat16")
-    if weight.device != q.device:
-        raise RopeShapeError(f"{name}: its weight is on {weight.device}, must be on q's {q.device}")
-    return weight
 
 
 def _check_outputs(
@@ -146,11 +107,7 @@ def _check_outputs(
         checks.check_outputs(q, k, out)
         checks.check_outputs_apart(q, k, out)
         refuse_derivative_of_outputs(q, k, out, args.positions)
-    for name, weight in (("q_norm", weights.q), ("k_norm", weights.k)):
-        if weight is not None and autograd.is_differentiated(weight, None):
-            raise RuntimeError(
-                f"{name}: its weight needs a derivative, which a call in place or with out= would lose; use apply_rope"
-            )
+    refuse_derivative_of_weights(q_norm=weights.q, k_norm=weights.k)
 
 
 def _rotate_shards(

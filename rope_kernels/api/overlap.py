@@ -26,7 +26,7 @@ def writes_twice(x: Tensor) -> bool:
     extent = x.shape[-1]
     for stride, size in _outer(x):
         if stride < extent:
-            return _closest(_rows(x)) < x.shape[-1]
+            return _meet(_rows(x))
         extent += stride * (size - 1)
     return False
 
@@ -40,7 +40,7 @@ def shares_memory(a: Tensor, b: Tensor) -> bool:
         return False
     if _apart_in_every_token(a, b, start_b - start_a):
         return False
-    return _closest(torch.cat((_rows(a), _rows(b)))) < a.shape[-1]
+    return _meet(torch.cat((_rows(a), _rows(b))))
 
 
 def _extent(x: Tensor) -> int:
@@ -50,7 +50,7 @@ def _extent(x: Tensor) -> int:
 def _apart_in_every_token(a: Tensor, b: Tensor, delta: int) -> bool:
     """Whether both views repeat with one stride and are side by side within it, as in a fused projection."""
     outer_a, outer_b = _outer(a), _outer(b)
-    if not outer_a or not outer_b:
+    if not outer_a or not outer_b or a.element_size() != b.element_size():
         return False
     shared = {stride for stride, _ in outer_a} & {stride for stride, _ in outer_b}
     for period in sorted(shared):
@@ -65,13 +65,15 @@ def _apart_in_every_token(a: Tensor, b: Tensor, delta: int) -> bool:
 
 
 def _rows(x: Tensor) -> Tensor:
-    """Address of every row of the last dimension, in elements, on the CPU."""
-    starts = torch.tensor([x.data_ptr() // x.element_size()], dtype=torch.int64)
-    for stride, size in _outer(x):
-        starts = (starts[:, None] + torch.arange(size) * stride).flatten()
-    return starts
+    """(rows, 2): the first byte of every row of the last dimension and the byte after it, on the CPU."""
+    size = x.element_size()
+    starts = torch.tensor([x.data_ptr()], dtype=torch.int64)
+    for stride, count in _outer(x):
+        starts = (starts[:, None] + torch.arange(count) * (stride * size)).flatten()
+    return torch.stack((starts, starts + x.shape[-1] * size), -1)
 
 
-def _closest(starts: Tensor) -> int:
-    """The smallest distance between two of ``starts``."""
-    return int(starts.sort().values.diff().min()) if starts.numel() > 1 else torch.iinfo(torch.int64).max
+def _meet(rows: Tensor) -> bool:
+    """Whether two rows share a byte."""
+    rows = rows[rows[:, 0].argsort()]
+    return bool((rows[1:, 0] < rows[:-1, 1]).any())

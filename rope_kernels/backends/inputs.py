@@ -9,7 +9,7 @@ import torch
 
 from ..core.norms import Norm
 
-__all__ = ["Inputs", "Norms"]
+__all__ = ["Append", "Inputs", "Norms"]
 
 
 @dataclass
@@ -50,3 +50,27 @@ class Norms(NamedTuple):
     k: Norm | None
     q_weight: torch.Tensor | None
     k_weight: torch.Tensor | None
+
+
+class Append(NamedTuple):
+    """What a call stores in a paged KV cache besides its k, and where.
+
+    Attributes:
+        slots: int32 or int64 (rows,), of the first tokens of all sequences in turn: page * page_size + entry. A token
+            is not stored if it has no slot, a negative one or one past the cache, or if it is outside all packed
+            sequences.
+        v: (batch, tokens, kv_heads, width) view, or ``None``.
+        v_norm, v_weight: the norm of v's heads and its (width,) weight, or ``None``.
+        k_cache, v_cache: (pages, page_size, kv_heads, width) views with last stride 1; ``None`` where k or v is.
+        k_scale, v_scale: float32 (1,) or (kv_heads,), a cached number's value over the number; ``None`` where the cache
+            has q's dtype.
+    """
+
+    slots: torch.Tensor
+    v: torch.Tensor | None
+    v_norm: Norm | None
+    v_weight: torch.Tensor | None
+    k_cache: torch.Tensor | None
+    v_cache: torch.Tensor | None
+    k_scale: torch.Tensor | None
+    v_scale: torch.Tensor | None

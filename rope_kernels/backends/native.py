@@ -16,7 +16,8 @@ from ..core.norms import Norm
 from ..core.rotation import Rotation
 from ..core.spec import Spec, text_of, with_norms
 from . import choice, reference
-from .inputs import Inputs, Norms
+from .inputs import Append, Inputs, Norms
+from .storing import rotate_then_store
 
 __all__ = [
     "cuda_archs",
@@ -25,6 +26,7 @@ __all__ = [
     "isas",
     "load",
     "rotate",
+    "rotate_append",
     "rotate_norm",
     "rotate_norm_backward",
     "rotate_table",
@@ -147,6 +149,14 @@ def rotate_norm(
     torch.ops.rope_kernels.native_rotate_norm_out(
         q, k, *_index_tensors(inputs), text, norms.q_weight, norms.k_weight, q_out, k_out
     )
+
+
+def rotate_append(
+    q: Tensor, k: Tensor | None, q_out: Tensor, k_out: Tensor | None, inputs: Inputs, spec: Spec, norms: Norms,
+    append: Append,
+) -> None:  # fmt: skip
+    """Norm and rotate by these kernels, and store by torch's; see :func:`.reference.rotate_append`."""
+    rotate_then_store(rotate, rotate_norm, q, k, q_out, k_out, inputs, spec, norms, append)
 
 
 _TOKENS_PER_PART = 256

@@ -15,11 +15,13 @@ from ..core.rotation import Rotation
 from ..core.spec import Spec
 from . import passes
 from .angles import copied_tokens, cos_sin
-from .inputs import Inputs, Norms
+from .inputs import Append, Inputs, Norms
 from .recall import recalled_table
+from .storing import rotate_then_store
 
 __all__ = [
     "rotate",
+    "rotate_append",
     "rotate_norm",
     "rotate_norm_backward",
     "rotate_table",
@@ -101,6 +103,14 @@ def rotate_norm_backward(
             of_x.append(y if copied is None else torch.where(copied.unsqueeze(2), grad, y))
         of_weights.append(None if found is None or weight is None else found.to(weight.dtype))
     return of_x[0], of_x[1], of_weights[0], of_weights[1]
+
+
+def rotate_append(
+    q: Tensor, k: Tensor | None, q_out: Tensor, k_out: Tensor | None, inputs: Inputs, spec: Spec, norms: Norms,
+    append: Append,
+) -> None:  # fmt: skip
+    """Norm and rotate q and k, and store k and v in a cache; without ``k_out``, k goes to the cache alone."""
+    rotate_then_store(rotate, rotate_norm, q, k, q_out, k_out, inputs, spec, norms, append)
 
 
 def rotate_table(

@@ -16,7 +16,7 @@ from ..errors import RopeConfigError
 from .pairs import rotate_pairs
 from .rotation import Rotation
 
-__all__ = ["Norm", "rotate_normed", "rotate_normed_backward"]
+__all__ = ["Norm", "normed", "rotate_normed", "rotate_normed_backward"]
 
 _ORDERS = ("before", "after")
 Factors = tuple[Tensor, Tensor]
@@ -65,6 +65,12 @@ def _inverse_rms(x: Tensor, eps: float) -> Tensor:
 
 def _weighted(x: Tensor, u: Tensor | None) -> Tensor:
     return x if u is None else x * u
+
+
+def normed(x: Tensor, norm: Norm, weight: Tensor | None) -> Tensor:
+    """``x`` (..., heads, head_dim) normed and not rotated, in float32."""
+    x = x.float()
+    return _weighted(x * _inverse_rms(x, norm.eps), _factors_of(norm, weight))
 
 
 def rotate_normed(x: Tensor, turn: Factors, rotation: Rotation, norm: Norm, weight: Tensor | None) -> Tensor:

@@ -12,7 +12,7 @@ Its grammar, which ``csrc/core/spec.cpp`` parses too::
     layout = "bshd" | "bhsd" | "thd"
     word   = flag | norm
     flag   = "inverse" | "unscaled"
-    norm   = ( "q_norm" | "k_norm" ) "=" eps "|" weight_offset "|" ( "before" | "after" )
+    norm   = ( "q_norm" | "k_norm" | "v_norm" ) "=" eps "|" weight_offset "|" ( "before" | "after" )
 
 The keys are the fields of :class:`~rope_kernels.core.frequency.FrequencyParams` and
 :class:`~rope_kernels.core.rotation.Rotation`. A field that has its default value is left out. A value is an integer, a
@@ -39,7 +39,7 @@ from .rotation import PAIRINGS, PHASES, TABLE_DTYPES, Rotation
 __all__ = ["FLAGS", "NORMS", "Operation", "Spec", "adjoint", "parse_spec", "parse_text", "text_of", "with_norms"]
 
 FLAGS = ("inverse", "unscaled")
-NORMS = ("q_norm", "k_norm")
+NORMS = ("q_norm", "k_norm", "v_norm")
 _WORDS = {"pairing": PAIRINGS, "phase": PHASES, "table_dtype": TABLE_DTYPES}
 _FIELDS: dict[str, Field[Any]] = {field.name: field for part in (FrequencyParams, Rotation) for field in fields(part)}
 _REQUIRED = [name for name, field in _FIELDS.items() if field.default is MISSING]
@@ -81,7 +81,7 @@ class Operation:
         layout: a key of :data:`~rope_kernels.core.layouts.LAYOUTS`.
         inverse: rotate back (the adjoint).
         unscaled: without attention scaling.
-        q_norm, k_norm: the norm of q's or k's heads, or ``None``.
+        q_norm, k_norm, v_norm: the norm of q's, k's or v's heads, or ``None``.
     """
 
     spec: Spec
@@ -90,6 +90,7 @@ class Operation:
     unscaled: bool = False
     q_norm: Norm | None = None
     k_norm: Norm | None = None
+    v_norm: Norm | None = None
 
 
 def text_of(spec: str, layout: str = "bshd", inverse: bool = False, unscaled: bool = False) -> str:
@@ -99,9 +100,9 @@ def text_of(spec: str, layout: str = "bshd", inverse: bool = False, unscaled: bo
     return f"{spec}@{layout}{',inverse' if inverse else ''}{',unscaled' if unscaled else ''}"
 
 
-def with_norms(text: str, q_norm: Norm | None, k_norm: Norm | None) -> str:
-    """The text of the same call with norms of q's and k's heads."""
-    words = [f"{n}={x.encode()}" for n, x in zip(NORMS, (q_norm, k_norm), strict=True) if x is not None]
+def with_norms(text: str, q_norm: Norm | None, k_norm: Norm | None, v_norm: Norm | None = None) -> str:
+    """The text of the same call with norms of q's, k's and v's heads."""
+    words = [f"{n}={x.encode()}" for n, x in zip(NORMS, (q_norm, k_norm, v_norm), strict=True) if x is not None]
     return ",".join([text if "@" in text or not words else f"{text}@bshd", *words])
 
 

@@ -22,7 +22,7 @@ LONG = rk.RopeConfig(
 
 
 def without_fast_door(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(apply, "_usual_text", lambda *args: None)
+    monkeypatch.setattr(apply, "usual_text", lambda *args: None)
     monkeypatch.setattr(direct, "rotate", lambda *args: None)
     monkeypatch.setattr(direct, "rotate_", lambda *args: False)
     monkeypatch.setattr(direct, "rotate_table", lambda *args: None)

@@ -145,7 +145,7 @@ def test_a_missing_key_is_named(key: str) -> None:
         ("@bshd@bshd", "unknown layout 'bshd@bshd'"),
         (
             "@bshd,invers",
-            "unknown flag 'invers', allowed are inverse, unscaled, q_norm, k_norm; did you mean 'inverse'",
+            "unknown flag 'invers', allowed are inverse, unscaled, q_norm, k_norm, v_norm; did you mean 'inverse'",
         ),
         ("@bshd,", "unknown flag ''"),
         *((f"@thd,{flag},{flag}", f"flag '{flag}' comes twice") for flag in FLAGS),

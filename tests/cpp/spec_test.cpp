@@ -206,7 +206,7 @@ TEST(layouts_and_flags) {
   }
   for (const std::string flag : {"invers", "", "inverse=1"}) {
     CHECK(complaint(kGood + "@bshd," + flag) ==
-          "spec: unknown flag '" + flag + "', allowed are inverse, unscaled, q_norm, k_norm");
+          "spec: unknown flag '" + flag + "', allowed are inverse, unscaled, q_norm, k_norm, v_norm");
   }
   CHECK(complaint(kGood + "@bshd,inverse,inverse") == "spec: flag 'inverse' comes twice");
   CHECK(complaint(kGood + "@bshd@bshd") == "spec: unknown layout 'bshd@bshd', allowed are bshd, bhsd, thd");

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from ...core.rotation import Rotation
 from ...core.spec import Spec
-from ..inputs import Inputs
+from ..inputs import Append, Inputs, Norms
+from ..storing import rotate_then_store
 from . import kernels
 from .arguments import Pair, ladder_of, launches_of, layout_of, pointers, position_strides, prepared, present
 from .compiled import ADDRESSES, Launched, compiled_launch
@@ -15,7 +16,15 @@ from .constants import device_tensors
 from .launching import OPTIONS, device_of, first_in_capture
 from .norm_launch import rotate_norm, rotate_norm_backward
 
-__all__ = ["prepare", "rotate", "rotate_norm", "rotate_norm_backward", "rotate_table", "unavailable"]
+__all__ = [
+    "prepare",
+    "rotate",
+    "rotate_append",
+    "rotate_norm",
+    "rotate_norm_backward",
+    "rotate_table",
+    "unavailable",
+]
 
 
 def unavailable(device: torch.device | None = None) -> str | None:
@@ -49,6 +58,14 @@ def rotate(
         _copy(pairs)
         return None
     return _all([_rotate(group, q.shape[0], q.shape[1], inputs, spec) for group in launches_of(pairs)])
+
+
+def rotate_append(
+    q: Tensor, k: Tensor | None, q_out: Tensor, k_out: Tensor | None, inputs: Inputs, spec: Spec, norms: Norms,
+    append: Append,
+) -> None:  # fmt: skip
+    """Norm and rotate by these kernels, and store by torch's; see :func:`..reference.rotate_append`."""
+    rotate_then_store(rotate, rotate_norm, q, k, q_out, k_out, inputs, spec, norms, append)
 
 
 def rotate_table(
