@@ -22,6 +22,8 @@ struct Operand {
   std::int64_t heads = 0;
   Strides from;
   Strides to;
+
+  [[nodiscard]] bool is_in_place() const { return in == out; }
 };
 
 struct Positions {
@@ -92,7 +94,7 @@ struct Job {
   bool backward = false;
   bool inverse = false;
   bool unscaled = false;
-  bool in_place = false;
+  bool in_place = false;   // some operand is
   bool words = false;      // all operands are aligned to words of two 16-bit elements
   bool streaming = false;  // non-temporal stores: for given buffers larger than the caches
 

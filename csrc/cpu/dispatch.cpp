@@ -3,6 +3,7 @@
 #include <atomic>
 #include <string_view>
 
+#include "core/append.h"
 #include "core/job.h"
 #include "cpu/rotate.h"
 #include "cpu/scratch.h"
@@ -18,9 +19,10 @@ namespace rope {
 #endif
 #endif
 
-#define ROPE_DECLARE(isa)                                                                  \
-  namespace isa {                                                                          \
-  void rotate(const Job& job, std::int64_t first, std::int64_t last, ThreadState& thread); \
+#define ROPE_DECLARE(isa)                                                                        \
+  namespace isa {                                                                                \
+  void rotate(const Job& job, std::int64_t first, std::int64_t last, ThreadState& thread);       \
+  void append(const Append& append, std::int64_t first, std::int64_t last, ThreadState& thread); \
   }
 ROPE_ISAS(ROPE_DECLARE)
 
@@ -29,6 +31,7 @@ namespace {
 struct Isa {
   const char* name;
   void (*rotate)(const Job&, std::int64_t, std::int64_t, ThreadState&);
+  void (*append)(const Append&, std::int64_t, std::int64_t, ThreadState&);
   bool (*runs)();
 };
 
@@ -48,7 +51,7 @@ bool is_amd() { return false; }
 #endif
 [[maybe_unused]] bool has_portable() { return true; }
 
-#define ROPE_ENTRY(isa) {#isa, isa::rotate, has_##isa},
+#define ROPE_ENTRY(isa) {#isa, isa::rotate, isa::append, has_##isa},
 constexpr Isa kIsas[] = {ROPE_ISAS(ROPE_ENTRY)};
 
 /// The instruction sets of this machine, best first.
@@ -73,12 +76,20 @@ const Isa& current() {
   return isa != nullptr ? *isa : *machine().front();
 }
 
+ThreadState& this_thread() {
+  // On AMD, software prefetch on top of the hardware's costs a tenth of the time.
+  thread_local ThreadState thread(is_amd());
+  return thread;
+}
+
 }  // namespace
 
 void rotate_cpu(const Job& job, std::int64_t first, std::int64_t last) {
-  // On AMD, software prefetch on top of the hardware's costs a tenth of the time.
-  thread_local ThreadState thread(is_amd());
-  current().rotate(job, first, last, thread);
+  current().rotate(job, first, last, this_thread());
+}
+
+void append_cpu(const Append& append, std::int64_t first, std::int64_t last) {
+  current().append(append, first, last, this_thread());
 }
 
 std::vector<std::string> isas() {

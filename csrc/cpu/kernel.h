@@ -11,6 +11,7 @@
 #include "core/job.h"
 #include "core/spec.h"
 #include "cpu/angles.h"
+#include "cpu/append.h"
 #include "cpu/cos_sin.h"
 #include "cpu/floats.h"
 #include "cpu/heads.h"

@@ -35,6 +35,7 @@ struct ThreadState {
   FrequencyCache frequencies, frequencies_before;
   std::unique_ptr<Scratch> scratch = std::make_unique_for_overwrite<Scratch>();
   std::vector<float> heads;  // what a norm holds of a head: see cpu/norm.h
+  std::vector<float> rows;   // rotated k on its way to a cache: see cpu/append.h
   bool hardware_prefetch;    // the CPU follows sequential access well enough by itself (AMD): no software prefetch then
 };
 

@@ -42,7 +42,8 @@ void copy_untouched(const Job& job, const Operand& operand, std::int64_t batch, 
 
 /// Out of place, copies the unchanged channels of a token: all of them if it is outside all sequences.
 void copy_unchanged(const Job& job, const Place& at, bool outside) {
-  for (int i = 0; !job.in_place && i < job.num_operands; ++i) {
+  for (int i = 0; i < job.num_operands; ++i) {
+    if (job.operands[i].is_in_place()) continue;
     if (outside) {
       copy_channels(job, job.operands[i], at.batch, at.token, {0, job.spec->rotation.head_dim});
     } else {

@@ -21,6 +21,7 @@ struct Vec {
   typedef std::uint32_t U __attribute__((vector_size(W)));
   typedef std::int32_t I __attribute__((vector_size(W)));  // for comparisons: SSE2 and AVX2 compare signed lanes only
   typedef std::uint16_t H __attribute__((vector_size(W / 2)));
+  typedef std::uint8_t B __attribute__((vector_size(W / 4)));
 };
 template <int W>
 using F = typename Vec<W>::F;
@@ -30,6 +31,8 @@ template <int W>
 using I = typename Vec<W>::I;
 template <int W>
 using H = typename Vec<W>::H;
+template <int W>
+using B = typename Vec<W>::B;
 
 template <class V>
 ROPE_INLINE V load_as(const void* from) {

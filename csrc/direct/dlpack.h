@@ -9,7 +9,7 @@ namespace rope::dlpack {
 constexpr std::uint32_t kMajorVersion = 1;
 constexpr const char* kCapsuleName = "dlpack_exchange_api";
 constexpr std::int32_t kCpu = 1, kCuda = 2;
-constexpr std::uint8_t kInt = 0, kFloat = 2, kBfloat = 4;
+constexpr std::uint8_t kInt = 0, kFloat = 2, kBfloat = 4, kFloat8E4M3 = 10, kFloat8E5M2 = 12;
 
 struct DataType {
   std::uint8_t code, bits;

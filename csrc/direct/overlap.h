@@ -23,9 +23,7 @@ struct Outer {
   std::uintptr_t start = 0, item = 0;
 
   explicit Outer(const View& v)
-      : width(v.size[v.dim - 1]),
-        start(reinterpret_cast<std::uintptr_t>(v.data)),
-        item(v.dtype == aoti_torch_dtype_float32() ? 4 : 2) {
+      : width(v.size[v.dim - 1]), start(reinterpret_cast<std::uintptr_t>(v.data)), item(item_of(v.dtype)) {
     for (std::int64_t i = 0; i + 1 < v.dim; ++i) {
       if (v.size[i] == 0) width = 0;
       if (v.size[i] > 1) insert({v.stride[i], v.size[i]});
@@ -54,6 +52,11 @@ struct Outer {
   }
 
  private:
+  static std::uintptr_t item_of(std::int32_t dtype) {
+    if (dtype == aoti_torch_dtype_float32()) return 4;
+    return dtype == aoti_torch_dtype_float16() || dtype == aoti_torch_dtype_bfloat16() ? 2 : 1;
+  }
+
   void insert(Dimension d) {
     for (std::int64_t i = 0; i < count; ++i) {
       if (d.stride < dimensions[i].stride) std::swap(d, dimensions[i]);
@@ -64,6 +67,7 @@ struct Outer {
 
 /// Whether `a` and `b` repeat with one stride and stay side by side within it, like q and k of one fused projection.
 inline bool are_side_by_side(const Outer& a, const Outer& b) {
+  if (a.item != b.item) return false;
   const auto is_period = [&](std::int64_t period) {
     const auto repeats = [period](const Outer::Dimension& d) { return d.stride < period || d.stride % period == 0; };
     if (!std::all_of(a.begin(), a.end(), repeats) || !std::all_of(b.begin(), b.end(), repeats)) return false;

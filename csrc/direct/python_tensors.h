@@ -109,6 +109,9 @@ inline std::int32_t dtype_of(const dlpack::DataType& type) {
   if (is_float && type.bits == 64) return aoti_torch_dtype_float64();
   if (is_int && type.bits == 32) return aoti_torch_dtype_int32();
   if (is_int && type.bits == 64) return aoti_torch_dtype_int64();
+  if (is_int && type.bits == 8) return aoti_torch_dtype_int8();
+  if (type.code == dlpack::kFloat8E4M3) return aoti_torch_dtype_float8_e4m3fn();
+  if (type.code == dlpack::kFloat8E5M2) return aoti_torch_dtype_float8_e5m2();
   throw NotUsual();
 }
 

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "core/append.h"
 #include "core/job.h"
 #include "ops/choice.h"
 #include "ops/tensor_job.h"
@@ -15,6 +16,9 @@ void launch_cpu(Job& job, bool given);
 /// Runs a backward job on CPU memory in `parts` of equal size, one after the other within a thread, whatever the number
 /// of threads: each part has its own sums of the weights' gradients.
 void launch_cpu_in_parts(const Job& job, std::int64_t parts);
+
+/// Rotates and stores on CPU memory.
+void launch_append_cpu(Append& append);
 
 /// Runs a job on the memory of a CUDA device, on its current stream, by the kernels that nvcc compiled. Throws
 /// std::runtime_error with CUDA's message.
@@ -33,8 +37,7 @@ bool run(Job& job, const View& q, Backend backend, bool given);
 /// Calls `launch`, one of the above; for q and k one after the other if only one of them is rotated in place.
 template <class LAUNCH>
 void launch_each(Job& job, const LAUNCH& launch) {
-  const auto is_in_place = [](const Operand& operand) { return operand.in == operand.out; };
-  if (job.num_operands == 2 && is_in_place(job.operands[0]) != is_in_place(job.operands[1])) {
+  if (job.num_operands == 2 && job.operands[0].is_in_place() != job.operands[1].is_in_place()) {
     Job second = job;
     second.operands[0] = job.operands[1];
     second.norms[0] = job.norms[1];
@@ -42,7 +45,7 @@ void launch_each(Job& job, const LAUNCH& launch) {
     second.num_operands = job.num_operands = 1;
     launch_each(second, launch);
   }
-  job.in_place = is_in_place(job.operands[0]);
+  job.in_place = job.operands[0].is_in_place();
   launch(job);
 }
 

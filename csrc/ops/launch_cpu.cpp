@@ -1,4 +1,5 @@
 // Runs a job on torch's threads.
+#include "core/append.h"
 #include "core/job.h"
 #include "core/spec.h"
 #include "cpu/rotate.h"
@@ -14,9 +15,26 @@ constexpr std::int64_t kBytesPerThread = 128 << 10;
 
 bool divides(const Strides& s, std::int64_t by) { return (s.batch | s.token | s.head) % by == 0; }
 
+bool is_aligned(const void* address, std::uintptr_t bytes) {
+  return reinterpret_cast<std::uintptr_t>(address) % bytes == 0;
+}
+
 bool aligned(const Operand& r, std::uintptr_t bytes, std::int64_t elements) {
-  const auto address = reinterpret_cast<std::uintptr_t>(r.in) | reinterpret_cast<std::uintptr_t>(r.out);
-  return address % bytes == 0 && divides(r.from, elements) && divides(r.to, elements);
+  return is_aligned(r.in, bytes) && is_aligned(r.out, bytes) && divides(r.from, elements) && divides(r.to, elements);
+}
+
+/// Calls `body(first, last)` for ranges of tokens of `bytes` each, on torch's threads if they are many. A range has at
+/// least `run` tokens where there are enough for all threads.
+template <class BODY>
+void in_parallel(std::int64_t tokens, std::int64_t bytes, std::int64_t run, const BODY& body) {
+  const std::int64_t grain = 1 + kBytesPerThread / bytes;
+  if (tokens <= grain) return body(0, tokens);
+  const std::int64_t threads = torch::stable::get_num_threads();
+  const std::int64_t parts = std::min(threads, (tokens + grain - 1) / grain);
+  WorkSharing sharing(tokens, parts, std::max(grain, std::min(run, tokens / threads)));
+  torch::stable::parallel_for(0, parts, 1, [&](std::int64_t a, std::int64_t b) {
+    for (std::int64_t part = a; part < b; ++part) sharing.work(part, body);
+  });
 }
 
 }  // namespace
@@ -35,17 +53,27 @@ void launch_cpu(Job& job, bool given) {
   }
   job.streaming = streamable && tokens * bytes > kStreamingBytes;
   if (tokens == 0 || bytes == 0) return;
-  const std::int64_t grain = 1 + kBytesPerThread / bytes;
-  if (tokens <= grain) return rotate_cpu(job, 0, tokens);
-  const std::int64_t threads = torch::stable::get_num_threads();
-  const std::int64_t parts = std::min(threads, (tokens + grain - 1) / grain);
-  const std::int64_t run = job.is_head_first() ? std::min<std::int64_t>(kBlockTokens, tokens / threads) : 1;
-  WorkSharing sharing(tokens, parts, std::max(grain, run));
-  torch::stable::parallel_for(0, parts, 1, [&](std::int64_t a, std::int64_t b) {
-    for (std::int64_t part = a; part < b; ++part) {
-      sharing.work(part, [&job](std::int64_t first, std::int64_t last) { rotate_cpu(job, first, last); });
-    }
-  });
+  const std::int64_t run = job.is_head_first() ? kBlockTokens : 1;
+  in_parallel(tokens, bytes, run, [&job](std::int64_t first, std::int64_t last) { rotate_cpu(job, first, last); });
+}
+
+void launch_append_cpu(Append& append) {
+  Job& job = append.job;
+  const std::int64_t size = job.dtype == DType::kFloat32 ? 4 : 2, tokens = job.batch * job.tokens;
+  const std::int64_t head_dim = job.spec->rotation.head_dim;
+  std::int64_t bytes = append.v_heads * append.v_width * size;
+  job.words = true;
+  job.in_place = false;
+  for (int i = 0; i < job.num_operands; ++i) {
+    const Operand& operand = job.operands[i];
+    bytes += operand.heads * head_dim * size;
+    // k's scratch memory is aligned.
+    job.words = job.words && (operand.out == nullptr ? divides(operand.from, 2) && is_aligned(operand.in, 4)
+                                                     : aligned(operand, 4, 2));
+    job.in_place = job.in_place || operand.is_in_place();
+  }
+  if (tokens == 0 || bytes == 0) return;
+  in_parallel(tokens, bytes, 1, [&append](std::int64_t first, std::int64_t last) { append_cpu(append, first, last); });
 }
 
 void launch_cpu_in_parts(const Job& job, std::int64_t parts) {

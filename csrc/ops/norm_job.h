@@ -36,7 +36,7 @@ inline float element(const View& v, std::int64_t i) {
   return value;
 }
 
-/// What the norms of q's and k's heads multiply channels by; as long as the job that points to them.
+/// What the norms of heads multiply channels by; as long as the job that points to them.
 class Factors {
  public:
   /// Gives `job` the norms of its operation. Throws if a weight does not fit; nothing has been written then.
@@ -44,19 +44,23 @@ class Factors {
     const MaybeView* const weights[] = {&q_weight, &k_weight};
     for (int i = 0; i < 2; ++i) {
       const Norm& norm = operation.norms[i];
-      STD_TORCH_CHECK(norm.is_given || !*weights[i], "spec: a weight is given and no norm");
       STD_TORCH_CHECK(!norm.is_given || i < job.num_operands, "k: missing, and normed");
-      if (!norm.is_given) continue;
-      STD_TORCH_CHECK(!job.inverse && job.from_seq_len.count == 0, "spec: a norm cannot be undone");
-      HeadNorm& made = job.norms[i];
-      made.is_given = true;
-      made.after_rope = norm.after_rope;
-      made.eps = static_cast<float>(norm.eps);
-      if (*weights[i]) made.factors = of_weight(i, **weights[i], norm, job.spec->rotation.head_dim);
+      STD_TORCH_CHECK(!norm.is_given || (!job.inverse && job.from_seq_len.count == 0), "spec: a norm cannot be undone");
+      give(job.norms[i], i, norm, *weights[i], job.spec->rotation.head_dim);
     }
   }
   Factors(const Factors&) = delete;
   Factors& operator=(const Factors&) = delete;
+
+  /// The norm of q's heads (`i` is 0), of k's (1) or of v's (2).
+  void give(HeadNorm& made, int i, const Norm& norm, const MaybeView& weight, std::int64_t head_dim) {
+    STD_TORCH_CHECK(norm.is_given || !weight, "spec: a weight is given and no norm");
+    if (!norm.is_given) return;
+    made.is_given = true;
+    made.after_rope = norm.after_rope;
+    made.eps = static_cast<float>(norm.eps);
+    if (weight) made.factors = of_weight(i, *weight, norm, head_dim);
+  }
 
  private:
   /// Each NaN becomes one whose lower 16 bits are zeros: see round_bf16 of cpu/floats.h.
@@ -74,7 +78,7 @@ class Factors {
     return factors.data();
   }
 
-  std::vector<float> made_[2];
+  std::vector<float> made_[3];
 };
 
 }  // namespace rope::ops

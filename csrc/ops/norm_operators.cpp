@@ -19,8 +19,6 @@ MaybeView view_of(const char* name, const MaybeTensor& t, const View& q) {
   return t ? MaybeView(View(name, *t, &q)) : MaybeView();
 }
 
-const View* pointer_to(const MaybeView& v) { return v ? &*v : nullptr; }
-
 /// A job from gradients or inputs of q and k to what is written; its norms are still to be given.
 Job job_on_cpu(const View& q, const MaybeView& k, const View& q_out, const MaybeView& k_out, const IndexTensors& at,
                const std::string& text) {

@@ -137,6 +137,8 @@ inline Positions positions_of(const View& p, const Job& job, const Layout& l) {
 
 using MaybeView = std::optional<View>;
 
+inline const View* pointer_to(const MaybeView& v) { return v ? &*v : nullptr; }
+
 inline PerGroup per_group(const char* name, const MaybeView& v, std::int64_t groups) {
   if (!v) return {};
   const bool fits = v->dim == 1 && (v->size[0] == 1 || v->size[0] == groups);

@@ -11,12 +11,13 @@ from torch.compiler import is_compiling
 from ..config import RopeConfig
 from ..core.layouts import LAYOUTS
 from ..errors import RopeShapeError
-from ..ops import append_operators, autograd
+from ..ops import append_operators, autograd, direct
 from ..ops.append_operators import Stored
 from . import cache_checks, checks
+from .apply import usual_text
 from .head_norm import HeadNorm
 from .kv_cache import KVCache
-from .norm_checks import check_norm, normed_text, numbers_of, refuse_derivative_of_weights, weight_of
+from .norm_checks import cached_text, check_norm, normed_text, numbers_of, refuse_derivative_of_weights, weight_of
 from .prepare import prepare
 from .sharding import is_distributed
 
@@ -92,19 +93,58 @@ def apply_rope_append(
         RuntimeError: q, k, v or a norm's weight needs a gradient.
     """
     norms = _Norms(q_norm, k_norm, v_norm)
+    text = usual_text(cfg, interleaved, layout, inverse)
+    if text is not None and not inverse:
+        made = _past_dispatcher(q, k, v, positions, cache, norms, (seq_len, offset, cu_seqlens), text, out, return_k)
+        if made is not None:
+            return made
     options: dict[str, Any] = dict(
         interleaved=interleaved, layout=layout, seq_len=seq_len, offset=offset, cu_seqlens=cu_seqlens
     )
     _check_call(q, k, v, cfg, cache, norms, layout, inverse)
     args = prepare(q, k, positions, cfg, **options)
-    text = normed_text(args.text, *map(numbers_of, norms))
+    args = args._replace(text=normed_text(args.text, *map(numbers_of, norms)))
     stored = _stored(q, k, v, cache, norms, layout, out, return_k)
     _refuse_derivative(q, k, v, stored)
-    append_operators.rotate_append(q, k, v, *args._replace(text=text), *stored)
+    append_operators.rotate_append(q, k, v, *args, *stored)
     written = [x for x in (stored.q_out, stored.k_out, stored.k_cache, stored.v_cache) if x is not None]
     if not is_compiling():
         torch._C._increment_version(written)
     return stored.q_out, stored.k_out
+
+
+def _past_dispatcher(
+    q: Tensor, k: Tensor | None, v: Tensor | None, positions: Tensor | None, cache: KVCache, norms: _Norms,
+    lengths: tuple[Any, Any, Tensor | None], text: str, out: Pair | None, return_k: bool,
+) -> Pair | None:  # fmt: skip
+    """The call by the fast path; ``None``, with nothing written, if that does not take it.
+
+    ``lengths``: seq_len, offset, cu_seqlens.
+    """
+    q_norm, k_norm, v_norm = norms
+    if type(cache) is not KVCache or any(norm is not None and type(norm) is not HeadNorm for norm in norms):
+        return None
+    if out is None:
+        q_out, k_out = q, None
+    elif type(out) is tuple and len(out) == 2:
+        q_out, k_out = out
+    else:
+        return None
+    if return_k is not False and k_out is None:
+        if return_k is not True or type(k) is not Tensor:
+            return None
+        k_out = torch.empty_like(k)
+    if q_norm is k_norm is v_norm is None:
+        q_weight = k_weight = v_weight = None
+    else:
+        text = cached_text(text, numbers_of(q_norm), numbers_of(k_norm), numbers_of(v_norm))
+        q_weight, k_weight, v_weight = (None if norm is None else norm.weight for norm in norms)
+    seq_len, offset, cu_seqlens = lengths
+    done = direct.append(
+        q, k, positions, offset, seq_len, cu_seqlens, text, v, q_weight, k_weight, v_weight, cache.slots, cache.k_scale,
+        cache.v_scale, q_out, k_out, cache.k, cache.v,
+    )  # fmt: skip
+    return (q_out, k_out) if done else None
 
 
 def _check_call(

@@ -155,8 +155,16 @@ def rotate_append(
     q: Tensor, k: Tensor | None, q_out: Tensor, k_out: Tensor | None, inputs: Inputs, spec: Spec, norms: Norms,
     append: Append,
 ) -> None:  # fmt: skip
-    """Norm and rotate by these kernels, and store by torch's; see :func:`.reference.rotate_append`."""
-    rotate_then_store(rotate, rotate_norm, q, k, q_out, k_out, inputs, spec, norms, append)
+    """Norm, rotate and store, on the CPU by the native operator; see :func:`.reference.rotate_append`."""
+    if not q.is_cpu:
+        rotate_then_store(rotate, rotate_norm, q, k, q_out, k_out, inputs, spec, norms, append)
+        return
+    text = text_of(spec.encode(), "bshd", unscaled=inputs.unscaled)
+    text = with_norms(text, norms.q, norms.k, append.v_norm)
+    torch.ops.rope_kernels.native_rotate_append(
+        q, k, append.v, *_index_tensors(inputs), text, norms.q_weight, norms.k_weight, append.v_weight,
+        append.slots, append.k_scale, append.v_scale, q_out, k_out, append.k_cache, append.v_cache,
+    )  # fmt: skip
 
 
 _TOKENS_PER_PART = 256

@@ -73,5 +73,7 @@ def _fake_rotate_append(q: Tensor, k: Tensor | None, v: Tensor | None, *rest: An
 LIBRARY.define(f"rotate_append{_SCHEMA}", tags=TAGS)
 LIBRARY.impl("rotate_append", _rotate_append, "CompositeExplicitAutograd")
 LIBRARY.impl("rotate_append", _fake_rotate_append, "Meta")
+# Called by the native backend alone.
+LIBRARY.define(f"native_rotate_append{_SCHEMA}")
 
 rotate_append = torch.ops.rope_kernels.rotate_append.default

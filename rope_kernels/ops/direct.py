@@ -16,7 +16,17 @@ import torch
 import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
 
-__all__ = ["load", "remember", "remember_table", "rotate", "rotate_", "rotate_out", "rotate_table", "unavailable"]
+__all__ = [
+    "append",
+    "load",
+    "remember",
+    "remember_table",
+    "rotate",
+    "rotate_",
+    "rotate_out",
+    "rotate_table",
+    "unavailable",
+]
 
 _missing: str | None = "the extension has not been loaded"
 
@@ -37,6 +47,8 @@ rotate_out: Callable[..., bool | None] = _refuse
 """(the same, q_out, k_out or ``None``) -> whether q_out and k_out have been written."""
 rotate_table: Callable[..., tuple[Tensor, Tensor | None] | None] = _refuse
 """(q, k, cos, sin, unsqueeze_dim, pairing), as in ``apply_rotary_pos_emb`` -> (q, k) rotated, or ``None``."""
+append: Callable[..., bool | None] = _refuse
+"""(the same, v, and those of :class:`.append_operators.Stored`) -> whether all has been written and stored."""
 remember: Callable[..., bool | None] = _refuse
 """(q, k, the arguments of ``rotate``'s schema, q_out, k_out, Triton's launches, what they need) -> whether such calls
 will repeat them."""
@@ -46,7 +58,7 @@ remember_table: Callable[..., bool | None] = _refuse
 
 def load() -> None:
     """Bind the functions to the library's. Call it once, after torch has loaded the library; before, all refuse."""
-    global rotate, rotate_, rotate_out, rotate_table, remember, remember_table, _missing
+    global append, rotate, rotate_, rotate_out, rotate_table, remember, remember_table, _missing
     try:
         from .. import _native
 
@@ -64,6 +76,7 @@ def load() -> None:
         rotate_table = _native.rotate_table
         rotate, rotate_, rotate_out = _native.rotate, _native.rotate_, _native.rotate_out
         remember, remember_table = _native.remember, _native.remember_table
+        append = _native.append
     except AttributeError as error:
         _missing = f"the extension is older than the package; install the package again ({error})"
         return

@@ -94,8 +94,8 @@ MUTANTS = [
         "csrc/cpu/untouched.h",
         (
             "branch",
-            "for (int i = 0; !job.in_place && i < job.num_operands",
-            "for (int i = 0; job.in_place && i < job.num_operands",
+            "if (job.operands[i].is_in_place()) continue;",
+            "if (true) continue;",
             "what is not rotated is not copied",
         ),
         (
@@ -256,7 +256,7 @@ MUTANTS = [
     *in_file(
         "cpu",
         "csrc/ops/launch.h",
-        ("branch", "is_in_place(job.operands[0]) != is_in_place(job.operands[1])", "false",
+        ("branch", "job.operands[0].is_in_place() != job.operands[1].is_in_place()", "false",
          "one of q and k in place taken for both"),
     ),
     *in_file(

@@ -26,11 +26,10 @@ MUTANTS = [
     ),
     *in_file(
         "direct",
-        "csrc/direct/module.cpp",
+        "csrc/direct/inputs.h",
         ("refusal", "k_to.is_nested() && are_apart(q_to, k_to)", "k_to.is_nested()", "outputs that overlap each other"),
         ("refusal", "(k_stays || are_apart(q_to, k_from))", "true", "q_out over k"),
         ("bound", "return most + 1;", "return most;", "the length is the last position"),
-        ("state", "    count_version(arguments[0], arguments[1]);\n", "", "what is written in place is no new version"),
         (
             "refusal",
             "(!is_integer(*at.positions) || offset.is_given())",
@@ -58,18 +57,21 @@ MUTANTS = [
         ("branch", "tokens > 0 ? tokens +", "true ? tokens +", "empty sequences have the length of their offset"),
         ("width", "view->dim == 0 && view->dtype == aoti_torch_dtype_int64()", "view->dim == 0", "scalars of int32"),
         (
+            "order",
+            "    done = body();\n",
+            "    PyEval_RestoreThread(thread);\n    done = body();\n    thread = PyEval_SaveThread();\n",
+            "Python's other threads wait for a call",
+        ),
+    ),
+    *in_file(
+        "direct",
+        "csrc/direct/module.cpp",
+        ("state", "    count_version(arguments[0], arguments[1]);\n", "", "what is written in place is no new version"),
+        (
             "refusal",
             "if (!is_for_us({arguments[0], arguments[1]})) return refused(Py_False)",
             "if (!is_for_us({arguments[0]})) return refused(Py_False)",
             "a gradient of k is lost",
-        ),
-        (
-            "order",
-            "    done = run(job, q, backend, given);\n",
-            "    PyEval_RestoreThread(thread);\n"
-            "    done = run(job, q, backend, given);\n"
-            "    thread = PyEval_SaveThread();\n",
-            "Python's other threads wait for a call",
         ),
         (
             "state",

@@ -49,6 +49,7 @@ SUITES: dict[str, list[Stage]] = {
         Stage(
             (
                 f"{_BACKENDS}/test_native.py",
+                "tests/api/test_append.py",
                 "tests/api/test_apply.py",
                 "tests/api/test_norms.py",
                 "tests/ops/test_norm_autograd.py",
