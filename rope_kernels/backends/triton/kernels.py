@@ -1,15 +1,15 @@
 # mypy: ignore-errors
 """The Triton kernels: rotate q and k in one launch, computing cosines and sines where they are used.
 
-Cosines and sines are [1, tokens, units] and broadcast over a tile's heads in registers; nothing goes through shared
-memory. Addresses are int64, since tensors may have 2**31 elements.
+Cosines and sines have a tile's shape and layout, and LLVM merges those of the heads of a thread; nothing goes through
+shared memory. Addresses are int64, since tensors may have 2**31 elements.
 """
 
 import triton
 import triton.language as tl
 
 from .tiles import channel, first_pair, places, rotate_heads
-from .trig import cos_sin, growth
+from .trig import cos_sin, growth, loaded, unseen_zeros
 
 # No argument is specialised by value, so that a new sequence length never recompiles. :func:`places` gives alignment.
 INTEGERS = ["num_tokens", "tokens_per_batch", "num_sequences", "switch_length", "ntk_start"]
@@ -115,10 +115,10 @@ def turns(
     positions_axis, positions_batch, positions_token, base, powers, ramp, switch_length, ntk,
     scaling, long_scaling, ANGLE: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """A program's tokens and how far their pairs turn; the arguments are those of :func:`rotate_kernel`.
+    """A program's tokens and what its pairs turn by; the arguments are those of :func:`rotate_kernel`.
 
     (batch entry, place in it, whether the token is one of the call's, whether it is rotated, whether tokens past all
-    sequences exist, ``cs`` of :func:`rotate` for a unit's first pair, and for its second).
+    sequences exist, then of :func:`units_cos_sin`: ``how``, ``scaling``, ``first`` and ``second``).
     """
     # the program's tokens, the group of each, and what the group decides
     batch, token, inside = tokens_of_program(num_tokens, tokens_per_batch, batches_per_token, TILE)
@@ -130,18 +130,28 @@ def turns(
     if ANGLE.SCALINGS == 2:
         # a sum, since LLVM compiles a choice between two arguments to one between their addresses
         scaling = tl.where(is_long, long_scaling, 0.0) + tl.where(is_long, 0.0, scaling)
-    # their cosines and sines
     found = positions_of(positions_ptr, token, batch, start, positions_axis, positions_batch, positions_token, ANGLE)
+    how = (found, is_long, step, from_long, from_step, base, powers, ramp)
     pair = first_pair(TILE) + TILE.PAIRS_PER_UNIT * tl.arange(0, TILE.UNITS)[None, None, :]
-    c, s = cos_sin(pair, found, is_long, step, from_long, from_step, scaling, base, powers, ramp, map_ptr,
-                   table_ptr, ANGLE)  # fmt: skip
+    first = loaded(pair, map_ptr, table_ptr, ANGLE)
+    second = loaded(pair + 1, map_ptr, table_ptr, ANGLE) if TILE.PAIRS_PER_UNIT == 2 else first
+    return batch, token, inside, known, any_past_end, how, scaling, first, second
+
+
+@triton.jit
+def units_cos_sin(first, second, token, how, scaling, HEADS: tl.constexpr, ANGLE: tl.constexpr, TILE: tl.constexpr):
+    """``even`` and ``odd`` of :func:`rotate_heads`, for tiles of HEADS heads.
+
+    ``first``, ``second``: what was :func:`loaded` for the pairs of each unit; the same if it is one pair.
+    """
+    zeros = unseen_zeros(token, HEADS)
+    c, s = cos_sin(first, zeros, how, scaling, ANGLE)
     even = (c, s, c, s)
     odd = even
     if TILE.PAIRS_PER_UNIT == 2:
-        c, s = cos_sin(pair + 1, found, is_long, step, from_long, from_step, scaling, base, powers, ramp,
-                       map_ptr, table_ptr, ANGLE)  # fmt: skip
+        c, s = cos_sin(second, zeros, how, scaling, ANGLE)
         odd = (c, s, c, s)
-    return batch, token, inside, known, any_past_end, even, odd
+    return even, odd
 
 
 @triton.jit(do_not_specialize=INTEGERS, do_not_specialize_on_alignment=POINTERS)
@@ -174,7 +184,7 @@ def rotate_kernel(
     powers = (p0, p1, p2, p3, p4, p5, p6, p7, p8)
     ramp = (ramp_start, ramp_per_index, ramp_per_frequency, ramp_lowest, ramp_highest)
     ntk = (ntk_start, ntk_slope, ntk_power)
-    batch, token, inside, known, any_past_end, even, odd = turns(
+    batch, token, inside, known, any_past_end, how, scaling, first, second = turns(
         positions_ptr, offset_ptr, seq_len_ptr, from_seq_len_ptr, cu_seqlens_ptr, map_ptr, table_ptr,
         num_tokens, tokens_per_batch, batches_per_token, num_sequences,
         positions_axis, positions_batch, positions_token, base, powers, ramp, switch_length, ntk,
@@ -183,11 +193,14 @@ def rotate_kernel(
     if TILE.Q_HEADS:
         x = rows(q_ptr, batch, token, q_batch, q_token)
         y = rows(q_out_ptr, batch, token, q_out_batch, q_out_token)
+        even, odd = units_cos_sin(first, second, token, how, scaling, TILE.Q_BLOCK, ANGLE, TILE)
         rotate_heads(x, y, q_head, q_out_head, inside, known, any_past_end, even, odd, TILE.Q_HEADS, TILE.Q_BLOCK,
                      ANGLE.SEARCH_STEPS > 0, TILE)  # fmt: skip
     if TILE.K_HEADS:
         x = rows(k_ptr, batch, token, k_batch, k_token)
         y = rows(k_out_ptr, batch, token, k_out_batch, k_out_token)
+        if not TILE.Q_HEADS or TILE.K_BLOCK != TILE.Q_BLOCK:  # LLVM merges these with those of q
+            even, odd = units_cos_sin(first, second, token, how, scaling, TILE.K_BLOCK, ANGLE, TILE)
         rotate_heads(x, y, k_head, k_out_head, inside, known, any_past_end, even, odd, TILE.K_HEADS, TILE.K_BLOCK,
                      ANGLE.SEARCH_STEPS > 0, TILE)  # fmt: skip
 

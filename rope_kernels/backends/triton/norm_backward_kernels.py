@@ -4,7 +4,7 @@
 import triton
 import triton.language as tl
 
-from .kernels import INTEGERS, POINTERS, rows, turns
+from .kernels import INTEGERS, POINTERS, rows, turns, units_cos_sin
 from .norm_backward_tiles import backward_heads
 from .norm_kernels import FLOATS, WEIGHTS
 
@@ -51,12 +51,13 @@ def rotate_norm_backward_kernel(
     powers = (p0, p1, p2, p3, p4, p5, p6, p7, p8)
     ramp = (ramp_start, ramp_per_index, ramp_per_frequency, ramp_lowest, ramp_highest)
     ntk = (ntk_start, ntk_slope, ntk_power)
-    batch, token, inside, known, any_past_end, even, odd = turns(
+    batch, token, inside, known, any_past_end, how, scaling, first, second = turns(
         positions_ptr, offset_ptr, seq_len_ptr, from_seq_len_ptr, cu_seqlens_ptr, map_ptr, table_ptr,
         num_tokens, tokens_per_batch, batches_per_token, num_sequences,
         positions_axis, positions_batch, positions_token, base, powers, ramp, switch_length, ntk,
         scaling, long_scaling, ANGLE, TILE,
     )  # fmt: skip
+    even, odd = units_cos_sin(first, second, token, how, scaling, 1, ANGLE, TILE)
     PACKED: tl.constexpr = ANGLE.SEARCH_STEPS > 0
     if TILE.Q_HEADS:
         x = rows(q_ptr, batch, token, q_batch, q_token)

@@ -1,8 +1,9 @@
 # mypy: ignore-errors
 """Cosines and sines from positions on the device: powers of theta, phases in turns, two short polynomials.
 
-Shapes: a tile is [heads, tokens, units]; here everything is [1, 1, units], [1, tokens, 1] or [1, tokens, units], so
-that nothing is ever converted between thread layouts. ``ANGLE`` is a :class:`~.plan.Angle`.
+Shapes: a tile is [heads, tokens, units]. Positions are [1, tokens, 1], what is loaded for pairs is [1, 1, units], and
+all that is computed of both has the tile's shape, by :func:`unseen_zeros`, so that nothing is ever converted between
+thread layouts. ``ANGLE`` is a :class:`~.plan.Angle`.
 """
 
 import triton
@@ -62,22 +63,19 @@ def ramped(index, f, ramp, ANGLE: tl.constexpr):
 
 
 @triton.jit
-def frequency(pair, index, is_long, step, base, powers, ramp, table_ptr, ANGLE: tl.constexpr):
-    """Frequencies of ``pair`` per position: uint64 fixed-point turns for phase "fixed", else float64 turns or radians.
+def frequency(index, listed, long_listed, is_long, step, base, powers, ramp, ANGLE: tl.constexpr):
+    """Frequencies per position: uint64 fixed-point turns for phase "fixed", else float64 turns or radians.
 
-    ``table_ptr``: int64 (1 or 2 rows, TABLE_SIZE), the bits of finished frequencies, or of float64 multipliers if the
-    kernel computes a ladder too.
+    ``index``: in the ladder. ``listed``, ``long_listed``: of the table, see :func:`loaded`.
     """
-    if ANGLE.TABLE_ROWS:
-        entry = tl.load(table_ptr + pair)
-        if ANGLE.TABLE_ROWS == 2:
-            entry = tl.where(is_long, tl.load(table_ptr + ANGLE.TABLE_SIZE + pair), entry)
+    if ANGLE.TABLE_ROWS == 2:
+        listed = tl.where(is_long, long_listed, listed)
     if ANGLE.LADDER:
         f = ladder(index, base, powers, step, ANGLE.LADDER, ANGLE.GROWS)
         if ANGLE.RAMP != "":
             f = f * ramped(index, f, ramp, ANGLE)
         if ANGLE.TABLE_ROWS:
-            f = f * entry.to(tl.float64, bitcast=True)
+            f = f * listed.to(tl.float64, bitcast=True)
         if ANGLE.WRAPPED:  # a turn or more per position, or a negative one; rounding may give a whole turn
             f = f - tl.floor(f * 5.421010862427522e-20) * 18446744073709551616.0
             f = tl.minimum(f, 18446744073709549568.0)
@@ -85,9 +83,9 @@ def frequency(pair, index, is_long, step, base, powers, ramp, table_ptr, ANGLE: 
             f = tl.where(index < ANGLE.ROTATED, f, 0.0)
         result = f.to(tl.uint64) if ANGLE.PHASE == "fixed" else f
     elif ANGLE.PHASE == "fixed":
-        result = entry.to(tl.uint64, bitcast=True)
+        result = listed.to(tl.uint64, bitcast=True)
     else:
-        result = entry.to(tl.float64, bitcast=True)
+        result = listed.to(tl.float64, bitcast=True)
     return result
 
 
@@ -157,6 +155,31 @@ def unseen_zero():
 
 
 @triton.jit
+def unseen_zeros(token, HEADS: tl.constexpr):
+    """Such zeros, [heads, tokens, 1], for ``token`` [1, tokens, 1].
+
+    From 3.8 on Triton recomputes less where that gives a thread more elements to compute, as it does for a tensor that
+    is the same for all heads. What these zeros are added to has the shape of a tile, of which a thread has equally many
+    elements in every layout; LLVM merges those of its heads.
+    """
+    return ((tl.arange(0, HEADS)[:, None, None] | token | 1) == 0).to(tl.int32)
+
+
+@triton.jit
+def loaded(pair, map_ptr, table_ptr, ANGLE: tl.constexpr):
+    """(``pair``, its entry of the map, those of both rows of the table), [1, 1, units]; 0 for what there is not.
+
+    ``map_ptr``: int32 per pair, axis of positions * 65536 + index in the ladder.
+    ``table_ptr``: int64 (1 or 2 rows, TABLE_SIZE), the bits of finished frequencies, or of float64 multipliers if the
+    kernel computes a ladder too.
+    """
+    entry = tl.load(map_ptr + pair) if ANGLE.MAPPED else 0
+    listed = tl.load(table_ptr + pair) if ANGLE.TABLE_ROWS else 0
+    long_listed = tl.load(table_ptr + ANGLE.TABLE_SIZE + pair) if ANGLE.TABLE_ROWS == 2 else 0
+    return pair, entry, listed, long_listed
+
+
+@triton.jit
 def rounded(x, ANGLE: tl.constexpr):
     """fp32 ``x``, rounded to the dtype ROUNDED as a table of that dtype would be."""
     if ANGLE.ROUNDED == "bfloat16":
@@ -167,21 +190,26 @@ def rounded(x, ANGLE: tl.constexpr):
 
 
 @triton.jit
-def angle(pair, entry, positions, is_long, step, from_long, from_step, base, powers, ramp, table_ptr,
-          ANGLE: tl.constexpr):  # fmt: skip
-    """The :func:`phase` of the pairs ``pair`` at ``positions``, one [1, tokens, 1] per axis.
+def angle(of_pair, zeros, how, ANGLE: tl.constexpr):
+    """The :func:`phase` of pairs, of which ``of_pair`` was :func:`loaded`; ``zeros``: :func:`unseen_zeros`.
 
-    ``entry``: each pair's entry of the map, axis of positions * 65536 + index in the ladder.
+    ``how``: positions, [1, tokens, 1] per axis; what :func:`~.kernels.length_effects` found of both lengths; and the
+    frequencies' constants: base, powers, ramp.
     """
-    index = entry & 0xFFFF if ANGLE.MAPPED_INDEX else pair
+    pair, entry, listed, long_listed = of_pair
+    positions, is_long, step, from_long, from_step, base, powers, ramp = how
+    entry += zeros
+    listed += zeros
+    long_listed += zeros
+    index = entry & 0xFFFF if ANGLE.MAPPED_INDEX else pair + zeros
     position = positions[0]
     AXES: tl.constexpr = ANGLE.AXES
     for axis in tl.static_range(1, AXES):
         position = tl.where((entry >> 16) == axis, positions[axis], position)
-    f = frequency(pair, index, is_long, step, base, powers, ramp, table_ptr, ANGLE)
+    f = frequency(index, listed, long_listed, is_long, step, base, powers, ramp, ANGLE)
     bits, shown = phase(position, f, ANGLE)
     if ANGLE.FROM_LENGTHS:
-        f = frequency(pair, index, from_long, from_step, base, powers, ramp, table_ptr, ANGLE)
+        f = frequency(index, listed, long_listed, from_long, from_step, base, powers, ramp, ANGLE)
         other_bits, other = phase(position, f, ANGLE)
         bits = bits - other_bits
         if ANGLE.PHASE == "float32":
@@ -190,15 +218,11 @@ def angle(pair, entry, positions, is_long, step, from_long, from_step, base, pow
 
 
 @triton.jit
-def cos_sin(pair, positions, is_long, step, from_long, from_step, scaling, base, powers, ramp, map_ptr, table_ptr,
-            ANGLE: tl.constexpr):  # fmt: skip
-    """fp32 (cos, sin) of :func:`angle`; scaled, rounded. ``map_ptr``: int32 ``entry`` per pair."""
-    entry = tl.load(map_ptr + pair) if ANGLE.MAPPED else pair
-    point = angle(pair, entry, positions, is_long, step, from_long, from_step, base, powers, ramp, table_ptr, ANGLE)
+def cos_sin(of_pair, zeros, how, scaling, ANGLE: tl.constexpr):
+    """fp32 (cos, sin) of :func:`angle`; scaled, rounded."""
+    point = angle(of_pair, zeros, how, ANGLE)
     s = float_sine(point, ANGLE.FROM_LENGTHS > 0) if ANGLE.PHASE == "float32" else sine(point)
-    pair += unseen_zero()
-    entry += unseen_zero()
-    point = angle(pair, entry, positions, is_long, step, from_long, from_step, base, powers, ramp, table_ptr, ANGLE)
+    point = angle(of_pair, zeros + unseen_zero(), how, ANGLE)
     c = float_cosine(point) if ANGLE.PHASE == "float32" else cosine(point)
     if ANGLE.SCALINGS:
         s = s * scaling
