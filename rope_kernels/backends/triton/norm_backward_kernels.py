@@ -57,12 +57,12 @@ def rotate_norm_backward_kernel(
         positions_axis, positions_batch, positions_token, base, powers, ramp, switch_length, ntk,
         scaling, long_scaling, ANGLE, TILE,
     )  # fmt: skip
-    even, odd = units_cos_sin(first, second, token, how, scaling, 1, ANGLE, TILE)
     PACKED: tl.constexpr = ANGLE.SEARCH_STEPS > 0
     if TILE.Q_HEADS:
         x = rows(q_ptr, batch, token, q_batch, q_token)
         y = rows(q_out_ptr, batch, token, q_out_batch, q_out_token)
         grad = rows(q_grad_ptr, batch, token, q_grad_batch, q_grad_token)
+        even, odd = units_cos_sin(first, second, token, how, scaling, TILE.Q_BLOCK, ANGLE, TILE)
         backward_heads(x, y, grad, q_head, q_out_head, q_grad_head, inside, known, any_past_end, even, odd,
                        q_weight_ptr, q_weight_offset, q_eps, q_partials_ptr, TILE.Q_HEADS, TILE.Q_BLOCK,
                        PACKED, Q_NORM, TILE, BACK)  # fmt: skip
@@ -70,6 +70,8 @@ def rotate_norm_backward_kernel(
         x = rows(k_ptr, batch, token, k_batch, k_token)
         y = rows(k_out_ptr, batch, token, k_out_batch, k_out_token)
         grad = rows(k_grad_ptr, batch, token, k_grad_batch, k_grad_token)
+        if not TILE.Q_HEADS or TILE.K_BLOCK != TILE.Q_BLOCK:  # LLVM merges these with those of q
+            even, odd = units_cos_sin(first, second, token, how, scaling, TILE.K_BLOCK, ANGLE, TILE)
         backward_heads(x, y, grad, k_head, k_out_head, k_grad_head, inside, known, any_past_end, even, odd,
                        k_weight_ptr, k_weight_offset, k_eps, k_partials_ptr, TILE.K_HEADS, TILE.K_BLOCK,
                        PACKED, K_NORM, TILE, BACK)  # fmt: skip

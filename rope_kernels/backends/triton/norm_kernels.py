@@ -62,15 +62,17 @@ def rotate_norm_kernel(
         positions_axis, positions_batch, positions_token, base, powers, ramp, switch_length, ntk,
         scaling, long_scaling, ANGLE, TILE,
     )  # fmt: skip
-    even, odd = units_cos_sin(first, second, token, how, scaling, 1, ANGLE, TILE)
     PACKED: tl.constexpr = ANGLE.SEARCH_STEPS > 0
     if TILE.Q_HEADS:
         x = rows(q_ptr, batch, token, q_batch, q_token)
         y = rows(q_out_ptr, batch, token, q_out_batch, q_out_token)
+        even, odd = units_cos_sin(first, second, token, how, scaling, TILE.Q_BLOCK, ANGLE, TILE)
         heads(x, y, q_head, q_out_head, inside, known, any_past_end, even, odd, q_weight_ptr, q_weight_offset, q_eps,
               TILE.Q_HEADS, TILE.Q_BLOCK, PACKED, Q_NORM, TILE)  # fmt: skip
     if TILE.K_HEADS:
         x = rows(k_ptr, batch, token, k_batch, k_token)
         y = rows(k_out_ptr, batch, token, k_out_batch, k_out_token)
+        if not TILE.Q_HEADS or TILE.K_BLOCK != TILE.Q_BLOCK:  # LLVM merges these with those of q
+            even, odd = units_cos_sin(first, second, token, how, scaling, TILE.K_BLOCK, ANGLE, TILE)
         heads(x, y, k_head, k_out_head, inside, known, any_past_end, even, odd, k_weight_ptr, k_weight_offset, k_eps,
               TILE.K_HEADS, TILE.K_BLOCK, PACKED, K_NORM, TILE)  # fmt: skip

@@ -91,8 +91,15 @@ def factors(weight, offset, NEIGHBOURS: tl.constexpr, NORM: tl.constexpr, TILE: 
 
 
 @triton.jit
-def folded(cs, first, second):
-    """``cs`` of :func:`rotate` that also multiplies the members by factors before it rotates them."""
+def folded(cs, first, second, tile):
+    """``cs`` of :func:`rotate` that also multiplies the members by factors before it rotates them.
+
+    Triton is to multiply in the layout of ``tile``, any loaded fp32 values, and not to convert four products of each
+    cosine and sine to it. So the factors depend on these values in a way that LLVM recognises as none.
+    """
+    never = (tile.to(tl.uint32, bitcast=True) | 1) == 0
+    first = tl.where(never, 0.0, first)
+    second = tl.where(never, 0.0, second)
     return cs[0] * first, cs[1] * second, cs[2] * second, cs[3] * first
 
 
@@ -160,7 +167,7 @@ def norm_tile(p, o, x, y, mask, keep, row_mask, row_keep, even, odd, weight, off
     """Norm and rotate BLOCK heads from places ``p`` of rows ``x`` to places ``o`` of rows ``y``.
 
     ``mask``, ``keep``: where to load and to store; ``row_mask``, ``row_keep``: the same without a unit's place.
-    ``us``: the :func:`factors`, which are in ``even`` and ``odd`` already if they are FOLDED.
+    ``us``: the :func:`factors`.
     """
     DTYPE: tl.constexpr = x.dtype.element_ty
     PARTS: tl.constexpr = len(TILE.RESTS)
@@ -171,7 +178,10 @@ def norm_tile(p, o, x, y, mask, keep, row_mask, row_keep, even, odd, weight, off
         rests += (read_rest(x, row_mask, r, TILE),)
     if not NORM.AFTER:
         squares = sum_of_squares(a, b, c, d, TWO)
-        if NORM.WEIGHTED and not NORM.FOLDED:
+        if NORM.FOLDED:
+            even = folded(even, us[0], us[1], a)
+            odd = folded(odd, us[2], us[3], a)
+        elif NORM.WEIGHTED:
             a, b, c, d = a * us[0], b * us[1], c * us[2], d * us[3]
     a, b = rotate(a, b, even)
     if TWO:
@@ -224,9 +234,6 @@ def norm_heads(x, y, x_head, y_head, inside, rotated, any_past_end, even, odd, w
     us = (0.0, 0.0, 0.0, 0.0)
     if NORM.WEIGHTED:
         us = factors(weight, offset, TILE.WRITE_PAIRS if NORM.AFTER else TILE.READ_PAIRS, NORM, TILE)
-        if NORM.FOLDED:
-            even = folded(even, us[0], us[1])
-            odd = folded(odd, us[2], us[3])
     head = tl.arange(0, BLOCK)[:, None, None]
     x += head * x_head
     y += head * y_head
