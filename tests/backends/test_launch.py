@@ -46,7 +46,7 @@ def rotations(draw):
 
 
 @st.composite
-def tiles(draw):
+def tiles(draw, **more):
     rotation = draw(rotations())
     size = draw(st.sampled_from([2, 4]))
     aligned = alignment(size, [size * rotation.head_dim, draw(st.sampled_from([0, 2 * size, size]))], rotation)
@@ -59,7 +59,7 @@ def tiles(draw):
     count = draw(st.sampled_from([1, 84, 108, 132, 304]))
     return (
         tokens,
-        launch_tile(tokens, *heads, rotation, memory, multiprocessors=count, **flags),
+        launch_tile(tokens, *heads, rotation, memory, multiprocessors=count, **flags, **more),
         rotation,
         memory,
         flags,
@@ -118,6 +118,16 @@ def test_loads_that_need_no_conversion(drawn):
     threads = 32 * tile.WARPS
     assert tile.TOKENS == 1 or tile.TOKENS < threads
     assert not flags["loads_per_pair"] or tile.UNITS < threads
+
+
+@given(tiles(normed=True))
+def test_loads_of_a_norms_weight_need_no_conversion(drawn):
+    """They are fewer than the threads, or for each row of a tile, or each token: then every thread has its vector."""
+    _, tile, *_ = drawn
+    threads = 32 * tile.WARPS
+    for heads, block in ((tile.Q_HEADS, tile.Q_BLOCK), (tile.K_HEADS, tile.K_BLOCK)):
+        rows = tile.TOKENS if tile.TOKENS > 1 else block
+        assert tile.UNITS < threads or rows * tile.UNITS >= tile.VECTOR * threads or not heads
 
 
 @given(tiles())

@@ -51,9 +51,9 @@ def launches_of(pairs: list[Pair | None]) -> list[list[Pair | None]]:
 
 def prepared(
     pairs: list[Pair | None], batch: int, tokens: int, inputs: Inputs, spec: Spec,
-    loads_per_pair: bool = False, normed: bool = False, one_head: bool = False,
+    normed: bool = False, one_head: bool = False,
 ) -> Prepared:  # fmt: skip
-    """The launch of a call with angles; ``loads_per_pair``: whether more is loaded for each pair than its angle's."""
+    """The launch of a call with angles."""
     positions, seq_len, from_seq_len = inputs.positions, inputs.seq_len, inputs.from_seq_len
     angle = _angle(
         spec,
@@ -65,7 +65,7 @@ def prepared(
     )
     others = [] if positions is None else [position_strides(positions)]
     by_group = positions is None or 2 in (angle.OFFSETS, angle.LENGTHS, angle.FROM_LENGTHS)
-    loads_per_pair = loads_per_pair or angle.MAPPED or bool(angle.TABLE_ROWS)
+    loads_per_pair = angle.MAPPED or bool(angle.TABLE_ROWS)
     count, tile, strides = layout_of(
         pairs, others, batch, tokens, by_group, spec.rotation, inputs.inverse, loads_per_pair, one_head, normed
     )

@@ -74,10 +74,7 @@ def _norm_backward(
 ) -> list[Tensor | None]:
     """Writes the gradients of heads with a norm; returns those of the weights."""
     weights = [None if triple is None else weight for triple, weight in zip(triples, norms[2:], strict=True)]
-    is_weighted = any(weight is not None for weight in weights)
-    x, arguments, tile, angle, grid, *_ = prepared(
-        triples, batch, tokens, inputs, spec, loads_per_pair=is_weighted, normed=True, one_head=True
-    )  # fmt: skip
+    x, arguments, tile, angle, grid, *_ = prepared(triples, batch, tokens, inputs, spec, normed=True, one_head=True)
     partials = [
         None if weight is None else x.new_empty(
             (grid[0] * tile.TOKENS * block, tile.PLANES * tile.UNITS), dtype=torch.float32
@@ -116,10 +113,7 @@ def _of_weight(partials: Tensor, tile: Tile, rotation: Rotation, norm: Norm) -> 
 def _rotate_norm(
     pairs: list[Pair | None], batch: int, tokens: int, inputs: Inputs, spec: Spec, norms: Norms
 ) -> None:  # fmt: skip
-    is_weighted = norms.q_weight is not None or norms.k_weight is not None
-    x, arguments, tile, angle, grid, *_ = prepared(
-        pairs, batch, tokens, inputs, spec, loads_per_pair=is_weighted, normed=True
-    )
+    x, arguments, tile, angle, grid, *_ = prepared(pairs, batch, tokens, inputs, spec, normed=True)
     with device_of(x), first_in_capture():
         norm_kernels.rotate_norm_kernel[grid](
             *arguments, *_norm_arguments(norms), ANGLE=angle, TILE=tile,
@@ -142,6 +136,4 @@ def _row_norm(norm: Norm | None, weight: Tensor | None, tile: Tile, rotation: Ro
     word = 2 * weight.element_size()
     aligned = alignment(weight.element_size(), [weight.data_ptr()], rotation)
     words = min(tile.VECTOR, aligned // word, _VECTOR_BYTES // word) if tile.WORDS else 0
-    # in this phase Triton would move folded constants between threads
-    is_folded = not norm.after_rope and rotation.phase != "float32"
-    return RowNorm(True, norm.after_rope, norm.weight_offset != 0.0, is_folded, words)
+    return RowNorm(True, norm.after_rope, norm.weight_offset != 0.0, words)

@@ -60,8 +60,24 @@ def write_pairs(o, keep, a, b, c, d, MASKED: tl.constexpr, WRITE_PAIRS: tl.const
 
 
 @triton.jit
+def for_rows(weight, BLOCK: tl.constexpr, TILE: tl.constexpr):
+    """``weight``, the pointer that all rows share, or one for each row, [heads, tokens, 1].
+
+    What is loaded for all rows takes the layout of a tile only if it has fewer elements than a program has threads, and
+    else one of its own. What is loaded for rows has a vector for every thread, as a tile has, and thus its layout.
+    """
+    if 32 * TILE.WARPS <= TILE.UNITS:
+        HEADS: tl.constexpr = BLOCK if TILE.TOKENS == 1 else 1
+        weight += tl.arange(0, HEADS)[:, None, None] * 0 + tl.arange(0, TILE.TOKENS)[None, :, None] * 0
+    return weight
+
+
+@triton.jit
 def factors(weight, offset, NEIGHBOURS: tl.constexpr, NORM: tl.constexpr, TILE: tl.constexpr):
-    """What a norm multiplies the members of a unit's pairs by, in the order of :func:`read_pairs`: [1, 1, units]."""
+    """What a norm multiplies the members of a unit's pairs by, in the order of :func:`read_pairs`.
+
+    [1, 1, units], or as many rows as ``weight`` has pointers, from :func:`for_rows`.
+    """
     DTYPE: tl.constexpr = weight.dtype.element_ty
     TWO: tl.constexpr = TILE.PAIRS_PER_UNIT == 2
     LAST: tl.constexpr = TILE.PAIRS // TILE.PAIRS_PER_UNIT
@@ -130,7 +146,7 @@ def read_rest(x, mask, R: tl.constexpr, TILE: tl.constexpr):
 
 @triton.jit
 def rest_factors(weight, offset, R: tl.constexpr, NORM: tl.constexpr, TILE: tl.constexpr):
-    """What a norm multiplies the channels of :func:`read_rest` by: [1, 1, units]."""
+    """What a norm multiplies the channels of :func:`read_rest` by, in the shape of :func:`factors`."""
     DTYPE: tl.constexpr = weight.dtype.element_ty
     STEP: tl.constexpr = 2 if TILE.WORDS else 1
     BEGIN: tl.constexpr = TILE.RESTS[R][0]
@@ -178,11 +194,9 @@ def norm_tile(p, o, x, y, mask, keep, row_mask, row_keep, even, odd, weight, off
         rests += (read_rest(x, row_mask, r, TILE),)
     if not NORM.AFTER:
         squares = sum_of_squares(a, b, c, d, TWO)
-        if NORM.FOLDED:
+        if NORM.WEIGHTED:
             even = folded(even, us[0], us[1], a)
             odd = folded(odd, us[2], us[3], a)
-        elif NORM.WEIGHTED:
-            a, b, c, d = a * us[0], b * us[1], c * us[2], d * us[3]
     a, b = rotate(a, b, even)
     if TWO:
         c, d = rotate(c, d, odd)
@@ -233,6 +247,7 @@ def norm_heads(x, y, x_head, y_head, inside, rotated, any_past_end, even, odd, w
         copy_tokens(x, y, x_head, y_head, inside & (rotated == 0), HEADS, TILE)
     us = (0.0, 0.0, 0.0, 0.0)
     if NORM.WEIGHTED:
+        weight = for_rows(weight, BLOCK, TILE)
         us = factors(weight, offset, TILE.WRITE_PAIRS if NORM.AFTER else TILE.READ_PAIRS, NORM, TILE)
     head = tl.arange(0, BLOCK)[:, None, None]
     x += head * x_head

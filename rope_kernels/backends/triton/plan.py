@@ -98,14 +98,12 @@ class RowNorm:
         WEIGHTED: there is a weight.
         AFTER: the rotated row is normed.
         OFFSET: something is added to the weight.
-        FOLDED: the weight is multiplied into the cosines and sines, which are constants of a row.
         WEIGHT_WORDS: words of the weight that a thread may load at once; 0 if it is not aligned to words.
     """
 
     WEIGHTED: bool
     AFTER: bool
     OFFSET: bool = False
-    FOLDED: bool = False
     WEIGHT_WORDS: int = 0
 
 
