@@ -107,6 +107,12 @@ def test_backward_of_every_call(call, target):
     run_backward(call, target)
 
 
+@pytest.mark.parametrize(("kind", "target"), list(zip(normed.NORMS[:2], TARGETS[::3], strict=True)), ids=str)
+def test_backward_of_hard_rows(kind, target):
+    with emulated(target):
+        launches.run_backward_of_hard_rows(kind)
+
+
 @pytest.mark.parametrize("target", [90])
 def test_backward_of_one(target):
     with emulated(target):

@@ -51,6 +51,11 @@ def test_backward_of_many_tokens(call, many_tokens):
     launches.run_backward(call)
 
 
+@pytest.mark.parametrize("kind", normed.NORMS[:2], ids=str)
+def test_backward_of_hard_rows(kind):
+    launches.run_backward_of_hard_rows(kind)
+
+
 def test_one_of_two_in_place():
     launches.run_one_of_two_in_place()
 

@@ -200,6 +200,12 @@ MUTANTS = [
         "triton-norm",
         "rope_kernels/backends/triton/norm_backward_tiles.py",
         ("sign", "second * cs[2] - first * cs[1]", "second * cs[2] + first * cs[1]", "adjoint of a rotation"),
+        (
+            "dropped",
+            "(1.0 / TILE.HEAD_DIM) * scale * scale",
+            "(1.0 / TILE.HEAD_DIM) * scale",
+            "what a norm takes from a gradient, in other units",
+        ),
         ("dropped", "            dots += i * w\n", "            dots += 0.0\n", "a mean without some channels"),
         (
             "operand",

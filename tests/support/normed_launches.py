@@ -11,7 +11,7 @@ from support import launches, normed, tolerances
 from support.attempts import Attempt, bits
 from support.calls import arguments
 from support.cases import Case, Made, make, rotated_exactly, seed_of, where_and_how_long
-from support.normed import CALLS, CAN_BE_NORMED, NORMS, NormedCall
+from support.normed import CALLS, CAN_BE_NORMED, NORMS, NormedCall, NormKind
 from torch import Tensor
 
 from rope_kernels.backends.inputs import Norms
@@ -23,7 +23,8 @@ from rope_kernels.ops.operators import inputs_of
 
 __all__ = [
     "ALONE", "HARD_ROWS", "MANY_TOKENS", "SHORT", "WITH_TOKENS", "NormedAttempt", "norms_of", "run", "run_alone",
-    "run_backward", "run_backward_of_one", "run_hard_rows", "run_one_of_two_in_place", "run_tail",
+    "run_backward", "run_backward_of_hard_rows", "run_backward_of_one", "run_hard_rows", "run_one_of_two_in_place",
+    "run_tail",
 ]  # fmt: skip
 
 Weights = dict[str, Tensor | None]
@@ -180,6 +181,21 @@ def run_backward_of_one() -> None:
     assert of_q[1] is of_q[3] is of_k[0] is of_k[2] is None
     for found, wanted in ((of_q[0], both[0]), (of_q[2], both[2]), (of_k[1], both[1]), (of_k[3], both[3])):
         torch.testing.assert_close(found, wanted, **tolerances.TWO_WAYS)
+
+
+def run_backward_of_hard_rows(kind: NormKind) -> None:
+    """Rows of the largest numbers and of numbers whose squares are below eps, each against its own largest gradient."""
+    call = NormedCall(launches.BY_NAME["half-float32-forward"], kind)
+    made, weights = make(call.case), call.weights()
+    for x in (made.q, made.k):
+        x[:, 0] *= 2.0**58
+        x[:, 1] *= 2.0**-60
+    grads = [torch.randn(x.shape, generator=torch.Generator().manual_seed(1)) for x in (made.q, made.k)]
+    found = gradients(call, made, grads, weights)
+    for i, side in enumerate("qk"):
+        exact, _ = gradients_exactly(call, side, (made.q, made.k)[i], grads[i], weights[side])
+        for token in range(call.case.tokens):
+            _check_near(found[i][:, token], exact[:, token])
 
 
 def run_one_of_two_in_place() -> None:

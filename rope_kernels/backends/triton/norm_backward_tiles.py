@@ -2,8 +2,8 @@
 """The way back through norm and rotation, for the rows of one tile.
 
 ``TILE`` is that of the forward call and ``BACK`` the same the other way round: gradients are read where the forward
-call writes, and written where it reads. With z the normed row, u the weight's factors and h = u times the gradient of
-u z, the gradient of the row is (h - z mean(h z)) / rms.
+call writes, and written where it reads. With z the row that is normed, s = 1 / rms(z), u the weight's factors and
+h = u s times the gradient of u s z, the gradient of z is h - z s^2 mean(h z).
 """
 
 import triton
@@ -70,7 +70,7 @@ def backward_tile(p, g, o, x, grad, y, mask, keep, grad_mask, row_mask, even, od
     scale = tl.rsqrt(tl.sum(squares, axis=2, keep_dims=True) * (1.0 / TILE.HEAD_DIM) + eps)
     if MASKED:
         scale = tl.where(row_mask, scale, 0.0)  # without rows and eps, the factor is infinite
-    z0, z1, z2, z3 = z0 * scale, z1 * scale, z2 * scale, z3 * scale
+    a, b, c, d = a * scale, b * scale, c * scale, d * scale
     if NORM.WEIGHTED:
         sums = (sums[0] + a * z0, sums[1] + b * z1, sums[2] + c * z2, sums[3] + d * z3)
         a, b, c, d = a * us[0], b * us[1], c * us[2], d * us[3]
@@ -78,7 +78,7 @@ def backward_tile(p, g, o, x, grad, y, mask, keep, grad_mask, row_mask, even, od
     parts = ()
     new_sums = ()
     for r in tl.static_range(0, PARTS):
-        z, w, h, i = rests[r][0] * scale, rests[r][1] * scale, rests[r][2], rests[r][3]
+        z, w, h, i = rests[r][0], rests[r][1], rests[r][2] * scale, rests[r][3] * scale
         if NORM.WEIGHTED:
             new_sums += ((rest_sums[r][0] + h * z, rest_sums[r][1] + i * w),)
             u, v = rest_factors(weight, offset, r, NORM, TILE)
@@ -87,16 +87,16 @@ def backward_tile(p, g, o, x, grad, y, mask, keep, grad_mask, row_mask, even, od
         if TILE.WORDS:
             dots += i * w
         parts += ((z, w, h, i),)
-    mean = tl.sum(dots, axis=2, keep_dims=True) * (1.0 / TILE.HEAD_DIM)
-    a, b, c, d = a - z0 * mean, b - z1 * mean, c - z2 * mean, d - z3 * mean
+    share = tl.sum(dots, axis=2, keep_dims=True) * (1.0 / TILE.HEAD_DIM) * scale * scale
+    a, b, c, d = a - z0 * share, b - z1 * share, c - z2 * share, d - z3 * share
     if NORM.AFTER:
         a, b = rotate_back(a, b, even)
         if TWO:
             c, d = rotate_back(c, d, odd)
-    write_pairs(o, keep, a * scale, b * scale, c * scale, d * scale, MASKED, BACK.WRITE_PAIRS, DTYPE, BLOCK, BACK)
+    write_pairs(o, keep, a, b, c, d, MASKED, BACK.WRITE_PAIRS, DTYPE, BLOCK, BACK)
     for r in tl.static_range(0, PARTS):
         z, w, h, i = parts[r]
-        write_rest(y, row_mask, (h - z * mean) * scale, (i - w * mean) * scale, r, BLOCK, TILE)
+        write_rest(y, row_mask, h - z * share, i - w * share, r, BLOCK, TILE)
     return sums, new_sums
 
 
@@ -132,6 +132,7 @@ def backward_heads(x, y, grad, x_head, y_head, grad_head, inside, rotated, any_p
     PARTS: tl.constexpr = len(TILE.RESTS)
     ITEMS: tl.constexpr = 2 if TILE.READ_WORDS else 1
     GRAD_ITEMS: tl.constexpr = 2 if BACK.READ_WORDS else 1
+    UNROLLED: tl.constexpr = 1 if TILE.PAIRS_PER_UNIT == 2 else 4  # a head of pairs is half as much work per thread
     if TILE.MEMORY.DENSE_HEADS:
         x_head = TILE.HEAD_DIM
         y_head = TILE.HEAD_DIM
@@ -155,7 +156,7 @@ def backward_heads(x, y, grad, x_head, y_head, grad_head, inside, rotated, any_p
     if NORM.WEIGHTED:
         for _ in tl.static_range(0, PARTS):
             rest_sums += ((zero, zero),)
-    for first in tl.range(0, HEADS, BLOCK):
+    for first in tl.range(0, HEADS, BLOCK, loop_unroll_factor=UNROLLED):
         there = (head >= 0) & (first + head < HEADS) if REST else head >= 0
         sums, rest_sums = backward_tile(
             p, g, o, x, grad, y, mask & there, keep & there, grad_mask & there, rotated & there, even, odd, weight,
