@@ -11,7 +11,7 @@ import triton.language as tl
 
 from .norm_tiles import (
     factors,
-    for_rows,
+    for_heads,
     read_pairs,
     read_rest,
     rest_factors,
@@ -141,7 +141,7 @@ def backward_heads(x, y, grad, x_head, y_head, grad_head, inside, rotated, any_p
         copy_tokens(grad, y, grad_head, y_head, inside & (rotated == 0), HEADS, TILE)
     us = (0.0, 0.0, 0.0, 0.0)
     if NORM.WEIGHTED:
-        weight = for_rows(weight, BLOCK, TILE)
+        weight = for_heads(weight, BLOCK, TILE)
         us = factors(weight, offset, TILE.WRITE_PAIRS if NORM.AFTER else TILE.READ_PAIRS, NORM, TILE)
     head = tl.arange(0, BLOCK)[:, None, None]
     x += head * x_head

@@ -60,23 +60,20 @@ def write_pairs(o, keep, a, b, c, d, MASKED: tl.constexpr, WRITE_PAIRS: tl.const
 
 
 @triton.jit
-def for_rows(weight, BLOCK: tl.constexpr, TILE: tl.constexpr):
-    """``weight``, the pointer that all rows share, or one for each row, [heads, tokens, 1].
+def for_heads(weight, BLOCK: tl.constexpr, TILE: tl.constexpr):
+    """``weight``, the pointer that all rows share, or one for each head of a tile of one token, [heads, 1, 1].
 
     What is loaded for all rows takes the layout of a tile only if it has fewer elements than a program has threads, and
-    else one of its own. What is loaded for rows has a vector for every thread, as a tile has, and thus its layout.
+    else one of its own. What is loaded for each row has the tile's shape, and with it the layout.
     """
-    if 32 * TILE.WARPS <= TILE.UNITS:
-        HEADS: tl.constexpr = BLOCK if TILE.TOKENS == 1 else 1
-        weight += tl.arange(0, HEADS)[:, None, None] * 0 + tl.arange(0, TILE.TOKENS)[None, :, None] * 0
-    return weight
+    return weight + tl.arange(0, BLOCK)[:, None, None] * 0 if 32 * TILE.WARPS <= TILE.UNITS else weight
 
 
 @triton.jit
 def factors(weight, offset, NEIGHBOURS: tl.constexpr, NORM: tl.constexpr, TILE: tl.constexpr):
     """What a norm multiplies the members of a unit's pairs by, in the order of :func:`read_pairs`.
 
-    [1, 1, units], or as many rows as ``weight`` has pointers, from :func:`for_rows`.
+    [1, 1, units], or [heads, 1, units] if :func:`for_heads` gave each head a pointer.
     """
     DTYPE: tl.constexpr = weight.dtype.element_ty
     TWO: tl.constexpr = TILE.PAIRS_PER_UNIT == 2
@@ -247,7 +244,7 @@ def norm_heads(x, y, x_head, y_head, inside, rotated, any_past_end, even, odd, w
         copy_tokens(x, y, x_head, y_head, inside & (rotated == 0), HEADS, TILE)
     us = (0.0, 0.0, 0.0, 0.0)
     if NORM.WEIGHTED:
-        weight = for_rows(weight, BLOCK, TILE)
+        weight = for_heads(weight, BLOCK, TILE)
         us = factors(weight, offset, TILE.WRITE_PAIRS if NORM.AFTER else TILE.READ_PAIRS, NORM, TILE)
     head = tl.arange(0, BLOCK)[:, None, None]
     x += head * x_head

@@ -234,7 +234,8 @@ def launch_tile(
         loads_per_pair: maps or tables are loaded; they must have fewer entries than a program has threads, or Triton
             would load them in a layout of their own and convert it through shared memory.
         one_head: angles are not shared between heads.
-        normed: a row is in one warp, the same threads hold the same channels in every tile.
+        normed: a row is in one warp, the same threads hold the same channels in every tile; weights may be loaded for
+            each pair, which for many tokens needs as many threads as ``loads_per_pair``.
     """
     given = (q_heads, k_heads, rotation, memory, inverse, loads_per_pair, one_head, normed)
     few, many = _tile(*given, many=False), _tile(*given, many=True)
@@ -298,7 +299,7 @@ def _tile(
     vector = max(1, min(memory.ALIGNED // (2 * memory.ITEM_BYTES) if words else 1, units // 2))
     lanes = units // vector
     warps = 1
-    while loads_per_pair and 32 * warps <= units:
+    while (loads_per_pair or (normed and many)) and 32 * warps <= units:
         warps *= 2
     if normed and lanes > _WARP:
         shape = (1, 1, 1, 1)
