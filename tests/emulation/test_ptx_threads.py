@@ -125,6 +125,15 @@ class TestShuffles:
     def test_butterfly(self, step):
         assert launch(self.SHUFFLE.format(step, 31, -1))[1].tolist() == [n ^ step for n in range(128)]
 
+    @pytest.mark.parametrize("step", [1, 16])
+    def test_numbers_in_registers_and_a_predicate(self, step):
+        """As nvcc writes it."""
+        body = f"""
+            ld.global.u32 %r4, [%a3]; mov.b32 %r6, {step}; mov.b32 %r7, 31; mov.b32 %r8, -1;
+            shfl.sync.bfly.b32 %r5|%p0, %r4, %r6, %r7, %r8; @!%p0 mov.b32 %r5, 999; st.global.u32 [%a4], %r5;
+        """
+        assert launch(body)[1].tolist() == [n ^ step for n in range(128)]
+
     def test_the_same_value_of_all(self):
         body = "mov.b32 %r4, 7; shfl.sync.bfly.b32 %r5, %r4, 1, 31, -1; st.global.u32 [%a4], %r5;"
         assert launch(body)[1].tolist() == [7] * 128

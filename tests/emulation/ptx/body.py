@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from .errors import PTXError
-from .syntax import Address, Immediate, Operand, Register, Sink, Special, Statement, Symbol, Vector
+from .syntax import Address, Immediate, Operand, Register, Sink, Special, Statement, Symbol, ValueAndPredicate, Vector
 from .types import TYPES
 
 __all__ = ["Body", "parse_body"]
@@ -99,6 +99,11 @@ class Body:
             return Address(self._operand(match[1]), -offset if match[2] == "-" else offset)
         if text == "_":
             return Sink()
+        if "|" in text:
+            value, predicate = (self._register(name) for name in text.split("|"))
+            if value is None or predicate is None:
+                raise PTXError(f"unknown operand {text}")
+            return ValueAndPredicate(value, predicate)
         if match := _FLOAT.match(text):
             return Immediate(int(match[1] or match[2], 16), 4 if match[1] else 8)
         if _INTEGER.match(text):

@@ -12,7 +12,7 @@ from . import conversions, floats, integers
 from .errors import PTXError
 from .operands import Lanes, Reader, address_reader, reader, target_number, writer
 from .semantics import Semantics, Table
-from .syntax import Kernel, Operand, Statement, Vector
+from .syntax import Kernel, Operand, Sink, Statement, ValueAndPredicate, Vector
 from .types import TYPES, unsigned
 
 if TYPE_CHECKING:
@@ -157,16 +157,25 @@ def _store(statement: Statement, access: Access) -> Execute:
 def _butterfly(statement: Statement) -> Execute:
     """Each thread gets the value of the one whose lane differs from its own in the bits of the third operand."""
     target, source, *constants = statement.operands
-    step, last, members = (getattr(constant, "value", None) for constant in constants)
-    if step not in range(_WARP) or last != _LAST_LANE or members is None or members & _ALL_LANES != _ALL_LANES:
-        raise PTXError("unknown form of a shuffle")
-    read, write = reader(source, "b32"), writer(target, "b32")
+    is_there = target.predicate if isinstance(target, ValueAndPredicate) else Sink()
+    value = target.value if isinstance(target, ValueAndPredicate) else target
+    read, write, tell = reader(source, "b32"), writer(value, "b32"), writer(is_there, "pred")
+    numbers = [reader(constant, "u32") for constant in constants]
 
     def execute(machine: Machine, lanes: Lanes) -> None:
         warps = machine.warp if lanes is None else machine.warp[lanes]
         if warps.size % _WARP or (warps[::_WARP] != warps[_WARP - 1 :: _WARP]).any():
             raise PTXError("a shuffle that only a part of a warp takes part in")
+        step, last, members = (_same_for_all(number(machine, lanes)) for number in numbers)
+        if step not in range(_WARP) or last != _LAST_LANE or members != _ALL_LANES:
+            raise PTXError("unknown form of a shuffle")
         values = np.broadcast_to(read(machine, lanes), warps.shape)
         write(machine, lanes, values[np.arange(warps.size) ^ step])
+        tell(machine, lanes, np.array([True]))  # all lanes have a partner
 
     return execute
+
+
+def _same_for_all(values: np.ndarray) -> int | None:
+    """The number that all threads have, if they have the same."""
+    return int(values[0]) if (values == values[0]).all() else None

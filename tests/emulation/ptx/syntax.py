@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 __all__ = [
     "Address", "Immediate", "Kernel", "Operand", "Parameter", "Register", "Sink", "Special", "Statement", "Symbol",
-    "Vector",
+    "ValueAndPredicate", "Vector",
 ]  # fmt: skip
 
 
@@ -54,6 +54,14 @@ class Vector:
 
 
 @dataclass(frozen=True)
+class ValueAndPredicate:
+    """``a|p``: two results of one instruction."""
+
+    value: Register
+    predicate: Register
+
+
+@dataclass(frozen=True)
 class Address:
     """``[base + offset]``"""
 
@@ -61,7 +69,7 @@ class Address:
     offset: int
 
 
-Operand = Register | Immediate | Special | Symbol | Sink | Vector | Address
+Operand = Register | Immediate | Special | Symbol | Sink | Vector | Address | ValueAndPredicate
 
 
 @dataclass(frozen=True)
