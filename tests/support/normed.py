@@ -12,7 +12,7 @@ from support.cases import CASES, Case, Made, bound, make, rotated_exactly, seed_
 
 import rope_kernels as rk
 
-__all__ = ["CALLS", "EVERY_CALL", "NORMS", "NormKind", "NormedCall", "exactly", "rotated_after_norm"]
+__all__ = ["CALLS", "CAN_BE_NORMED", "EVERY_CALL", "NORMS", "NormKind", "NormedCall", "exactly", "rotated_after_norm"]
 
 EPS = {"q": 1e-6, "k": 1e-2}
 """The second one decides the result where values are small."""
