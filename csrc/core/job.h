@@ -72,8 +72,12 @@ struct HeadNorm {
   bool is_given = false;
   bool after_rope = false;
   float eps = 0;
-  const float* factors = nullptr;  // of each channel; nullptr: 1
-  const void* x = nullptr;         // backward: the heads that were normed
+  const float* factors = nullptr;  // on the CPU, of each channel; nullptr: 1
+  const void* weight = nullptr;    // on a GPU, of each channel, to which `weight_offset` is added; nullptr: 1
+  Number weight_kind = Number::kFloat32;
+  std::int64_t weight_stride = 1;
+  float weight_offset = 0;
+  const void* x = nullptr;  // backward: the heads that were normed
   Strides x_strides;
   float* weight_grad = nullptr;  // backward: (parts, head_dim), the sums over each part's tokens
 };
@@ -92,6 +96,7 @@ struct Job {
   Table table;        // if given, it replaces positions and frequencies
   HeadNorm norms[2];  // of the operands
   bool backward = false;
+  std::int64_t parts = 1;  // backward, on a GPU: into how many parts the weights' gradients are summed
   bool inverse = false;
   bool unscaled = false;
   bool in_place = false;   // some operand is

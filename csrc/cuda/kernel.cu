@@ -8,27 +8,17 @@
 #include "core/job.h"
 #include "cuda/angles.cuh"
 #include "cuda/launcher.h"
+#include "cuda/norm_backward.cuh"
+#include "cuda/norm_kernel.cuh"
+#include "cuda/norm_plan.h"
 #include "cuda/params.cuh"
 #include "cuda/plan.h"
+#include "cuda/rows.cuh"
 #include "cuda/table.cuh"
 #include "cuda/tiles.cuh"
 
 namespace rope::cuda {
 namespace {
-
-/// Where a thread's first head is, as read or as written.
-__device__ inline char* head_of(const Side& side, const Settings& at, const Place& place, int slot) {
-  char* head = side.data + place.token * side.token + slot * side.head;
-  return at.batched ? head + place.batch * side.batch : head;
-}
-
-__device__ inline Heads heads_of(const Tensor& tensor, const Settings& at, const Place& place, int slot) {
-  return {head_of(tensor.from, at, place, slot), head_of(tensor.to, at, place, slot), tensor.heads - slot};
-}
-
-__device__ inline int offset_of(const Chunks& chunks, int pair, int block) {
-  return chunks.first + pair * chunks.per_pair + block * chunks.block;
-}
 
 template <class T, class C>
 __device__ inline void rotate_tensor(const Tensor& tensor, const Settings& at, const Place& place, int slot, int pair,
@@ -43,18 +33,6 @@ __device__ inline void rotate_tensor(const Tensor& tensor, const Settings& at, c
   } else {
     rotate_apart<T>(at, tensor, heads, cos_sin);
   }
-}
-
-/// Copies the channels that are not rotated; whole heads of a token past all sequences.
-template <class Unit>
-__device__ inline void copy_tensor(const Tensor& tensor, const Settings& at, const Place& place, int slot, int lane) {
-  const Heads heads = heads_of(tensor, at, place, slot);
-  if (!place.rotated) {
-    copy_heads<Unit>(at, tensor, heads, {0, at.head_bytes}, lane);
-    return;
-  }
-#pragma unroll 1
-  for (int i = 0; i < at.num_copied; ++i) copy_heads<Unit>(at, tensor, heads, at.copied[i], lane);
 }
 
 /// Thread blocks that a multiprocessor shall hold at least: as many as the registers of a kernel allow without spills.
@@ -98,16 +76,20 @@ const char* outcome(cudaError_t error) {
   return cudaGetErrorString(error != cudaSuccess ? error : pending);
 }
 
-template <class T, bool GENERAL, class P>
-const char* launch(const Job& job, const Shape& shape, void* stream) {
+template <class P>
+const char* launch(void (*kernel)(P), const Job& job, const Shape& shape, void* stream) {
   P params;
   fill(job, shape, params);
-  const dim3 grid(static_cast<unsigned>((job.batch * job.tokens + shape.token_slots - 1) / shape.token_slots));
+  const std::int64_t slots = job.backward ? job.parts : job.batch * job.tokens;
+  const dim3 grid(static_cast<unsigned>((slots + shape.token_slots - 1) / shape.token_slots));
   const dim3 threads(static_cast<unsigned>(shape.lanes * shape.head_slots * shape.token_slots));
   void* arguments[] = {&params};
-  const cudaError_t error =
-      cudaLaunchKernel(&rotate_kernel<T, GENERAL, P>, grid, threads, arguments, 0, static_cast<cudaStream_t>(stream));
-  return outcome(error);
+  return outcome(cudaLaunchKernel(kernel, grid, threads, arguments, 0, static_cast<cudaStream_t>(stream)));
+}
+
+template <class T, bool GENERAL, class P>
+const char* launch(const Job& job, const Shape& shape, void* stream) {
+  return launch(&rotate_kernel<T, GENERAL, P>, job, shape, stream);
 }
 
 /// The usual geometries: halves or neighbours, read and written alike, integer positions on one axis. The distance
@@ -149,12 +131,35 @@ const char* launch_table(const Job& job, const Shape& shape, void* stream) {
 
 template <class D>
 const char* launch_dtype(const Job& job, const Shape& shape, void* stream) {
+  if (goes_by_rows(job)) return launch_norm<D>(job, shape, stream);
   if (job.table.cosine != nullptr) return launch_table<D>(job, shape, stream);
   if (shape.chunk == 0) return launch<Elements<D>, true, LargeParams>(job, shape, stream);
   if (shape.read_pairs && shape.write_pairs) return launch_pairing<D, true, true>(job, shape, stream);
   if (shape.read_pairs) return launch_pairing<D, true, false>(job, shape, stream);
   if (shape.write_pairs) return launch_pairing<D, false, true>(job, shape, stream);
   return launch_pairing<D, false, false>(job, shape, stream);
+}
+
+template <class T, bool GENERAL, class P>
+const char* launch_rows(const Job& job, const Shape& shape, void* stream) {
+  if (job.backward) return launch(&norm_backward_kernel<T, GENERAL, P>, job, shape, stream);
+  return launch(&norm_kernel<T, GENERAL, P>, job, shape, stream);
+}
+
+template <class D, bool READ_PAIRS, bool WRITE_PAIRS>
+const char* launch_norm_pairing(const Job& job, const Shape& shape, void* stream) {
+  using T = Tile<D, uint4, READ_PAIRS, WRITE_PAIRS, 0>;
+  if (shape.general) return launch_rows<T, true, SmallParams>(job, shape, stream);
+  return launch_rows<T, false, SmallParams>(job, shape, stream);
+}
+
+/// With a norm of q's heads, of k's or of both, or for gradients.
+template <class D>
+const char* launch_norm(const Job& job, const Shape& shape, void* stream) {
+  if (shape.chunk == 0) return launch_rows<Elements<D>, true, LargeParams>(job, shape, stream);
+  if (!shape.read_pairs) return launch_norm_pairing<D, false, false>(job, shape, stream);
+  if (shape.write_pairs) return launch_norm_pairing<D, true, true>(job, shape, stream);
+  return launch_norm_pairing<D, true, false>(job, shape, stream);
 }
 
 /// Finds the multiprocessors of the current device, which is asked once.
@@ -179,7 +184,7 @@ extern "C" const char* rope_launch_cuda(const rope::Job* job, void* stream) {
   if (const char* refused = refuse(*job)) return refused;
   int multiprocessors = 0;
   if (const cudaError_t error = find_multiprocessors(multiprocessors); error != cudaSuccess) return outcome(error);
-  const Shape shape = shape_of(*job, multiprocessors);
+  const Shape shape = goes_by_rows(*job) ? norm_shape_of(*job, multiprocessors) : shape_of(*job, multiprocessors);
   switch (job->dtype) {
     case rope::DType::kFloat32:
       return launch_dtype<Float32>(*job, shape, stream);

@@ -61,8 +61,12 @@ const char* refuse(const Job& job) {
   return nullptr;
 }
 
-/// Whether the kernels for calls by a table have no wide loads for this geometry.
-bool is_narrow_by_table(const Job& job, std::int64_t bytes) {
+/// Whether the kernels that norm run a job: those for gradients also where no head is normed.
+bool goes_by_rows(const Job& job) { return job.is_normed() || job.backward; }
+
+/// Whether the kernels for calls by a table, or those that norm, have no wide loads for this geometry.
+bool is_narrow(const Job& job, std::int64_t bytes) {
+  if (goes_by_rows(job)) return bytes < 16;
   return job.table.cosine != nullptr && (bytes < 16 || job.spec->rotation.pairing == Pairing::kInterleavedToHalf);
 }
 
@@ -76,7 +80,8 @@ std::int64_t chunk_of(const Job& job, const Shape& shape) {
   for (int i = 0; i < job.num_operands; ++i) {
     const Operand& operand = job.operands[i];
     addresses |= reinterpret_cast<std::intptr_t>(operand.in) | reinterpret_cast<std::intptr_t>(operand.out);
-    for (const Strides& s : {operand.from, operand.to}) {
+    addresses |= reinterpret_cast<std::intptr_t>(job.norms[i].x);
+    for (const Strides& s : {operand.from, operand.to, job.norms[i].x_strides}) {
       if (job.batch > 1) places |= s.batch;
       if (job.tokens > 1) places |= s.token;
       if (operand.heads > 1) places |= s.head;
@@ -85,7 +90,7 @@ std::int64_t chunk_of(const Job& job, const Shape& shape) {
   const std::int64_t entries = std::int64_t{r.num_pairs} * (job.spec->params.switch_length > 0 ? 2 : 1);
   if (entries > SmallParams::kEntries) return 0;
   for (const std::int64_t bytes : {16, 8}) {
-    if ((addresses | places * shape.item) % bytes == 0) return is_narrow_by_table(job, bytes) ? 0 : bytes;
+    if ((addresses | places * shape.item) % bytes == 0) return is_narrow(job, bytes) ? 0 : bytes;
   }
   return 0;
 }
@@ -110,9 +115,8 @@ std::int64_t enough_threads(const Shape& shape) {
   return std::min(kResidentThreads, kBytesInFlight / (heads * bytes));
 }
 
-/// Spreads the heads of few tokens over several threads until all multiprocessors are busy, but leaves each thread
-/// enough heads to share its angles. Then tokens fill the block.
-Shape shape_of(const Job& job, std::int64_t multiprocessors) {
+/// What a lane reads of a head, and which kernel it takes.
+Shape heads_shape_of(const Job& job) {
   const Rotation& r = job.spec->rotation;
   Shape shape{};
   const bool mixed = r.pairing == Pairing::kInterleavedToHalf;
@@ -122,7 +126,12 @@ Shape shape_of(const Job& job, std::int64_t multiprocessors) {
   shape.apart = shape.read_pairs ? r.num_pairs : r.distance;
   shape.chunk = chunk_of(job, shape);
   shape.general = is_general(job);
-  shape.lanes = shape.chunk > 0 ? r.num_pairs * shape.item / shape.chunk : r.num_pairs;
+  return shape;
+}
+
+/// Spreads the heads of few tokens over several threads until all multiprocessors are busy, but leaves each thread
+/// enough heads to share its angles. Then tokens fill the block.
+void fill_block(const Job& job, std::int64_t multiprocessors, Shape& shape) {
   shape.head_slots = 1;
   const std::int64_t threads = job.batch * job.tokens * shape.lanes, enough = multiprocessors * enough_threads(shape);
   while (shape.head_slots * kHeadsPerThread * 2 <= heads_of(job) && shape.head_slots * threads < enough &&
@@ -130,6 +139,13 @@ Shape shape_of(const Job& job, std::int64_t multiprocessors) {
     shape.head_slots *= 2;
   }
   shape.token_slots = std::max(std::int64_t{1}, kBlockThreads / (shape.lanes * shape.head_slots));
+}
+
+Shape shape_of(const Job& job, std::int64_t multiprocessors) {
+  Shape shape = heads_shape_of(job);
+  const std::int64_t pairs = job.spec->rotation.num_pairs;
+  shape.lanes = shape.chunk > 0 ? pairs * shape.item / shape.chunk : pairs;
+  fill_block(job, multiprocessors, shape);
   return shape;
 }
 
@@ -159,7 +175,7 @@ bool is_flat(const Job& job, bool by_group) {
   if (job.batch == 1) return true;
   if (by_group || !flat(job.positions.batch, job.positions.token)) return false;
   for (int i = 0; i < job.num_operands; ++i) {
-    for (const Strides& s : {job.operands[i].from, job.operands[i].to}) {
+    for (const Strides& s : {job.operands[i].from, job.operands[i].to, job.norms[i].x_strides}) {
       if (!flat(s.batch, s.token)) return false;
     }
   }

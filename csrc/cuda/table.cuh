@@ -22,12 +22,17 @@ struct TableSide {
   std::int64_t batch, token, channel;
 };
 
-struct TableSettings {
-  TableSide cosine, sine;
+/// Where the entries of pairs are in a row that has one for each channel.
+struct PairEntries {
   std::int64_t second;  // entries from that of a pair's first member to that of its second
   std::int32_t step;    // entries from a pair to the next
   Number kind;
   bool wide;  // a thread's entries lie side by side, aligned to what it loads at once
+};
+
+struct TableSettings {
+  TableSide cosine, sine;
+  PairEntries entries;
 };
 
 struct TableParams {
@@ -56,7 +61,7 @@ __device__ inline float widened(double x) { return static_cast<float>(x); }
 /// SPLIT: the members of a pair have neighbouring entries, and the second half of the pairs lies `jump` pairs further
 /// on.
 template <class Entry, int N, bool SPLIT>
-__device__ inline void read_entries(const Settings& at, const TableSettings& table, const char* data,
+__device__ inline void read_entries(const Settings& at, const PairEntries& table, const char* data,
                                     std::int64_t channel, int pair, float* first, float* second) {
   if constexpr (N > 1) {
     if (table.wide) {
@@ -86,15 +91,16 @@ __device__ inline void read_side(const TableParams& p, const TableSide& side, co
                                  float* first, float* second) {
   const Settings& at = p.at;
   const char* row = side.data + place.batch * side.batch + place.token * side.token;
-  switch (p.table.kind) {
+  const PairEntries& entries = p.table.entries;
+  switch (entries.kind) {
     case Number::kBFloat16:
-      return read_entries<__nv_bfloat16, N, SPLIT>(at, p.table, row, side.channel, pair, first, second);
+      return read_entries<__nv_bfloat16, N, SPLIT>(at, entries, row, side.channel, pair, first, second);
     case Number::kFloat16:
-      return read_entries<__half, N, SPLIT>(at, p.table, row, side.channel, pair, first, second);
+      return read_entries<__half, N, SPLIT>(at, entries, row, side.channel, pair, first, second);
     case Number::kFloat64:
-      return read_entries<double, N, SPLIT>(at, p.table, row, side.channel, pair, first, second);
+      return read_entries<double, N, SPLIT>(at, entries, row, side.channel, pair, first, second);
     default:
-      return read_entries<float, N, SPLIT>(at, p.table, row, side.channel, pair, first, second);
+      return read_entries<float, N, SPLIT>(at, entries, row, side.channel, pair, first, second);
   }
 }
 
@@ -133,16 +139,17 @@ void fill(const Job& job, const Shape& shape, TableParams& params) {
   const Rotation& r = job.spec->rotation;
   const std::int64_t item = bytes_of(job.table.kind);
   const bool neighbours = r.pairing == Pairing::kInterleaved;
-  TableSettings& table = params.table;
-  table.cosine = table_side_of(job.table.cosine, job.table.cosine_strides, item);
-  table.sine = table_side_of(job.table.sine, job.table.sine_strides, item);
+  TableSide &cosine = params.table.cosine, &sine = params.table.sine;
+  cosine = table_side_of(job.table.cosine, job.table.cosine_strides, item);
+  sine = table_side_of(job.table.sine, job.table.sine_strides, item);
+  PairEntries& table = params.table.entries;
   table.step = neighbours ? 2 : 1;
   table.second = neighbours ? 1 : r.distance;
   table.kind = job.table.kind;
   const std::int64_t aligned = std::min<std::int64_t>(16, shape.chunk / shape.item * item);
   std::int64_t places = r.num_pairs * item;
   table.wide = shape.chunk > 0;
-  for (const TableSide* side : {&table.cosine, &table.sine}) {
+  for (const TableSide* side : {&cosine, &sine}) {
     places |= reinterpret_cast<std::intptr_t>(side->data) | side->batch | side->token;
     table.wide = table.wide && side->channel == item;
   }

@@ -8,6 +8,7 @@
 #include "cuda/angles.cuh"
 #include "cuda/launcher.h"
 #include "cuda/params.cuh"
+#include "cuda/rows.cuh"
 
 namespace rope::cuda {
 
@@ -77,6 +78,8 @@ __device__ inline float second_of(float a, float b, const PairCosSin<N>& cos_sin
 /// member of all pairs.
 template <class D, class Chunk, bool READ_PAIRS, bool WRITE_PAIRS, int APART>
 struct Tile {
+  using Format = D;
+  using Back = Tile<D, Chunk, WRITE_PAIRS, READ_PAIRS, APART>;  // reads where this one writes, and the reverse
   using Unit = Chunk;
   static constexpr int kWords = static_cast<int>(sizeof(Chunk)) / 4;
   static constexpr int kElements = 2 * kWords * D::kPerWord;
@@ -85,6 +88,7 @@ struct Tile {
   static constexpr bool kExchanges = READ_PAIRS != WRITE_PAIRS;  // threads of a head may write where others read
   static constexpr int kBatch = kElements > 8 ? 2 : 4;           // heads whose loads come before their stores
   static constexpr int kMaxThreads = 256;
+  static constexpr int kMostLanes = 256 / kPairs;
 
   Chunk chunk[2];
 
@@ -102,16 +106,25 @@ struct Tile {
     *reinterpret_cast<Chunk*>(y + distance(apart)) = chunk[1];
   }
 
-  template <class C>
-  __device__ void rotate(const C& cos_sin) {
+  /// The first and second members of the pairs, as they are read.
+  __device__ void unpack(float* a, float* b) const {
     std::uint32_t words[2 * kWords];
     memcpy(words, chunk, sizeof words);
-    float v[kElements], w[kElements];
+    float v[kElements];
     for (int i = 0; i < 2 * kWords; ++i) D::unpack(words[i], v + i * D::kPerWord);
     for (int i = 0; i < kPairs; ++i) {
-      const float a = v[READ_PAIRS ? 2 * i : i], b = v[READ_PAIRS ? 2 * i + 1 : kPairs + i];
-      w[WRITE_PAIRS ? 2 * i : i] = first_of(a, b, cos_sin, i);
-      w[WRITE_PAIRS ? 2 * i + 1 : kPairs + i] = second_of(a, b, cos_sin, i);
+      a[i] = v[READ_PAIRS ? 2 * i : i];
+      b[i] = v[READ_PAIRS ? 2 * i + 1 : kPairs + i];
+    }
+  }
+
+  /// Rounds the members of the pairs, as they are written.
+  __device__ void pack(const float* a, const float* b) {
+    std::uint32_t words[2 * kWords];
+    float w[kElements];
+    for (int i = 0; i < kPairs; ++i) {
+      w[WRITE_PAIRS ? 2 * i : i] = a[i];
+      w[WRITE_PAIRS ? 2 * i + 1 : kPairs + i] = b[i];
     }
     for (int i = 0; i < 2 * kWords; ++i) words[i] = D::pack(w + i * D::kPerWord);
     memcpy(chunk, words, sizeof words);
@@ -121,10 +134,13 @@ struct Tile {
 /// One pair of any geometry and alignment.
 template <class D>
 struct Elements {
+  using Format = D;
+  using Back = Elements;
   using Unit = typename D::Element;
   static constexpr int kPairs = 1;
   static constexpr int kBatch = 4;
   static constexpr int kMaxThreads = kMaxCudaPairs;
+  static constexpr int kMostLanes = kMaxCudaPairs;
   static constexpr bool kSplit = false;
   static constexpr bool kExchanges = true;
 
@@ -140,20 +156,34 @@ struct Elements {
     *reinterpret_cast<Unit*>(y + apart) = second;
   }
 
-  template <class C>
-  __device__ void rotate(const C& cos_sin) {
-    const float a = D::widen(first), b = D::widen(second);
-    first = D::narrow(first_of(a, b, cos_sin, 0));
-    second = D::narrow(second_of(a, b, cos_sin, 0));
+  __device__ void unpack(float* a, float* b) const {
+    *a = D::widen(first);
+    *b = D::widen(second);
+  }
+
+  __device__ void pack(const float* a, const float* b) {
+    first = D::narrow(*a);
+    second = D::narrow(*b);
   }
 };
 
-/// A thread's heads of one tensor at one token: every `head_slots`-th.
-struct Heads {
-  const char* x;
-  char* y;
-  int count;  // heads from the thread's first one to the last
-};
+/// Rotates pairs of members.
+template <int N, class C>
+__device__ inline void turn(float* a, float* b, const C& cos_sin) {
+  for (int i = 0; i < N; ++i) {
+    const float first = first_of(a[i], b[i], cos_sin, i);
+    b[i] = second_of(a[i], b[i], cos_sin, i);
+    a[i] = first;
+  }
+}
+
+template <class T, class C>
+__device__ inline void rotate_tile(T& tile, const C& cos_sin) {
+  float a[T::kPairs], b[T::kPairs];
+  tile.unpack(a, b);
+  turn<T::kPairs>(a, b, cos_sin);
+  tile.pack(a, b);
+}
 
 /// Rotates the first `COUNT` heads: all loads before all stores, which a compiler could not reorder.
 template <class T, int COUNT, class C>
@@ -163,15 +193,9 @@ __device__ inline void rotate_heads(const Settings& at, const Tensor& tensor, co
   for (int i = 0; i < COUNT; ++i) tile[i].load(heads.x + i * tensor.from.step, at.read.apart);
 #pragma unroll
   for (int i = 0; i < COUNT; ++i) {
-    tile[i].rotate(cos_sin);
+    rotate_tile(tile[i], cos_sin);
     tile[i].store(heads.y + i * tensor.to.step, at.write.apart);
   }
-}
-
-__device__ inline void advance(const Settings& at, const Tensor& tensor, Heads& heads, int steps) {
-  heads.x += steps * tensor.from.step;
-  heads.y += steps * tensor.to.step;
-  heads.count -= steps * at.head_slots;
 }
 
 /// Rotates all heads where no thread writes what another reads.
@@ -194,32 +218,10 @@ __device__ inline void rotate_together(const Settings& at, const Tensor& tensor,
     if (heads.count > 0) tile.load(heads.x, at.read.apart);
     if (at.exchanges) __syncthreads();
     if (heads.count > 0) {
-      tile.rotate(cos_sin);
+      rotate_tile(tile, cos_sin);
       tile.store(heads.y, at.write.apart);
     }
     advance(at, tensor, heads, 1);
-  }
-}
-
-/// Copies bytes [span.first, span.last) of heads in units of `Unit`, by all lanes of a head.
-template <class Unit>
-__device__ inline void copy_heads(const Settings& at, const Tensor& tensor, Heads heads, const Span& span, int lane) {
-  constexpr int kBatch = 4, kSize = static_cast<int>(sizeof(Unit));
-  const int step = static_cast<int>(at.lanes.by) * kSize;
-#pragma unroll 1
-  for (; heads.count > 0; advance(at, tensor, heads, 1)) {
-#pragma unroll 1
-    for (int begin = span.first + lane * kSize; begin < span.last; begin += kBatch * step) {
-      Unit unit[kBatch];
-#pragma unroll
-      for (int i = 0; i < kBatch; ++i) {
-        if (begin + i * step < span.last) unit[i] = *reinterpret_cast<const Unit*>(heads.x + begin + i * step);
-      }
-#pragma unroll
-      for (int i = 0; i < kBatch; ++i) {
-        if (begin + i * step < span.last) *reinterpret_cast<Unit*>(heads.y + begin + i * step) = unit[i];
-      }
-    }
   }
 }
 

@@ -141,7 +141,7 @@ struct Inputs {
   /// Rotates into the outputs. Throws NotUsual if `given` outputs might overlap each other or an input.
   void rotate(const View& q_out, const MaybeView& k_out, bool given) const {
     Job job = job_of(q, pointer_to(k), q_out, pointer_to(k_out), at, text);
-    const Factors factors(job, operation_of(text), q_weight, k_weight);
+    const NormWeights weights(job, operation_of(text), q, q_weight, k_weight);
     if (given && !is_safe(q_out, k_out)) throw NotUsual();
     std::int64_t longest = 0;
     complete(job, longest);

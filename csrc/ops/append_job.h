@@ -68,12 +68,12 @@ class AppendJob {
       : AppendJob(t, at, text, operation_of(text)) {}
 
  private:
-  Factors factors_;
+  NormWeights weights_;
 
   AppendJob(const AppendTensors& t, const IndexTensors& at, std::string_view text, const Operation& operation)
       : append(of_job(
             job_of(t.q, pointer_to(t.k), t.q_out, t.k ? pointer_to(t.k_out ? t.k_out : t.k) : nullptr, at, text))),
-        factors_(append.job, operation, t.q_weight, t.k_weight) {
+        weights_(append.job, operation, t.q, t.q_weight, t.k_weight) {
     const Job& job = append.job;
     const Layout& l = operation.layout;
     STD_TORCH_CHECK(
@@ -111,7 +111,7 @@ class AppendJob {
     append.v_width = v.size[v.dim - 1];
     append.v_strides = strides_of(v, l);
     append.v_cache = cache_of("v_cache", *t.v_cache, t.v_scale, q, append.v_heads, append.v_width);
-    factors_.give(append.v_norm, 2, operation.norms[2], t.v_weight, append.v_width);
+    weights_.give(append.v_norm, 2, operation.norms[2], t.v_weight, append.v_width);
   }
 };
 

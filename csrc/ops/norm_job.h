@@ -9,6 +9,7 @@
 
 #include "core/job.h"
 #include "core/spec.h"
+#include "ops/launch.h"
 #include "ops/tensor_job.h"
 
 namespace rope::ops {
@@ -36,11 +37,20 @@ inline float element(const View& v, std::int64_t i) {
   return value;
 }
 
-/// What the norms of heads multiply channels by; as long as the job that points to them.
-class Factors {
+inline void check_weight(const View& v, std::int64_t head_dim) {
+  const bool is_floating = v.dtype == aoti_torch_dtype_float32() || v.dtype == aoti_torch_dtype_float16() ||
+                           v.dtype == aoti_torch_dtype_bfloat16();
+  STD_TORCH_CHECK(v.dim == 1 && v.size[0] == head_dim && is_floating,
+                  "weight: must be (head_dim,), float32, float16 or bfloat16");
+}
+
+/// The norms of a job and their weights; as long as the job that points to them. On the CPU, kernels take what channels
+/// are multiplied by; on a GPU, they read the weights themselves.
+class NormWeights {
  public:
-  /// Gives `job` the norms of its operation. Throws if a weight does not fit; nothing has been written then.
-  Factors(Job& job, const Operation& operation, const MaybeView& q_weight, const MaybeView& k_weight) {
+  /// Throws if a weight does not fit; nothing has been written then.
+  NormWeights(Job& job, const Operation& operation, const View& q, const MaybeView& q_weight, const MaybeView& k_weight)
+      : on_cuda_(is_on_cuda(q)) {
     const MaybeView* const weights[] = {&q_weight, &k_weight};
     for (int i = 0; i < 2; ++i) {
       const Norm& norm = operation.norms[i];
@@ -49,8 +59,8 @@ class Factors {
       give(job.norms[i], i, norm, *weights[i], job.spec->rotation.head_dim);
     }
   }
-  Factors(const Factors&) = delete;
-  Factors& operator=(const Factors&) = delete;
+  NormWeights(const NormWeights&) = delete;
+  NormWeights& operator=(const NormWeights&) = delete;
 
   /// The norm of q's heads (`i` is 0), of k's (1) or of v's (2).
   void give(HeadNorm& made, int i, const Norm& norm, const MaybeView& weight, std::int64_t head_dim) {
@@ -59,25 +69,31 @@ class Factors {
     made.is_given = true;
     made.after_rope = norm.after_rope;
     made.eps = static_cast<float>(norm.eps);
-    if (weight) made.factors = of_weight(i, *weight, norm, head_dim);
+    made.weight_offset = static_cast<float>(norm.weight_offset);
+    if (!weight) return;
+    check_weight(*weight, head_dim);
+    if (on_cuda_) {
+      made.weight = weight->data;
+      made.weight_kind = number_of(weight->dtype);
+      made.weight_stride = weight->stride[0];
+    } else {
+      made.factors = of_weight(i, *weight, made.weight_offset);
+    }
   }
 
  private:
   /// Each NaN becomes one whose lower 16 bits are zeros: see round_bf16 of cpu/floats.h.
-  const float* of_weight(int i, const View& v, const Norm& norm, std::int64_t head_dim) {
-    const bool is_floating = v.dtype == aoti_torch_dtype_float32() || v.dtype == aoti_torch_dtype_float16() ||
-                             v.dtype == aoti_torch_dtype_bfloat16();
-    STD_TORCH_CHECK(v.dim == 1 && v.size[0] == head_dim && is_floating,
-                    "weight: must be (head_dim,), float32, float16 or bfloat16");
+  const float* of_weight(int i, const View& v, float offset) {
     std::vector<float>& factors = made_[i];
-    factors.resize(static_cast<std::size_t>(head_dim));
-    for (std::int64_t c = 0; c < head_dim; ++c) {
-      const float factor = element(v, c * v.stride[0]) + static_cast<float>(norm.weight_offset);
+    factors.resize(static_cast<std::size_t>(v.size[0]));
+    for (std::int64_t c = 0; c < v.size[0]; ++c) {
+      const float factor = element(v, c * v.stride[0]) + offset;
       factors[static_cast<std::size_t>(c)] = factor == factor ? factor : std::numeric_limits<float>::quiet_NaN();
     }
     return factors.data();
   }
 
+  bool on_cuda_;
   std::vector<float> made_[3];
 };
 

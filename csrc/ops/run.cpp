@@ -12,8 +12,7 @@ Backend backend_for(const View& q) { return is_on_cuda(q) ? backend_on_cuda(q.de
 
 bool run(Job& job, const View& q, Backend backend, bool given) {
   if (is_on_cuda(q)) {
-    if (job.is_normed()) return false;
-    if (backend == Backend::kTriton) return launch_compiled(job, q.device_index);
+    if (backend == Backend::kTriton) return !job.is_normed() && launch_compiled(job, q.device_index);
 #if defined(ROPE_WITH_CUDA)
     const bool fits = job.spec->rotation.num_pairs <= cuda::kMaxCudaPairs;
     if (backend == Backend::kNative && fits) {

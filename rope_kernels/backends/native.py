@@ -141,8 +141,8 @@ def _index_tensors(inputs: Inputs) -> tuple[Tensor | None, ...]:
 def rotate_norm(
     q: Tensor, k: Tensor | None, q_out: Tensor, k_out: Tensor | None, inputs: Inputs, spec: Spec, norms: Norms
 ) -> None:
-    """Norm and rotate, on the CPU by the native operator; see :func:`.reference.rotate_norm`."""
-    if not q.is_cpu:
+    """Norm and rotate by the native operator; see :func:`.reference.rotate_norm`."""
+    if spec.rotation.num_pairs > _MAX_CUDA_PAIRS and q.is_cuda:
         reference.rotate_norm(q, k, q_out, k_out, inputs, spec, norms)
         return
     text = with_norms(text_of(spec.encode(), "bshd", unscaled=inputs.unscaled), norms.q, norms.k)
@@ -168,16 +168,19 @@ def rotate_append(
 
 
 _TOKENS_PER_PART = 256
-"""Tokens whose gradients of a weight are summed in one order, whatever the number of threads."""
+"""Tokens whose gradients of a weight are summed in one order on the CPU, whatever the number of threads."""
+_PARTS_ON_CUDA = 16384
+"""The most parts of a weight's gradient on CUDA: rows that a large GPU works on at a time."""
 
 
 def rotate_norm_backward(
     grads: tuple[Tensor | None, Tensor | None], q: Tensor, k: Tensor | None, inputs: Inputs, spec: Spec, norms: Norms
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
-    """Gradients, on the CPU by the native operator; see :func:`.reference.rotate_norm_backward`."""
-    if not q.is_cpu:
+    """Gradients by the native operator; see :func:`.reference.rotate_norm_backward`."""
+    if spec.rotation.num_pairs > _MAX_CUDA_PAIRS and q.is_cuda:
         return reference.rotate_norm_backward(grads, q, k, inputs, spec, norms)
-    parts = max(1, -(-q.shape[0] * q.shape[1] // _TOKENS_PER_PART))
+    tokens = q.shape[0] * q.shape[1]
+    parts = min(tokens, _PARTS_ON_CUDA) if q.is_cuda else -(-tokens // _TOKENS_PER_PART)
     sides = [
         _Side(g, x, norm, weight, parts)
         for g, x, norm, weight in zip(grads, (q, k), norms[:2], norms[2:], strict=True)

@@ -19,6 +19,7 @@ from support.no_angles import NO_ANGLES
 from emulation.cuda import build
 from emulation.cuda.calls import CudaAttempt
 from emulation.cuda.kernels import KERNEL_CASES, NUMBER_CASES
+from emulation.cuda.normed import KERNEL_CALLS, CudaBackwardAttempt, CudaNormedAttempt
 from emulation.cuda.tables import SOME_TABLES, TABLES, TableAttempt
 from rope_kernels.backends import reference
 
@@ -105,6 +106,8 @@ def test_product_of_tables(cuda, case, way):
 def test_every_kernel_has_a_case(not_run):
     launched = set()
     attempts = [CudaAttempt(case, in_place) for case, in_place in product(ALL, (False, True))]
+    attempts += [CudaNormedAttempt(call, False) for call in KERNEL_CALLS]
+    attempts += [CudaBackwardAttempt(call, parts=1) for call in KERNEL_CALLS]
     for attempt in (*attempts, *(TableAttempt(case, False) for case in SOME_TABLES)):
         assert not_run.launch(attempt.call, build.TARGETS[0]) is None
         launched.update(launch.kernel for launch in not_run.launches)

@@ -3,10 +3,12 @@
 import pytest
 from support.cases import CASES
 from support.no_angles import NO_ANGLES
+from support.normed import CALLS
 
 from emulation.cuda import build, host
 from emulation.cuda.calls import CudaAttempt
 from emulation.cuda.kernels import KERNEL_CASES, NUMBER_CASES
+from emulation.cuda.normed import KERNEL_CALLS, CudaBackwardAttempt, CudaNormedAttempt
 from emulation.cuda.tables import SOME_TABLES, TABLES, TableAttempt
 
 if build.nvcc() is None:
@@ -29,6 +31,21 @@ def test_offsets_and_lengths_that_are_ints(tmp_path):
 @pytest.mark.parametrize("backwards", [False, True], ids=["forwards", "backwards"])
 def test_tables(backwards, in_place, tmp_path):
     wrong = host.run([TableAttempt(case, in_place) for case in (*TABLES, *SOME_TABLES)], tmp_path, backwards)
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("in_place", [False, True], ids=["apart", "in_place"])
+@pytest.mark.parametrize("backwards", [False, True], ids=["forwards", "backwards"])
+def test_norms(backwards, in_place, tmp_path):
+    wrong = host.run([CudaNormedAttempt(call, in_place) for call in (*CALLS, *KERNEL_CALLS)], tmp_path, backwards)
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("backwards", [False, True], ids=["forwards", "backwards"])
+def test_gradients_of_norms(backwards, tmp_path):
+    calls = [call for call in (*CALLS, *KERNEL_CALLS) if call.case.tokens and call.case.batch]
+    attempts = [CudaBackwardAttempt(call, min(call.case.tokens, 1 + i % 3)) for i, call in enumerate(calls)]
+    wrong = host.run(attempts, tmp_path, backwards)
     assert not wrong, "\n".join(wrong)
 
 

@@ -95,10 +95,11 @@ def test_where_the_yarn_formula_is() -> None:
 
 
 def test_where_cuda_stores_are() -> None:
-    assert {("csrc/cuda/tiles.cuh", "store"), ("csrc/cuda/tiles.cuh", "copy_heads")} == ANSWERS["a CUDA store"]
+    answers = {("csrc/cuda/tiles.cuh", "store"), ("csrc/cuda/rows.cuh", "store_unit")}
+    assert answers == ANSWERS["a CUDA store"]
     stores = r"\*reinterpret_cast<\w+\*>\([^;]*\) = "  # through a pointer that is not const
-    text = (CSRC / "cuda" / "tiles.cuh").read_text()
-    there = "".join(body.split("\n  }\n")[0] for name in ("store", "copy_heads") for body in bodies_in_cpp(text, name))
+    bodies = [body for file, name in answers for body in bodies_in_cpp((ROOT / file).read_text(), name)]
+    there = "".join(re.split(r"\n(?:  )?}\n", body)[0] for body in bodies)
     every = [found for file in (CSRC / "cuda").glob("*.cu*") for found in re.findall(stores, file.read_text())]
     assert len(every) == 5
     assert sorted(every) == sorted(re.findall(stores, there))

@@ -22,11 +22,21 @@ MUTANTS = [
             "v[1] = __uint_as_float(word);",
             "a bf16 keeps its neighbour's bits below it",
         ),
+    ),
+    *in_file(
+        "cuda",
+        "csrc/cuda/rows.cuh",
         (
             "stride",
             "heads.y += steps * tensor.to.step;",
             "heads.y += steps * tensor.from.step;",
             "strides of the input for the output",
+        ),
+        (
+            "width",
+            "place.token * side.token + slot",
+            "static_cast<std::int32_t>(place.token * side.token) + slot",
+            "32-bit addresses",
         ),
     ),
     *in_file(
@@ -114,12 +124,6 @@ MUTANTS = [
             "const bool inside = flat < at.count;",
             "const bool inside = flat <= at.count;",
             "a token past the last",
-        ),
-        (
-            "width",
-            "place.token * side.token + slot",
-            "static_cast<std::int32_t>(place.token * side.token) + slot",
-            "32-bit addresses",
         ),
         (
             "mask",

@@ -45,6 +45,10 @@ SUITES: dict[str, list[Stage]] = {
         Stage((f"{_BACKENDS}/test_cuda_host.py",), (_cuda_build("host"),)),
         Stage((f"{_BACKENDS}/test_cuda_emulated.py",), (_cuda_build("emulated"),)),
     ],
+    "cuda-norm": [
+        Stage((f"{_BACKENDS}/test_cuda_host.py",), (_cuda_build("host"),)),
+        Stage((f"{_BACKENDS}/test_cuda_norm_emulated.py",), (_cuda_build("emulated"),)),
+    ],
     "cpu": [
         Stage(
             (

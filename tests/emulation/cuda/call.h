@@ -1,6 +1,7 @@
 // A call of the CUDA launcher as an array of integers, which Python passes or writes to a file.
 #pragma once
 
+#include <bit>
 #include <cstdint>
 
 #include "cuda/launcher.h"
@@ -27,6 +28,11 @@ struct Call {
   struct {
     Int cosine, sine, kind, cosine_strides[3], sine_strides[3];
   } table;
+  struct {
+    Int is_given, after_rope, eps, weight, kind, stride, offset;  // numbers by their bits in float32
+    Int x, x_strides[3], weight_grad;
+  } norms[2];
+  Int parts;  // of a backward call, else 0
 };
 constexpr Int kFields = sizeof(Call) / sizeof(Int);
 
@@ -34,6 +40,8 @@ template <class T>
 T* pointer(Int address) {
   return reinterpret_cast<T*>(static_cast<std::intptr_t>(address));
 }
+
+inline float number(Int bits) { return std::bit_cast<float>(static_cast<std::uint32_t>(bits)); }
 
 /// The job of a call, for `spec`.
 inline rope::Job job_of(const Call& call, const rope::Spec& spec) {
@@ -65,6 +73,22 @@ inline rope::Job job_of(const Call& call, const rope::Spec& spec) {
   const auto& t = call.table;
   job.table = {pointer<const void>(t.cosine), pointer<const void>(t.sine), static_cast<rope::Number>(t.kind),
                strides(t.cosine_strides), strides(t.sine_strides)};
+  for (int i = 0; i < 2; ++i) {
+    const auto& given = call.norms[i];
+    rope::HeadNorm& norm = job.norms[i];
+    norm.is_given = given.is_given != 0;
+    norm.after_rope = given.after_rope != 0;
+    norm.eps = number(given.eps);
+    norm.weight = pointer<const void>(given.weight);
+    norm.weight_kind = static_cast<rope::Number>(given.kind);
+    norm.weight_stride = given.stride;
+    norm.weight_offset = number(given.offset);
+    norm.x = pointer<const void>(given.x);
+    norm.x_strides = strides(given.x_strides);
+    norm.weight_grad = pointer<float>(given.weight_grad);
+  }
+  job.backward = call.parts > 0;
+  job.parts = call.parts;
   return job;
 }
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from support.attempts import Attempt
@@ -11,17 +13,26 @@ from support.calls import inputs
 from support.cases import Case, Made
 from torch import Tensor
 
-from rope_kernels.backends.inputs import Inputs
+from rope_kernels.backends.inputs import Inputs, Norms
 from rope_kernels.core.layouts import tokens_first
+from rope_kernels.core.norms import Norm
 from rope_kernels.core.spec import parse_text
 
-__all__ = ["CudaAttempt", "CudaCall", "cuda_call", "numbers_of"]
+__all__ = ["CudaAttempt", "CudaCall", "Gradient", "cuda_call", "numbers_of"]
 
 DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 NUMBERS = {
     torch.int32: 1, torch.int64: 2, torch.float16: 3, torch.bfloat16: 4, torch.float32: 5, torch.float64: 6,
 }  # fmt: skip
 _NO_TABLE = [0] * 9
+_NO_NORMS = [0] * 25
+
+
+class Gradient(NamedTuple):
+    """Of q or k: the heads that were normed, (batch, tokens, heads, head_dim), and parts of the weight's gradient."""
+
+    x: Tensor
+    partials: Tensor | None
 
 
 @dataclass
@@ -33,6 +44,39 @@ class CudaCall:
     fields: list[int]
     tensors: dict[str, Tensor]
     numbers: dict[str, Tensor] = field(default_factory=dict)
+
+    def put_table(self, table: list[int]) -> None:
+        """Make it a call by a table."""
+        self.fields[-len(_NO_TABLE + _NO_NORMS) : -len(_NO_NORMS)] = table
+
+    def put_norms(self, norms: Norms, gradients: Sequence[Gradient | None] = (None, None), parts: int = 0) -> None:
+        """Norm the heads as well; or, in so many ``parts``, take the call's inputs and outputs as gradients."""
+        each = zip(norms[:2], norms[2:], gradients, strict=True)
+        self.fields[-len(_NO_NORMS) :] = [*(number for norm in each for number in _norm(*norm)), parts]
+        self.tensors |= {f"{side}_weight": w for side, w in zip("qk", norms[2:], strict=True) if w is not None}
+        for side, gradient in zip("qk", gradients, strict=True):
+            if gradient is not None:
+                self.tensors[f"{side}_x"] = gradient.x
+                if gradient.partials is not None:
+                    self.tensors[f"{side}_partials"] = gradient.partials
+
+
+def _float_bits(x: float) -> int:
+    (value,) = struct.unpack("<I", struct.pack("<f", x))
+    return int(value)
+
+
+def _norm(norm: Norm | None, weight: Tensor | None, gradient: Gradient | None) -> list[int]:
+    numbers = [0] * 7
+    if norm is not None:
+        where = [0, NUMBERS[torch.float32], 1]
+        if weight is not None:
+            where = [weight.data_ptr(), NUMBERS[weight.dtype], weight.stride(0)]
+        numbers = [1, int(norm.after_rope), _float_bits(norm.eps), *where, _float_bits(norm.weight_offset)]
+    if gradient is None:
+        return [*numbers, *[0] * 5]
+    partials = 0 if gradient.partials is None else gradient.partials.data_ptr()
+    return [*numbers, gradient.x.data_ptr(), *gradient.x.stride()[:3], partials]
 
 
 def _operand(x: Tensor | None, y: Tensor | None) -> list[int]:
@@ -82,7 +126,7 @@ def cuda_call(
     fields += _positions(given.positions)
     for name in ("offset", "seq_len", "from_seq_len"):
         fields += _per_group(getattr(given, name), name in numbers)
-    fields += [*_packed(given.cu_seqlens), *_NO_TABLE]
+    fields += [*_packed(given.cu_seqlens), *_NO_TABLE, *_NO_NORMS]
     tensors = _read_only(given)
     for name, (x, y) in zip("qk", sides, strict=True):
         if x is not None and y is not None and x.numel():

@@ -71,16 +71,24 @@ class Launcher:
         return self.launch_fields(call.spec, call.fields)
 
     @contextlib.contextmanager
-    def planning(self, multiprocessors: int) -> Iterator[None]:
-        """Inside, a device with so many multiprocessors is current, and launches succeed without being run."""
-        before = self.stand_in
+    def on_device(self, multiprocessors: int) -> Iterator[None]:
+        """Inside, a device with so many multiprocessors is current."""
         assert self.runtime.cudaSetDevice(MULTIPROCESSORS.index(multiprocessors)) == SUCCESS
-        self.stand_in = lambda launch: SUCCESS
         try:
             yield
         finally:
-            self.stand_in = before
             self.runtime.cudaSetDevice(0)
+
+    @contextlib.contextmanager
+    def planning(self, multiprocessors: int) -> Iterator[None]:
+        """The same, and launches succeed without being run."""
+        before = self.stand_in
+        self.stand_in = lambda launch: SUCCESS
+        try:
+            with self.on_device(multiprocessors):
+                yield
+        finally:
+            self.stand_in = before
 
     def launch_fields(self, spec: str, fields: list[int]) -> str | None:
         """The same with the target and the memory of the last call."""
@@ -108,6 +116,8 @@ class Launcher:
         kernel = self._program.kernels[launch.kernel]
         if kernel.most_threads is not None and math.prod(launch.block) > kernel.most_threads:
             return OUT_OF_RESOURCES
+        # shared memory that a kernel declares is there without being asked for
+        shared_bytes += kernel.shared_bytes
         launch.counts = run(kernel, launch.grid, launch.block, launch.arguments, self._memory, shared_bytes)
         return SUCCESS
 

@@ -16,11 +16,13 @@
 #undef __forceinline__
 #undef __launch_bounds__
 #undef __grid_constant__
+#undef __shared__
 #define __global__
 #define __device__
 #define __forceinline__ inline
 #define __launch_bounds__(...)
 #define __grid_constant__
+#define __shared__ static
 
 namespace standin {
 
@@ -36,12 +38,27 @@ void run_grid(dim3 grid, dim3 block, const std::function<void()>& thread);
 /// A barrier of the block.
 void wait_for_block();
 
+/// What each thread of a block has for the others of its warp.
+extern float offered[1024];
+
 }  // namespace standin
 
 #define threadIdx standin::thread_index
 #define blockIdx standin::block_index
 
 static inline void __syncthreads() { standin::wait_for_block(); }
+
+/// A shuffle that all threads of a block take part in, in as many steps.
+static inline float __shfl_xor_sync(unsigned, float value, int step) {
+  const unsigned self = threadIdx.x;
+  standin::offered[self] = value;
+  standin::wait_for_block();
+  const float other = standin::offered[self ^ static_cast<unsigned>(step)];
+  standin::wait_for_block();
+  return other;
+}
+
+static inline float rsqrtf(float x) { return static_cast<float>(1.0 / std::sqrt(static_cast<double>(x))); }
 
 static inline std::uint64_t __umul64hi(std::uint64_t a, std::uint64_t b) {
   return static_cast<std::uint64_t>((static_cast<unsigned __int128>(a) * b) >> 64);

@@ -73,6 +73,9 @@ void move_all(Call& call, const std::vector<Region>& regions) {
                        &call.packed.bounds, &call.table.cosine, &call.table.sine}) {
     move(*address, regions);
   }
+  for (auto& norm : call.norms) {
+    for (Int* address : {&norm.weight, &norm.x, &norm.weight_grad}) move(*address, regions);
+  }
 }
 
 void run(std::istream& in, std::ostream& out) {

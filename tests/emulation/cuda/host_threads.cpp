@@ -14,6 +14,7 @@ namespace standin {
 
 uint3 thread_index, block_index;
 bool backwards = false;
+float offered[1024];
 
 namespace {
 

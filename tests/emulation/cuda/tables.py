@@ -134,7 +134,7 @@ class TableAttempt:
         cos, sin = self.table
         strides = [(s if n > 1 else 0, *rest) for n, (s, *rest) in ((t.shape[0], t.stride()) for t in (cos, sin))]
         table = [cos.data_ptr(), sin.data_ptr(), NUMBERS[cos.dtype], *strides[0], *strides[1]]
-        self.call.fields[-len(table) :] = table
+        self.call.put_table(table)
         self.call.tensors |= {name: t for name, t in (("cos", cos), ("sin", sin)) if t.numel()}
 
     def expected(self) -> list[Tensor]:
