@@ -10,6 +10,7 @@ import rope_kernels as rk
 from rope_kernels.backends import native
 
 from . import peers
+from .append import append_rows
 from .fallback import fallback_rows
 from .norms import norm_rows
 from .ours import FLOORS, FORMS, TimedCall, floor, ours
@@ -115,4 +116,5 @@ def budget_rows() -> list[BenchmarkRow]:
         *_thread_rows(),
         *fallback_rows(),
         *norm_rows(),
+        *append_rows(),
     ]

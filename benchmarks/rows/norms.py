@@ -14,16 +14,16 @@ from .ours import FLOORS, TimedCall, floor
 from .row import BenchmarkRow
 from .shapes import DECODE_1, DECODE_32, LLAMA_8B, Shape, inputs
 
-__all__ = ["norm_rows"]
+__all__ = ["norm_rows", "rms_norm"]
 
 GROUP = "budgets"
 _EPS = 1e-6
 
 
-def _rms_norm(x: Tensor, weight: Tensor) -> Tensor:
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """As transformers' Qwen3 does it."""
     wide = x.float()
-    return weight * (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + _EPS)).to(x.dtype)
+    return weight * (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)).to(x.dtype)
 
 
 def _calls(shape: Shape, against: str) -> tuple[TimedCall, TimedCall]:
@@ -32,7 +32,7 @@ def _calls(shape: Shape, against: str) -> tuple[TimedCall, TimedCall]:
     weight, config = torch.ones(q.shape[-1], dtype=q.dtype), LLAMA_8B.config
 
     def separate(q: Tensor, k: Tensor) -> Any:
-        return rk.apply_rope_(_rms_norm(q, weight), _rms_norm(k, weight), positions, config)
+        return rk.apply_rope_(rms_norm(q, weight, _EPS), rms_norm(k, weight, _EPS), positions, config)
 
     def fused(q: Tensor, k: Tensor) -> Any:
         norm = rk.HeadNorm(weight, _EPS)
