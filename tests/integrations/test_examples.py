@@ -16,6 +16,7 @@ SHOWS = {
     "patch_and_generate": ["LlamaAttention: rotation apply_rotary_pos_emb [half]", "same tokens: True"],
     "train_patched": ["torch.float32: loss 4.8", "torch.bfloat16: loss 4.8"],
     "attention_layer": ["prefill of 12 tokens against prefill of 8 and 4 decode steps:"],
+    "paged_decode": ["12 decode steps with a paged cache against one prefill:"],
     "custom_rope_type": ["pairs stand still: True", "turn_within: missing; rope_type 'whole_turns' needs it"],
 }
 
