@@ -87,8 +87,8 @@ runpy.run_path({str(EXAMPLE)!r}, run_name="__main__")
 sys.stdout.flush()
 os._exit(0)
 """
-"""Runs the example without Python's shutdown: gloo's threads outlive destroy_process_group(), and one that drops a tensor
-of Python's while the interpreter ends aborts the process (pytorch/pytorch#190489), in about one of 200 runs."""
+"""Runs the example without Python's shutdown: gloo's threads outlive destroy_process_group(), and one that drops a
+tensor of Python's while the interpreter ends aborts the process (pytorch/pytorch#190489), once in about 200 runs."""
 
 
 def test_the_example_runs_with_torchrun(tmp_path: Path) -> None:
