@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -10,7 +11,10 @@ from torch import Tensor
 from ..config import RopeConfig
 from ..core.layouts import LAYOUTS
 from ..errors import RopeShapeError
+from .append import apply_rope_append
 from .apply import apply_rope, apply_rope_
+from .head_norm import HeadNorm
+from .kv_cache import KVCache
 
 __all__ = ["warm_up"]
 
@@ -23,6 +27,10 @@ def warm_up(
     k_shape: Sequence[int] | None = None,
     dtype: torch.dtype = torch.bfloat16,
     layout: str = "bshd",
+    q_norm: HeadNorm | None = None,
+    k_norm: HeadNorm | None = None,
+    v_norm: HeadNorm | None = None,
+    cache: KVCache | None = None,
 ) -> None:
     """Compile and load the kernels for calls of these shapes, and put the config's tables on the device.
 
@@ -39,6 +47,10 @@ def warm_up(
         k_shape: of k; ``None`` without k.
         dtype: of q and k.
         layout: "bshd", "bhsd" or "thd".
+        q_norm: of the calls, as in ``apply_rope``.
+        k_norm: the same for k.
+        v_norm: the same for v, with ``cache``.
+        cache: make calls of ``apply_rope_append`` with it instead, which store nothing: slots of its dtype are -1.
 
     Raises:
         RopeShapeError: a shape does not fit the layout or the config.
@@ -54,8 +66,14 @@ def warm_up(
         q = torch.zeros(*q_shape, dtype=dtype, device=device)
         k = None if k_shape is None else torch.zeros(*k_shape, dtype=dtype, device=device)
         batch = None if axes.batch is None else q.shape[axes.batch]
+        call = partial(_call, q_norm=q_norm, k_norm=k_norm)
+        if cache is not None:
+            v = None if cache.v is None else q.new_zeros(_shape_of_v(q, cache.v, layout))
+            call = partial(_append, v=v, cache=_nowhere(cache, q, layout), q_norm=q_norm, k_norm=k_norm, v_norm=v_norm)
+        elif v_norm is not None:
+            raise RopeShapeError("v_norm: given without cache")
         for positions, offset in _places(cfg, batch, q.shape[axes.tokens], q.device):
-            _call(q, k, positions, cfg, layout, offset)
+            call(q, k, positions, cfg, layout, offset)
     if q.is_cuda:
         torch.cuda.synchronize(q.device)
 
@@ -74,11 +92,38 @@ def _places(
         yield None, torch.zeros(count, dtype=torch.int64, device=device)
 
 
+def _shape_of_v(q: Tensor, v_cache: Tensor, layout: str) -> list[int]:
+    shape = list(q.shape)
+    shape[LAYOUTS[layout].heads], shape[-1] = v_cache.shape[2:]
+    return shape
+
+
+def _nowhere(cache: KVCache, q: Tensor, layout: str) -> KVCache:
+    """The cache with a negative slot for each token, in the form of its slots."""
+    axes = LAYOUTS[layout]
+    grid = (q.shape[axes.tokens],) if axes.batch is None else (q.shape[axes.batch], q.shape[axes.tokens])
+    slots = torch.full(grid, -1, dtype=cache.slots.dtype, device=q.device)
+    return KVCache(cache.k, cache.v, slots if cache.slots.dim() > 1 else slots.flatten(), cache.k_scale, cache.v_scale)
+
+
+@torch.no_grad()
+def _append(
+    q: Tensor, k: Tensor | None, positions: Tensor | None, cfg: RopeConfig, layout: str, offset: Tensor | None,
+    v: Tensor | None, cache: KVCache, q_norm: HeadNorm | None, k_norm: HeadNorm | None, v_norm: HeadNorm | None,
+) -> None:  # fmt: skip
+    apply_rope_append(
+        q, k, v, positions, cfg, cache, layout=layout, offset=offset, q_norm=q_norm, k_norm=k_norm, v_norm=v_norm
+    )
+
+
 def _call(
-    q: Tensor, k: Tensor | None, positions: Tensor | None, cfg: RopeConfig, layout: str, offset: Tensor | None
-) -> None:
-    apply_rope_(q, k, positions, cfg, layout=layout, offset=offset)
+    q: Tensor, k: Tensor | None, positions: Tensor | None, cfg: RopeConfig, layout: str, offset: Tensor | None,
+    q_norm: HeadNorm | None, k_norm: HeadNorm | None,
+) -> None:  # fmt: skip
+    with torch.no_grad():
+        apply_rope_(q, k, positions, cfg, layout=layout, offset=offset, q_norm=q_norm, k_norm=k_norm)
     leaves = [x.detach().requires_grad_() for x in (q, k) if x is not None]
-    made = apply_rope(leaves[0], leaves[1] if k is not None else None, positions, cfg, layout=layout, offset=offset)
+    first, second = leaves[0], None if k is None else leaves[1]
+    made = apply_rope(first, second, positions, cfg, layout=layout, offset=offset, q_norm=q_norm, k_norm=k_norm)
     rotated = [y for y in made if y is not None]
     torch.autograd.grad(rotated, leaves, [torch.zeros_like(y) for y in rotated])

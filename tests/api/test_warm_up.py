@@ -24,7 +24,7 @@ def shape(layout: str, heads: int, head_dim: int) -> tuple[int, ...]:
 def test_it_makes_every_call_it_promises(name: str, layout: str, has_k: bool, in_inference: bool) -> None:
     cfg, seen = config_of(Case("", CONFIGS[name])), set()
 
-    def spy(q: Any, k: Any, positions: Any, cfg: Any, *, layout: str, offset: Any) -> Any:
+    def spy(q: Any, k: Any, positions: Any, cfg: Any, *, layout: str, offset: Any, **norms: Any) -> Any:
         of_positions = None if positions is None else (str(positions.dtype), positions.dim())
         seen.add((of_positions, None if offset is None else offset.numel(), k is None))
         return rk.apply_rope(q, k, positions, cfg, layout=layout, offset=offset)
@@ -55,3 +55,31 @@ def test_it_makes_every_call_it_promises(name: str, layout: str, has_k: bool, in
 def test_a_shape_that_does_not_fit_is_an_error(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(rk.RopeShapeError, match=message):
         rk.warm_up(rk.RopeConfig(head_dim=16), "cpu", **{"q_shape": (1, 2, 3, 16), **changes})
+
+
+def test_norms_and_a_cache_are_part_of_the_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    cfg, seen = rk.RopeConfig(head_dim=16), []
+    weight = torch.nn.Parameter(torch.ones(16))
+    norms = {f"{side}_norm": rk.HeadNorm(weight, 1e-6) for side in "qk"}
+    shapes = dict(q_shape=(2, 3, 4, 16), k_shape=(2, 3, 2, 16), dtype=torch.float32)
+
+    def spy(name: str) -> Any:
+        real = getattr(rk, name)
+        return lambda *a, **k: (seen.append((name, k)), real(*a, **k))[1]
+
+    for name in ("apply_rope", "apply_rope_", "apply_rope_append"):
+        monkeypatch.setattr(module, name, spy(name))
+    rk.warm_up(cfg, "cpu", **shapes, **norms)
+    assert {name for name, _ in seen} == {"apply_rope", "apply_rope_"}
+    assert all(k["q_norm"] is norms["q_norm"] and k["k_norm"] is norms["k_norm"] for _, k in seen)
+    assert weight.grad is None
+    seen.clear()
+    k_cache, v_cache = torch.full((3, 4, 2, 16), torch.nan), torch.full((3, 4, 1, 24), torch.nan)
+    for slots in (torch.zeros(6, dtype=torch.int32), torch.zeros(2, 3, dtype=torch.int64)):
+        cache = rk.KVCache(k_cache, v_cache, slots)
+        rk.warm_up(cfg, "cpu", **shapes, **norms, v_norm=rk.HeadNorm(None, 1e-5), cache=cache)
+    assert {name for name, _ in seen} == {"apply_rope_append"}
+    assert k_cache.isnan().all()
+    assert v_cache.isnan().all()
+    with pytest.raises(rk.RopeShapeError, match="v_norm: given without cache"):
+        rk.warm_up(cfg, "cpu", **shapes, v_norm=norms["q_norm"])
