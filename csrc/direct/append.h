@@ -69,8 +69,9 @@ PyObject* append(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
                                &tensors.k_cache, &tensors.v_cache}) {
       if (*v && !(*v)->is_with(inputs.q)) throw NotUsual();
     }
-    if (!tensors.slots.is_with(inputs.q) || !tensors.q_out.is_with(inputs.q) || !is_safe(tensors)) throw NotUsual();
+    if (!tensors.slots.is_with(inputs.q) || !tensors.q_out.is_with(inputs.q)) throw NotUsual();
     AppendJob job(tensors, inputs.at, inputs.text);
+    if (!is_safe(tensors)) throw NotUsual();  // after the ranks have been checked
     std::int64_t longest = 0;
     inputs.complete(job.append.job, longest);
     if (!are_in_cache(job.append.slots)) throw NotUsual();

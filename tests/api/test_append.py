@@ -189,6 +189,7 @@ def bad_calls():
         "v: last stride": dict(v=v.transpose(-1, -2).contiguous().transpose(-1, -2)),
         "cache.k: shape": dict(cache=changed(cache, k=cache.k.transpose(1, 2))),
         "cache.v: shape (5": dict(cache=changed(cache, k=cache.k[:4])),
+        "cache.k: shape (5, 2, 2, 2, 64)": dict(cache=changed(cache, k=torch.zeros(5, 2, 2, 2, 64).bfloat16())),
         "cache.k: dtype": dict(cache=changed(cache, k=cache.k.float())),
         "cache.v: last stride": dict(cache=changed(cache, v=torch.zeros(6, 4, 64, 2).bfloat16().transpose(2, 3))),
         "cache.k: overlaps itself": dict(cache=changed(cache, k=cache.k[:1].expand(5, 4, 2, 64))),
