@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support.appended import CALLS, EVERY_CALL, AppendCall, as_bytes
+from support.appended import CALLS, EVERY_CALL, AppendCall, as_bytes, every_float32_around
 
 import rope_kernels as rk
 from rope_kernels.backends import native
@@ -79,17 +79,6 @@ def qkv(tokens=5, dtype=torch.bfloat16, batch=2, width=64):
 
 CONFIG = rk.RopeConfig(head_dim=64)
 EIGHT_BITS = [torch.float8_e4m3fn, torch.float8_e5m2, torch.int8]
-
-
-def every_float32_around(dtype: torch.dtype) -> torch.Tensor:
-    """All numbers of an 8-bit type, the midpoints between neighbours, the floats next to those, and what is beyond."""
-    numbers = torch.arange(256, dtype=torch.uint8).view(dtype).float()
-    numbers = numbers[numbers.isfinite()].unique()
-    middle = (numbers[1:] + numbers[:-1]) / 2
-    near = torch.cat([torch.nextafter(middle, torch.tensor(s * torch.inf)) for s in (1.0, -1.0)])
-    top = numbers[-1] * torch.tensor([1.0, 1.01, 1.03125, 1.0624, 1.0625, 1.07, 2.0, 1e9])
-    odd = torch.tensor([0.0, -0.0, torch.inf, -torch.inf, torch.nan, 1e-45, -1e-45, 1e-38])
-    return torch.cat((numbers, middle, near, top, -top, odd))
 
 
 @pytest.mark.parametrize("dtype", EIGHT_BITS, ids=str)

@@ -41,6 +41,10 @@ SUITES: dict[str, list[Stage]] = {
         Stage((f"{_BACKENDS}/test_triton_norm_interpreter.py",)),
         Stage((f"{_BACKENDS}/test_triton_norm_emulated.py",)),
     ],
+    "triton-append": [
+        Stage((f"{_BACKENDS}/test_triton_append_interpreter.py",)),
+        Stage((f"{_BACKENDS}/test_triton_append_emulated.py",)),
+    ],
     "cuda": [
         Stage((f"{_BACKENDS}/test_cuda_host.py",), (_cuda_build("host"),)),
         Stage((f"{_BACKENDS}/test_cuda_emulated.py",), (_cuda_build("emulated"),)),

@@ -12,7 +12,7 @@ from support.normed import CAN_BE_NORMED, NORMS, NormedCall, NormKind, normed_ex
 
 import rope_kernels as rk
 
-__all__ = ["CALLS", "EVERY_CALL", "KINDS", "AppendCall", "CacheKind", "quantised"]
+__all__ = ["CALLS", "EVERY_CALL", "KINDS", "AppendCall", "CacheKind", "every_float32_around", "quantised"]
 
 PAGE_SIZE = 4
 FLOAT8 = {"e4m3": torch.float8_e4m3fn, "e5m2": torch.float8_e5m2}
@@ -196,17 +196,24 @@ class AppendCall:
         options = {name: value for name, value in filled.options.items() if name != "v_norm"}
         return rk.apply_rope(q, k, made.positions, config_of(self.case), **options)
 
-    def expected(self, filled: Filled) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    def expected(
+        self, filled: Filled, k: tuple[torch.Tensor, torch.Tensor] | None = None
+    ) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """What ``filled.memory`` must be afterwards, by an indexed copy token by token: (lowest, highest) numbers.
 
         They have the same bits, but for normed v, whose contract is 5e-7 of its largest value before it is rounded.
+
+        ``k``: bounds of the rotated k, if it is not to be that of ``apply_rope``.
         """
         kind = self.kind
         rows: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+        if kind.k and k is None:
+            rotated = self.rotated(filled, None if kind.k == "same" else torch.float32)[1]
+            assert rotated is not None
+            k = rotated, rotated
         if kind.k:
-            k = self.rotated(filled, None if kind.k == "same" else torch.float32)[1]
             assert k is not None
-            rows["k"] = k, k
+            rows["k"] = k
         if kind.v:
             assert filled.v is not None
             rows["v"] = self._bounds_of_v(filled.v, filled.options.get("v_norm"))
@@ -251,6 +258,17 @@ def quantised(y: torch.Tensor, scale: torch.Tensor | None, case: Case, name: str
         return torch.where(z.isnan(), 0.0, z).round().clamp(-128, 127).to(torch.int8)
     most = torch.finfo(FLOAT8[name]).max
     return z.clamp(-most, most).float().to(FLOAT8[name])
+
+
+def every_float32_around(dtype: torch.dtype) -> torch.Tensor:
+    """All numbers of an 8-bit type, the midpoints between neighbours, the floats next to those, and what is beyond."""
+    numbers = torch.arange(256, dtype=torch.uint8).view(dtype).float()
+    numbers = numbers[numbers.isfinite()].unique()
+    middle = (numbers[1:] + numbers[:-1]) / 2
+    near = torch.cat([torch.nextafter(middle, torch.tensor(s * torch.inf)) for s in (1.0, -1.0)])
+    top = numbers[-1] * torch.tensor([1.0, 1.01, 1.03125, 1.0624, 1.0625, 1.07, 2.0, 1e9])
+    odd = torch.tensor([0.0, -0.0, torch.inf, -torch.inf, torch.nan, 1e-45, -1e-45, 1e-38])
+    return torch.cat((numbers, middle, near, top, -top, odd))
 
 
 CAN_APPEND = [case for case in CAN_BE_NORMED if case.k_heads]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache, lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,13 +14,25 @@ from ..inputs import Inputs
 from .constants import device_tensors, ramp_of, scalars
 from .plan import Angle, Memory, Tile, alignment, launch_tile, power_of_2
 
-__all__ = ["Pair", "Prepared", "is_in_place", "ladder_of", "launches_of", "layout_of", "multiprocessors_of", "pointers",
-           "position_strides", "prepared", "present"]  # fmt: skip
+__all__ = ["Beside", "Pair", "Prepared", "is_in_place", "ladder_of", "launches_of", "layout_of", "multiprocessors_of",
+           "pointers", "position_strides", "prepared", "present"]  # fmt: skip
 
 _SIDES = (0, 1, 2)
 Strides = tuple[int, ...]
 Pair = tuple[Tensor, ...]
 """A tensor and its output; in a backward call also the gradient of what the forward call returned."""
+
+
+class Beside(NamedTuple):
+    """What a launch reads and writes besides q, k and their outputs.
+
+    Attributes:
+        strides: (batch, token, head) of a third tensor that is read; zeros without one.
+        aligned: bytes that the rows that are written are aligned to, as many as their elements would be in q's dtype.
+    """
+
+    strides: Strides
+    aligned: int
 
 
 Prepared = tuple[
@@ -51,9 +64,9 @@ def launches_of(pairs: list[Pair | None]) -> list[list[Pair | None]]:
 
 def prepared(
     pairs: list[Pair | None], batch: int, tokens: int, inputs: Inputs, spec: Spec,
-    normed: bool = False, one_head: bool = False,
+    normed: bool = False, one_head: bool = False, beside: Beside | None = None,
 ) -> Prepared:  # fmt: skip
-    """The launch of a call with angles."""
+    """The launch of a call with angles. ``beside``: what it has besides q, k and their outputs."""
     positions, seq_len, from_seq_len = inputs.positions, inputs.seq_len, inputs.from_seq_len
     angle = _angle(
         spec,
@@ -67,7 +80,7 @@ def prepared(
     by_group = positions is None or 2 in (angle.OFFSETS, angle.LENGTHS, angle.FROM_LENGTHS)
     loads_per_pair = angle.MAPPED or bool(angle.TABLE_ROWS)
     count, tile, strides = layout_of(
-        pairs, others, batch, tokens, by_group, spec.rotation, inputs.inverse, loads_per_pair, one_head, normed
+        pairs, others, batch, tokens, by_group, spec.rotation, inputs.inverse, loads_per_pair, one_head, normed, beside
     )
     x = next(pair for pair in pairs if pair is not None)[0]
     tensors = device_tensors(spec, angle.PHASE, bool(angle.LADDER), x.device)
@@ -113,11 +126,13 @@ def position_strides(positions: Tensor) -> Strides:
 
 def layout_of(
     pairs: list[Pair | None], others: list[Strides], batch: int, tokens: int, by_group: bool, rotation: Rotation,
-    inverse: bool, loads_per_pair: bool, one_head: bool = False, normed: bool = False,
+    inverse: bool, loads_per_pair: bool, one_head: bool = False, normed: bool = False, beside: Beside | None = None,
 ) -> tuple[int, Tile, list[Strides]]:  # fmt: skip
-    """(tokens, tile, strides of q, k, their outputs and ``others``); batch and tokens become one axis if they can."""
+    """(tokens, tile, strides of q, k, their outputs, ``beside`` and ``others``); batch and tokens become one axis if
+    they can."""
     sides = pointers(pairs)
-    strides: list[Strides] = [(0, 0, 0) if x is None else x.stride()[:3] for x in sides] + others
+    strides: list[Strides] = [(0, 0, 0) if x is None else x.stride()[:3] for x in sides]
+    strides += others if beside is None else [beside.strides, *others]
     batched = batch > 1
     if batched and not by_group and all(s[0] == tokens * s[1] for s in strides):
         batched = False
@@ -133,7 +148,10 @@ def layout_of(
             sizes = (batch if batched else 1, tokens if batched else batch * tokens, x.shape[2])
             offsets += [size * stride for stride, n in zip(s, sizes, strict=True) if n > 1]
     first = next(pair for pair in pairs if pair is not None)
-    memory = Memory(size, alignment(size, offsets, rotation), dense_heads, is_in_place(first), batched)
+    aligned = alignment(size, offsets, rotation)
+    if beside is not None:
+        aligned = min(aligned, beside.aligned)
+    memory = Memory(size, aligned, dense_heads, is_in_place(first), batched)
     more = {"normed": True} if normed else {}  # one more keyword would cost other calls a tenth of a microsecond
     tile = launch_tile(
         batch * tokens, *heads, rotation, memory, multiprocessors=multiprocessors_of(used[0].device),

@@ -10,6 +10,7 @@ from ...core.spec import Spec
 from ..inputs import Append, Inputs, Norms
 from ..storing import rotate_then_store
 from . import kernels
+from .append_launch import append_in_one_launch
 from .arguments import Pair, ladder_of, launches_of, layout_of, pointers, position_strides, prepared, present
 from .compiled import ADDRESSES, Launched, compiled_launch
 from .constants import device_tensors
@@ -64,8 +65,12 @@ def rotate_append(
     q: Tensor, k: Tensor | None, q_out: Tensor, k_out: Tensor | None, inputs: Inputs, spec: Spec, norms: Norms,
     append: Append,
 ) -> None:  # fmt: skip
-    """Norm and rotate by these kernels, and store by torch's; see :func:`..reference.rotate_append`."""
-    rotate_then_store(rotate, rotate_norm, q, k, q_out, k_out, inputs, spec, norms, append)
+    """Norm and rotate q and k and store k and v in one launch; see :func:`..reference.rotate_append`.
+
+    A call for which there is no such kernel stores by torch's operations.
+    """
+    if not append_in_one_launch(q, k, q_out, k_out, inputs, spec, norms, append):
+        rotate_then_store(rotate, rotate_norm, q, k, q_out, k_out, inputs, spec, norms, append)
 
 
 def rotate_table(

@@ -18,7 +18,7 @@ from .arguments import Pair, launches_of, prepared, present
 from .launching import OPTIONS, device_of, first_in_capture
 from .plan import RowNorm, Tile, alignment
 
-__all__ = ["rotate_norm", "rotate_norm_backward"]
+__all__ = ["rotate_norm", "rotate_norm_backward", "row_norm"]
 
 _VECTOR_BYTES = 16
 
@@ -85,8 +85,8 @@ def _norm_backward(
         norm_backward_kernels.rotate_norm_backward_kernel[grid](
             *arguments, *_norm_arguments(norms), *partials, ANGLE=angle, TILE=tile,
             BACK=replace(tile, READ_PAIRS=tile.WRITE_PAIRS, WRITE_PAIRS=tile.READ_PAIRS),
-            Q_NORM=_row_norm(norms.q, norms.q_weight, tile, spec.rotation),
-            K_NORM=_row_norm(norms.k, norms.k_weight, tile, spec.rotation),
+            Q_NORM=row_norm(norms.q, norms.q_weight, tile, spec.rotation),
+            K_NORM=row_norm(norms.k, norms.k_weight, tile, spec.rotation),
             num_warps=tile.WARPS, **OPTIONS,
         )  # fmt: skip
     return [
@@ -117,8 +117,8 @@ def _rotate_norm(
     with device_of(x), first_in_capture():
         norm_kernels.rotate_norm_kernel[grid](
             *arguments, *_norm_arguments(norms), ANGLE=angle, TILE=tile,
-            Q_NORM=_row_norm(norms.q, norms.q_weight, tile, spec.rotation),
-            K_NORM=_row_norm(norms.k, norms.k_weight, tile, spec.rotation),
+            Q_NORM=row_norm(norms.q, norms.q_weight, tile, spec.rotation),
+            K_NORM=row_norm(norms.k, norms.k_weight, tile, spec.rotation),
             num_warps=tile.WARPS, **OPTIONS,
         )  # fmt: skip
 
@@ -128,7 +128,8 @@ def _norm_arguments(norms: Norms) -> tuple[Tensor | float | None, ...]:
     return (*norms[2:], *(norm.weight_offset for norm in numbers), *(norm.eps for norm in numbers))
 
 
-def _row_norm(norm: Norm | None, weight: Tensor | None, tile: Tile, rotation: Rotation) -> RowNorm | None:
+def row_norm(norm: Norm | None, weight: Tensor | None, tile: Tile, rotation: Rotation) -> RowNorm | None:
+    """What a kernel is compiled for; ``None`` without a norm."""
     if norm is None:
         return None
     if weight is None:

@@ -8,6 +8,7 @@ depend on the shape of the launch.
 import triton
 import triton.language as tl
 
+from .quantised import coded, head_scales
 from .tiles import (
     channel,
     copy_tokens,
@@ -175,21 +176,12 @@ def write_rest(y, keep, first, second, R: tl.constexpr, BLOCK: tl.constexpr, TIL
 
 
 @triton.jit
-def norm_tile(p, o, x, y, mask, keep, row_mask, row_keep, even, odd, weight, offset, eps, us, LOAD: tl.constexpr,
-              STORE: tl.constexpr, BLOCK: tl.constexpr, NORM: tl.constexpr, TILE: tl.constexpr):  # fmt: skip
-    """Norm and rotate BLOCK heads from places ``p`` of rows ``x`` to places ``o`` of rows ``y``.
-
-    ``mask``, ``keep``: where to load and to store; ``row_mask``, ``row_keep``: the same without a unit's place.
-    ``us``: the :func:`factors`.
-    """
-    DTYPE: tl.constexpr = x.dtype.element_ty
-    PARTS: tl.constexpr = len(TILE.RESTS)
+def turned(a, b, c, d, rests, even, odd, us, eps, NORM: tl.constexpr, TILE: tl.constexpr):
+    """A row's pairs, rotated, in the order of :func:`read_pairs`, and what its norm multiplies all channels by; 1
+    without a norm."""
     TWO: tl.constexpr = TILE.PAIRS_PER_UNIT == 2
-    a, b, c, d = read_pairs(p, mask, LOAD, TILE.READ_PAIRS, DTYPE, TILE)
-    rests = ()
-    for r in tl.static_range(0, PARTS):
-        rests += (read_rest(x, row_mask, r, TILE),)
-    if not NORM.AFTER:
+    factor = 1.0
+    if NORM is not None and not NORM.AFTER:
         squares = sum_of_squares(a, b, c, d, TWO)
         if NORM.WEIGHTED:
             even = folded(even, us[0], us[1], a)
@@ -197,25 +189,64 @@ def norm_tile(p, o, x, y, mask, keep, row_mask, row_keep, even, odd, weight, off
     a, b = rotate(a, b, even)
     if TWO:
         c, d = rotate(c, d, odd)
-    if NORM.AFTER:
-        squares = sum_of_squares(a, b, c, d, TWO)
+    if NORM is not None:
+        if NORM.AFTER:
+            squares = sum_of_squares(a, b, c, d, TWO)
+        factor = norm_factor(squares, rests, eps, TILE)
+    return a, b, c, d, factor
+
+
+@triton.jit
+def norm_factor(squares, rests, eps, TILE: tl.constexpr):
+    """1 over the root of a row's mean square. ``squares``: of its pairs; ``rests``: the other channels."""
+    PARTS: tl.constexpr = len(TILE.RESTS)
     for r in tl.static_range(0, PARTS):
         squares += rests[r][0] * rests[r][0]
         if TILE.WORDS:
             squares += rests[r][1] * rests[r][1]
-    scale = tl.rsqrt(tl.sum(squares, axis=2, keep_dims=True) * (1.0 / TILE.HEAD_DIM) + eps)
+    return tl.rsqrt(tl.sum(squares, axis=2, keep_dims=True) * (1.0 / TILE.HEAD_DIM) + eps)
+
+
+@triton.jit
+def normed_rest(rest, factor, weight, offset, R: tl.constexpr, NORM: tl.constexpr, TILE: tl.constexpr):
+    """The channels of :func:`read_rest`, normed if NORM says so."""
+    first, second = rest
+    if NORM is not None:
+        first, second = first * factor, second * factor
+        if NORM.WEIGHTED:
+            u, v = rest_factors(weight, offset, R, NORM, TILE)
+            first, second = first * u, second * v
+    return first, second
+
+
+@triton.jit
+def norm_tile(p, o, x, y, mask, keep, row_mask, row_keep, even, odd, weight, offset, eps, us, scale, LOAD: tl.constexpr,
+              STORE: tl.constexpr, BLOCK: tl.constexpr, NORM: tl.constexpr, CODE: tl.constexpr,
+              TILE: tl.constexpr):  # fmt: skip
+    """Norm and rotate BLOCK heads from places ``p`` of rows ``x`` to places ``o`` of rows ``y``.
+
+    ``mask``, ``keep``: where to load and to store; ``row_mask``, ``row_keep``: the same without a unit's place.
+    ``us``: the :func:`factors`. ``scale``, CODE: see :func:`coded`.
+    """
+    DTYPE: tl.constexpr = x.dtype.element_ty
+    TO: tl.constexpr = y.dtype.element_ty
+    PARTS: tl.constexpr = len(TILE.RESTS)
+    a, b, c, d = read_pairs(p, mask, LOAD, TILE.READ_PAIRS, DTYPE, TILE)
+    rests = ()
+    for r in tl.static_range(0, PARTS):
+        rests += (read_rest(x, row_mask, r, TILE),)
+    a, b, c, d, factor = turned(a, b, c, d, rests, even, odd, us, eps, NORM, TILE)
     if TILE.MEMORY.IN_PLACE and TILE.READ_PAIRS != TILE.WRITE_PAIRS:
         tl.debug_barrier()  # threads of a row write where others of them read
-    a, b, c, d = a * scale, b * scale, c * scale, d * scale
-    if NORM.AFTER and NORM.WEIGHTED:
-        a, b, c, d = a * us[0], b * us[1], c * us[2], d * us[3]
-    write_pairs(o, keep, a, b, c, d, STORE, TILE.WRITE_PAIRS, DTYPE, BLOCK, TILE)
+    if NORM is not None:
+        a, b, c, d = a * factor, b * factor, c * factor, d * factor
+        if NORM.AFTER and NORM.WEIGHTED:
+            a, b, c, d = a * us[0], b * us[1], c * us[2], d * us[3]
+    a, b, c, d = coded(a, scale, CODE), coded(b, scale, CODE), coded(c, scale, CODE), coded(d, scale, CODE)
+    write_pairs(o, keep, a, b, c, d, STORE, TILE.WRITE_PAIRS, TO, BLOCK, TILE)
     for r in tl.static_range(0, PARTS):
-        first, second = rests[r][0] * scale, rests[r][1] * scale
-        if NORM.WEIGHTED:
-            u, v = rest_factors(weight, offset, r, NORM, TILE)
-            first, second = first * u, second * v
-        write_rest(y, row_keep, first, second, r, BLOCK, TILE)
+        first, second = normed_rest(rests[r], factor, weight, offset, r, NORM, TILE)
+        write_rest(y, row_keep, coded(first, scale, CODE), coded(second, scale, CODE), r, BLOCK, TILE)
 
 
 @triton.jit
@@ -229,9 +260,12 @@ def sum_of_squares(a, b, c, d, TWO: tl.constexpr):
 
 @triton.jit
 def norm_heads(x, y, x_head, y_head, inside, rotated, any_past_end, even, odd, weight, offset, eps,
-               HEADS: tl.constexpr, BLOCK: tl.constexpr, PACKED: tl.constexpr, NORM: tl.constexpr,
-               TILE: tl.constexpr):  # fmt: skip
-    """:func:`rotate_heads` with a norm. ``weight``: pointer to (head_dim,), to which ``offset`` is added."""
+               HEADS: tl.constexpr, BLOCK: tl.constexpr, PACKED: tl.constexpr, NORM: tl.constexpr, TILE: tl.constexpr,
+               scale=None, scale_head=0, CODE: tl.constexpr = ""):  # fmt: skip
+    """:func:`rotate_heads` with a norm. ``weight``: pointer to (head_dim,), to which ``offset`` is added.
+
+    Or into numbers of 8 bits, with or without a norm: see :func:`head_scales` and :func:`.quantised.coded`.
+    """
     REST: tl.constexpr = HEADS % BLOCK != 0
     CUT: tl.constexpr = TILE.CHUNK > TILE.PAIRS
     LOAD: tl.constexpr = CUT or REST or (TILE.TAIL and TILE.MEMORY.IN_PLACE)
@@ -243,7 +277,7 @@ def norm_heads(x, y, x_head, y_head, inside, rotated, any_past_end, even, odd, w
     if PACKED and not TILE.MEMORY.IN_PLACE and any_past_end:
         copy_tokens(x, y, x_head, y_head, inside & (rotated == 0), HEADS, TILE)
     us = (0.0, 0.0, 0.0, 0.0)
-    if NORM.WEIGHTED:
+    if NORM is not None and NORM.WEIGHTED:
         weight = for_heads(weight, BLOCK, TILE)
         us = factors(weight, offset, TILE.WRITE_PAIRS if NORM.AFTER else TILE.READ_PAIRS, NORM, TILE)
     head = tl.arange(0, BLOCK)[:, None, None]
@@ -253,8 +287,9 @@ def norm_heads(x, y, x_head, y_head, inside, rotated, any_past_end, even, odd, w
     o, keep = writable(y, rotated & (head >= 0), TILE)
     for first in tl.range(0, HEADS, BLOCK):
         there = (head >= 0) & (first + head < HEADS) if REST else head >= 0
+        scales = head_scales(scale, first + head, scale_head, there, CODE)
         norm_tile(p, o, x, y, mask & there, keep & there, inside & there, rotated & there, even, odd, weight, offset,
-                  eps, us, LOAD, STORE, BLOCK, NORM, TILE)  # fmt: skip
+                  eps, us, scales, LOAD, STORE, BLOCK, NORM, CODE, TILE)  # fmt: skip
         p = moved(p, BLOCK * (x_head // ITEMS), TILE.VECTOR)
         o = moved(o, BLOCK * y_head, TILE.VECTOR * TILE.WRITE_ITEMS)
         x += BLOCK * x_head

@@ -7,13 +7,13 @@ or one element if rows are not aligned to words. With pairing "half" a word belo
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from ...core.rotation import Rotation
 
 __all__ = ["BYTES_IN_FLIGHT", "Angle", "Memory", "RowNorm", "Tile", "alignment", "bytes_in_flight", "launch_tile",
-           "num_tiles", "power_of_2"]  # fmt: skip
+           "num_tiles", "power_of_2", "value_tile"]  # fmt: skip
 
 BYTES_IN_FLIGHT = 40 * 1024
 """What a multiprocessor should have asked memory for at any time.
@@ -314,6 +314,20 @@ def _tile(
         Q_HEADS=q_heads, K_HEADS=k_heads, HEAD_DIM=rotation.head_dim, PAIRS=pairs, OFFSET=rotation.rotary_offset,
         DISTANCE=rotation.distance, BLOCK_PAIRS=block, READ_PAIRS=read_pairs, WRITE_PAIRS=write_pairs,
         TAIL=tail, MEMORY=memory,
+    )  # fmt: skip
+
+
+def value_tile(tile: Tile, heads: int, width: int, dense_heads: bool) -> Tile:
+    """Of ``heads`` (``Q_HEADS``) of ``width`` channels that are not rotated, beside those of ``tile``.
+
+    It has no pairs, and as many units as ``tile``, held by the same threads: Triton gives what has one shape one
+    layout, and would convert what needs another.
+    """
+    least = max(1, _WARP * tile.WARPS * tile.VECTOR // (tile.UNITS * tile.TOKENS))
+    return replace(
+        tile, Q_BLOCK=_block(heads, least, 2 * least), K_BLOCK=1, CHUNK=tile.UNITS, CHUNKS=1, Q_HEADS=heads, K_HEADS=0,
+        HEAD_DIM=width, PAIRS=0, OFFSET=0, DISTANCE=0, BLOCK_PAIRS=0, READ_PAIRS=True, WRITE_PAIRS=True,
+        MEMORY=replace(tile.MEMORY, IN_PLACE=False, DENSE_HEADS=dense_heads),
     )  # fmt: skip
 
 

@@ -156,6 +156,16 @@ def _extreme(a: float, b: float, sign: int) -> float:
     return max((a, b), key=lambda x: (sign * x, sign * math.copysign(1, x)))
 
 
+def _divided(a: float, b: float, type_: str) -> float:
+    """Rounded to nearest."""
+    sign = math.copysign(1, a) * math.copysign(1, b)
+    if math.isnan(a) or math.isnan(b) or (math.isinf(a) and math.isinf(b)) or a == b == 0:
+        return math.nan
+    if math.isinf(a) or b == 0:
+        return sign * math.inf
+    return math.copysign(0.0 if a == 0 or math.isinf(b) else nearest(Fraction(a) / Fraction(b), type_), sign)
+
+
 def _flushed(value: float, least: float = 2.0**-126) -> float:
     return math.copysign(0.0, value) if abs(value) < least else value
 
@@ -167,6 +177,8 @@ def _arithmetic(stem: str, values: list[float], type_: str) -> float:
         return compute(*values) if exact is None else nearest(exact, type_)
     if stem == "fma":
         return _fma(*values, type_)
+    if stem == "div":
+        return _divided(*values, type_)
     if stem in ("min", "max"):
         return _extreme(*values, 1 if stem == "max" else -1)
     return -values[0] if stem == "neg" else math.copysign(values[0], 1)

@@ -112,6 +112,7 @@ def _table() -> Table:
             mixed = _mixed(single[f"{name}.f32"].compute, half)
             table[f"{name}.f32.{half}"] = Semantics("f32", (*[half] * (n - 1), "f32"), mixed)
     table.update(_arithmetic("f64", fma_64))
+    table["div.rn.f32"] = Semantics("f32", ("f32", "f32"), np.divide)
     table["rsqrt.approx.f32"] = Semantics("f32", ("f32",), _inverse_root)
     table["rsqrt.approx.ftz.f32"] = Semantics("f32", ("f32",), _with_ftz(_inverse_root))
     table["rcp.approx.ftz.f64"] = Semantics("f64", ("f64",), _rough_reciprocal)
