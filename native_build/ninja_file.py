@@ -44,7 +44,17 @@ def sources(isas: Sequence[str]) -> dict[str, list[str]]:
 def _with_torch(tools: Toolchain) -> dict[str, list[str]]:
     """C++ files that include torch's or Python's headers, and the flags of their own."""
     flags = [TARGET_VERSION, "-isystem", str(tools.torch / "include")]
-    names = ("operators", "norm_operators", "append_operators", "schemas", "launch_cpu", "run", "choice", "compiled", "stream")
+    names = (
+        "operators",
+        "norm_operators",
+        "append_operators",
+        "schemas",
+        "launch_cpu",
+        "run",
+        "choice",
+        "compiled",
+        "stream",
+    )
     found = {f"ops/{name}.cpp": flags for name in names}
     if tools.headers:
         found["direct/module.cpp"] = [*flags, "-isystem", tools.headers]

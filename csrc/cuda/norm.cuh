@@ -199,7 +199,7 @@ __device__ inline void sum_over_row(const Settings& at, const Lane& lane, float*
   }
   if constexpr (T::kMostLanes > kWarp) {
     if (lanes <= kWarp) return;
-    const int warps = lanes / kWarp, warp = static_cast<int>(threadIdx.x) / kWarp, first = warp / warps * warps;
+    const int warps = lanes / kWarp, warp = static_cast<int>(threadIdx.x) / kWarp, first = warp & ~(warps - 1);
     if (threadIdx.x % kWarp == 0) {
       for (int i = 0; i < COUNT; ++i) lane.sums[i * kWarp + warp] = values[i];
     }
