@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from emulation.figures import (
     Figures,
     Shape,
     cuda_figures,
+    triton_append_figures,
     triton_figures,
     triton_launches_figures,
     triton_norm_backward_figures,
@@ -73,6 +75,8 @@ KERNELS: dict[str, Callable[[Shape, str], Figures]] = {
     "textbook": textbook_figures,
     "triton norm": triton_norm_figures,
     "triton norm backward": triton_norm_backward_figures,
+    "triton append": triton_append_figures,
+    "triton norm append": partial(triton_append_figures, normed=True),
 }
 _ALL_SHAPES = ("triton", "cuda")
 
@@ -87,6 +91,8 @@ def cases() -> Iterator[tuple[str, str, Shape]]:
             yield kernel, target, shape
     for shape, target in product([*dtypes[:2], *pairs[:2]], NVIDIA):
         yield "triton norm", target, shape
+        yield "triton append", target, shape
+        yield "triton norm append", target, shape
         if shape.phase == "prefill":
             yield "triton norm backward", target, shape
     for shape, target in product(dtypes[:2], AMD):

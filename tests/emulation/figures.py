@@ -20,10 +20,10 @@ from triton.backends.nvidia.compiler import get_ptxas
 
 import rope_kernels
 from rope_kernels import RopeConfig
-from rope_kernels.backends.inputs import Inputs, Norms
+from rope_kernels.backends.inputs import Append, Inputs, Norms
+from rope_kernels.backends.triton import append_kernels, norm_backward_kernels, norm_kernels
 from rope_kernels.backends.triton import kernels as triton_kernels
 from rope_kernels.backends.triton import launch as triton_launch
-from rope_kernels.backends.triton import norm_backward_kernels, norm_kernels
 from rope_kernels.core.norms import Norm
 from rope_kernels.core.spec import parse_spec
 
@@ -39,6 +39,7 @@ __all__ = [
     "Shape",
     "cuda_figures",
     "library_kernels",
+    "triton_append_figures",
     "triton_code",
     "triton_figures",
     "triton_launches",
@@ -69,15 +70,16 @@ class Shape:
     pairing: str = "half"
     q_heads: int = 32
     k_heads: int = 8
+    v_heads: int = 0
 
     def __str__(self) -> str:
         return f"{self.phase}-d{self.head_dim}-{self.pairing}-{str(self.dtype).removeprefix('torch.')}"
 
     @property
     def elements(self) -> int:
-        """Of q and k."""
+        """Of q and k, and of v if it is stored."""
         batch, tokens = PHASES[self.phase]
-        return batch * tokens * (self.q_heads + self.k_heads) * self.head_dim
+        return batch * tokens * (self.q_heads + self.k_heads + self.v_heads) * self.head_dim
 
     def tensors(self) -> tuple[Tensor, Tensor]:
         """q and k, whose values do not matter."""
@@ -252,6 +254,33 @@ def triton_norm_figures(shape: Shape, target: str, in_place: bool = False) -> Fi
     with aot.compiling(target, norm_kernels, "rotate_norm_kernel") as launches:
         triton_launch.rotate_norm(q, k, q_out, k_out, inputs, parse_spec(spec), _norms(shape))
     return triton_launches_figures("triton norm", target, shape, launches)
+
+
+_PAGE_SIZE = 16
+
+
+@cache
+def triton_append_figures(
+    shape: Shape, target: str, normed: bool = False, cached: torch.dtype | None = None, in_place: bool = False
+) -> Figures:
+    """Of the Triton kernel that rotates q and stores k and v in a cache of ``cached``, its dtype or one of 8 bits.
+
+    Elements are those of q, k and v; their bytes are counted without those of the cache that the call does not store.
+    """
+    q, k = shape.tensors()
+    v, q_out = torch.empty_like(k), q if in_place else torch.empty_like(q)
+    tokens = q.shape[0] * q.shape[1]
+    paged = [torch.empty(-(-tokens // _PAGE_SIZE), _PAGE_SIZE, *k.shape[2:], dtype=cached or q.dtype) for _ in "kv"]
+    scales = [torch.ones(1) if cached else None for _ in "kv"]
+    append = Append(torch.arange(tokens), v, None, None, *paged, *scales)
+    inputs, spec = shape.call()
+    norms = _norms(shape) if normed else Norms(None, None, None, None)
+    with aot.compiling(target, append_kernels, "rotate_append_kernel") as launches:
+        triton_launch.rotate_append(q, k, q_out, None, inputs, parse_spec(spec), norms, append)
+    heads = shape.q_heads + 2 * shape.k_heads
+    stored = (shape.q_heads * q.element_size() + 2 * shape.k_heads * paged[0].element_size()) / heads
+    name = f"triton {'norm ' if normed else ''}append"
+    return triton_launches_figures(name, target, replace(shape, v_heads=shape.k_heads), launches, stored)
 
 
 @cache

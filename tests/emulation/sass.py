@@ -134,7 +134,7 @@ def access_runs(code: Code, width: int) -> list[tuple[int, int]]:
 
 def same_code(one: Code, other: Code) -> bool:
     """Whether two kernels have the same instructions; labels and addresses of branches may differ in spelling."""
-    branch = re.compile(r"(BRA|BSSY|CALL|JMP|WARPSYNC)\b.*")
+    branch = re.compile(r"(BRA|BSSY|CALL|JMP|RET|WARPSYNC)\b.*")
     strip = [[branch.sub(r"\1", text) for text in code.instructions] for code in (one, other)]
     return strip[0] == strip[1]
 

@@ -17,6 +17,7 @@ from emulation.figures import (
     Shape,
     cuda_figures,
     library_kernels,
+    triton_append_figures,
     triton_figures,
     triton_norm_backward_figures,
     triton_norm_figures,
@@ -34,6 +35,8 @@ NORM_BUDGETS = {
 NORM_BACKWARD_BUDGET = 16
 CUDA_NORM_REGISTERS = {"norm_kernel": 128, "norm_backward_kernel": 168}
 """Of the native kernels: what their launch bounds leave them, for any weight and any channels that are not rotated."""
+APPEND_BUDGETS = {"prefill": 5, "decode": 10}
+"""The same of q, k and v where k and v are stored in a cache of their dtype; with a norm that of a norm."""
 NORM_REGISTERS = 104
 NORM_BACKWARD_REGISTERS = 128
 REGISTERS = 64
@@ -140,6 +143,50 @@ def test_norm_backward(shape, target):
     assert figures.instructions_per_element <= NORM_BACKWARD_BUDGET
     assert figures.dram_bytes_per_element < 6.21  # 0.2 of them the parts of the weights' gradients
     check_norm(figures, NORM_BACKWARD_REGISTERS)
+
+
+APPENDED = [(shape, normed) for normed in (False, True) for shape in NORMED]
+
+
+def check_append(shape, normed, target):
+    """Every row of q, k and v is read once and written once; per token also a position and a slot."""
+    figures = triton_append_figures(shape, target, normed)
+    facts = figures.facts
+    budget = NORM_BUDGETS[shape.pairing, shape.phase] if normed else APPEND_BUDGETS[shape.phase]
+    assert figures.launches == 1
+    assert figures.instructions_per_element <= budget
+    assert figures.stores == {16: pytest.approx(2)}
+    if shape.phase == "prefill":  # a page of the cache is more than a step of decoding
+        assert figures.dram_bytes_per_element * 48 <= 192.2  # of 48 heads
+    assert (facts.stack_bytes, facts.shared_bytes, facts.local_instructions) == (0, 0, 0)
+    assert set(facts.slow_instructions) <= {"MUFU.RSQ"}
+    assert facts.registers <= NORM_REGISTERS
+    assert set(facts.store_widths) == {16}
+    assert set(facts.load_widths) == {8, 16}  # positions and slots
+
+
+@pytest.mark.parametrize(
+    ("shape", "normed", "target"), [(*each, NVIDIA[(i + i // 4) % 4]) for i, each in enumerate(APPENDED)], ids=str
+)
+def test_append(shape, normed, target):
+    check_append(shape, normed, target)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("target", NVIDIA)
+@pytest.mark.parametrize(("shape", "normed"), APPENDED, ids=str)
+def test_append_everywhere(shape, normed, target):
+    check_append(shape, normed, target)
+
+
+@pytest.mark.parametrize("target", NVIDIA[::2])
+def test_append_in_8_bits(target):
+    figures = triton_append_figures(MAIN[0], target, False, torch.float8_e4m3fn)
+    facts = figures.facts
+    assert figures.dram_bytes_per_element * 48 <= 176.2
+    assert (facts.stack_bytes, facts.shared_bytes, facts.local_instructions) == (0, 0, 0)
+    assert facts.registers <= NORM_REGISTERS
+    assert set(facts.store_widths) == {8, 16}
 
 
 @pytest.mark.full

@@ -4,7 +4,7 @@
 import triton
 import triton.language as tl
 
-from .append_tiles import cache_rows, entries, store_heads, store_values
+from .append_tiles import cache_rows, entries, slots_of, store_heads, store_values
 from .kernels import INTEGERS, POINTERS, rows, turns, units_cos_sin
 from .norm_kernels import FLOATS, WEIGHTS, heads
 from .tiles import first_pair
@@ -69,18 +69,18 @@ def rotate_append_kernel(
         scaling, long_scaling, ANGLE, TILE,
     )  # fmt: skip
     PACKED: tl.constexpr = ANGLE.SEARCH_STEPS > 0
-    page, entry, is_stored = entries(slots_ptr, batch, token, known, tokens_per_batch, num_rows, num_slots, page_size,
-                                     pages_per_slot, TILE)  # fmt: skip
-    x = rows(q_ptr, batch, token, q_batch, q_token)
-    y = rows(q_out_ptr, batch, token, q_out_batch, q_out_token)
-    even, odd = units_cos_sin(first, second, token, how, scaling, TILE.Q_BLOCK, ANGLE, TILE)
-    heads(x, y, q_head, q_out_head, inside, known, any_past_end, even, odd, q_weight_ptr, q_weight_offset, q_eps,
-          TILE.Q_HEADS, TILE.Q_BLOCK, PACKED, Q_NORM, TILE)  # fmt: skip
-    if TILE.K_HEADS and TILE.K_BLOCK != TILE.Q_BLOCK:  # LLVM merges these with those of q
-        even, odd = units_cos_sin(first, second, token, how, scaling, TILE.K_BLOCK, ANGLE, TILE)
+    # q comes last: what says where rows are stored takes no registers beside it
+    slot = slots_of(slots_ptr, batch, token, known, tokens_per_batch, num_rows, TILE)
+    page, entry, is_stored = entries(slot, num_slots, page_size, pages_per_slot)
+    if V_STORE is not None and first_pair(TILE) == 0:
+        x = rows(v_ptr, batch, token, v_batch, v_token)
+        y = cache_rows(v_cache_ptr, page, entry, v_cache_page, v_cache_entry)
+        store_values(x, y, v_head, v_cache_head, is_stored, v_weight_ptr, v_weight_offset, v_eps, v_scale_ptr,
+                     v_scale_head, V_STORE.Q_HEADS, V_STORE.Q_BLOCK, V_NORM, V_CODE, V_STORE)  # fmt: skip
     if K_STORE is not None:
         x = rows(k_ptr, batch, token, k_batch, k_token)
         y = cache_rows(k_cache_ptr, page, entry, k_cache_page, k_cache_entry)
+        even, odd = units_cos_sin(first, second, token, how, scaling, TILE.K_BLOCK, ANGLE, TILE)
         store_heads(x, y, k_head, k_cache_head, inside, is_stored, even, odd, k_weight_ptr, k_weight_offset, k_eps,
                     k_scale_ptr, k_scale_head, TILE.K_HEADS, TILE.K_BLOCK, K_NORM, K_CODE, K_STORE)  # fmt: skip
     if K_OUT is not None:  # after the cache, since k_out may be k
@@ -88,8 +88,9 @@ def rotate_append_kernel(
         y = rows(k_out_ptr, batch, token, k_out_batch, k_out_token)
         heads(x, y, k_head, k_out_head, inside, known, any_past_end, even, odd, k_weight_ptr, k_weight_offset, k_eps,
               TILE.K_HEADS, TILE.K_BLOCK, PACKED, K_NORM, K_OUT)  # fmt: skip
-    if V_STORE is not None and first_pair(TILE) == 0:
-        x = rows(v_ptr, batch, token, v_batch, v_token)
-        y = cache_rows(v_cache_ptr, page, entry, v_cache_page, v_cache_entry)
-        store_values(x, y, v_head, v_cache_head, is_stored, v_weight_ptr, v_weight_offset, v_eps, v_scale_ptr,
-                     v_scale_head, V_STORE.Q_HEADS, V_STORE.Q_BLOCK, V_NORM, V_CODE, V_STORE)  # fmt: skip
+    x = rows(q_ptr, batch, token, q_batch, q_token)
+    y = rows(q_out_ptr, batch, token, q_out_batch, q_out_token)
+    if K_STORE is None or TILE.K_BLOCK != TILE.Q_BLOCK:  # LLVM merges these with those of k
+        even, odd = units_cos_sin(first, second, token, how, scaling, TILE.Q_BLOCK, ANGLE, TILE)
+    heads(x, y, q_head, q_out_head, inside, known, any_past_end, even, odd, q_weight_ptr, q_weight_offset, q_eps,
+          TILE.Q_HEADS, TILE.Q_BLOCK, PACKED, Q_NORM, TILE)  # fmt: skip

@@ -13,21 +13,20 @@ from .tiles import copy_channels, rotate_heads, stored
 
 
 @triton.jit
-def entries(slots_ptr, batch, token, known, tokens_per_batch, num_rows, num_slots, page_size, pages_per_slot,
-            TILE: tl.constexpr):  # fmt: skip
-    """(page of each token, its place there, whether it is stored), [1, tokens, 1]. ``known``: which may be.
-
-    A token is not stored without one of the ``num_rows`` slots, nor if that is not one of the cache's ``num_slots``.
-    """
+def slots_of(slots_ptr, batch, token, known, tokens_per_batch, num_rows, TILE: tl.constexpr):
+    """int64 slot of each token, [1, tokens, 1]; -1 without one of the ``num_rows``, and where not ``known``."""
     row = token
     if TILE.MEMORY.BATCHED:
         row += batch * tokens_per_batch
-    known = known & (row < num_rows)
-    slot = tl.load(slots_ptr + row, mask=known, other=-1).to(tl.int64)
-    known = known & (slot >= 0) & (slot < num_slots)
+    return tl.load(slots_ptr + row, mask=known & (row < num_rows), other=-1).to(tl.int64)
+
+
+@triton.jit
+def entries(slot, num_slots, page_size, pages_per_slot):
+    """(page of each token, its place there, whether it is one of the cache's ``num_slots``), [1, tokens, 1]."""
     # exact: below 2**51 the product is never within its error of the next integer
     page = ((slot.to(tl.float64) + 0.5) * pages_per_slot).to(tl.int64)
-    return page, slot - page * page_size, known
+    return page, slot - page * page_size, (slot >= 0) & (slot < num_slots)
 
 
 @triton.jit
