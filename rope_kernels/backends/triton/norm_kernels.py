@@ -20,7 +20,7 @@ def heads(x, y, x_head, y_head, inside, rotated, any_past_end, even, odd, weight
         rotate_heads(x, y, x_head, y_head, inside, rotated, any_past_end, even, odd, HEADS, BLOCK, PACKED, TILE)
     else:
         norm_heads(x, y, x_head, y_head, inside, rotated, any_past_end, even, odd, weight, offset, eps, HEADS, BLOCK,
-                   PACKED, NORM, TILE)  # fmt: skip
+                   PACKED, NORM, TILE, None, 0, "")  # fmt: skip
 
 
 @triton.jit(do_not_specialize=[*INTEGERS, *FLOATS], do_not_specialize_on_alignment=[*POINTERS, *WEIGHTS])

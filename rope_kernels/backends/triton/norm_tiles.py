@@ -261,7 +261,7 @@ def sum_of_squares(a, b, c, d, TWO: tl.constexpr):
 @triton.jit
 def norm_heads(x, y, x_head, y_head, inside, rotated, any_past_end, even, odd, weight, offset, eps,
                HEADS: tl.constexpr, BLOCK: tl.constexpr, PACKED: tl.constexpr, NORM: tl.constexpr, TILE: tl.constexpr,
-               scale=None, scale_head=0, CODE: tl.constexpr = ""):  # fmt: skip
+               scale, scale_head, CODE: tl.constexpr):  # fmt: skip
     """:func:`rotate_heads` with a norm. ``weight``: pointer to (head_dim,), to which ``offset`` is added.
 
     Or into numbers of 8 bits, with or without a norm: see :func:`head_scales` and :func:`.quantised.coded`.
