@@ -227,7 +227,7 @@ def test_every_cuda_kernel_of_the_extension(target):
     for name, (facts, _) in kernels.items():
         assert (facts.stack_bytes, facts.local_instructions) == (0, 0), name
         if "norm_" in name:
-            check_cuda_norm(name, facts)
+            check_cuda_norm(name, facts, target)
             continue
         usual = "ELb0ENS" in name and ("ELb0ELb0E" in name or "ELb1ELb1E" in name)
         most = TABLE_REGISTERS if "TableParams" in name else REGISTERS if usual else GENERAL_REGISTERS
@@ -236,12 +236,13 @@ def test_every_cuda_kernel_of_the_extension(target):
         assert facts.slow_instructions == (), name
 
 
-def check_cuda_norm(name, facts):
-    """Only rows of several warps need shared memory, for the sums of each."""
+def check_cuda_norm(name, facts, target):
+    """Only rows of several warps need shared memory, for the sums of each. From sm_90 on CUDA takes 1 KB beside it."""
     kernel = "norm_backward_kernel" if "norm_backward_kernel" in name else "norm_kernel"
     assert facts.registers <= CUDA_NORM_REGISTERS[kernel], name
     has_wide_rows = "Elements" in name or "Float32" in name
-    assert facts.shared_bytes <= (4 * 4 * 32 if has_wide_rows else 0), name
+    reserved = 1024 if int(target.removeprefix("sm_")) >= 90 else 0
+    assert facts.shared_bytes <= (4 * 4 * 32 + reserved if has_wide_rows else 0), name
     assert set(facts.slow_instructions) == {"MUFU.RSQ"}, name
 
 
