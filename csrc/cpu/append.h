@@ -7,10 +7,12 @@
 #include <cstring>
 
 #include "core/append.h"
+#include "core/job.h"
 #include "cpu/floats.h"
 #include "cpu/norm.h"
 #include "cpu/quantise.h"
 #include "cpu/scratch.h"
+#include "cpu/vectors.h"
 
 namespace rope::ROPE_ISA {
 

@@ -3,11 +3,14 @@
 //
 // A function here does the whole call, or returns False or None without having written anything. The caller then calls
 // the operator, which handles the other cases and words the errors.
+#include "core/job.h"
+#include "core/spec.h"
 #include "direct/append.h"
 #include "direct/compiled_launches.h"
 #include "direct/dlpack.h"
 #include "direct/inputs.h"
 #include "direct/python_tensors.h"
+#include "ops/choice.h"
 #include "ops/compiled.h"
 #include "ops/outputs.h"
 #include "ops/table_job.h"

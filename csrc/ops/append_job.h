@@ -5,6 +5,8 @@
 #include <string_view>
 
 #include "core/append.h"
+#include "core/job.h"
+#include "core/spec.h"
 #include "ops/norm_job.h"
 #include "ops/tensor_job.h"
 
