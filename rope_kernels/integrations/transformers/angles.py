@@ -113,12 +113,14 @@ class Angles:
         inputs: the positions and the config to rotate by.
         part: ``"cos"``, ``"sin"`` or ``"complex"``.
         negated: whether the sign is flipped.
+        norms: of q and k, left to the function that rotates (:class:`.norms.CallNorms`).
     """
 
-    def __init__(self, inputs: AngleInputs, part: str, negated: bool = False) -> None:
+    def __init__(self, inputs: AngleInputs, part: str, negated: bool = False, norms: Any = None) -> None:
         self.inputs = inputs
         self.part = part
         self.negated = negated
+        self.norms = norms
 
     def to(self, *args: Any, **kwargs: Any) -> Angles | Tensor:
         """A copy on another device, as ``Tensor.to``; for another dtype, the table in that dtype."""
@@ -134,17 +136,27 @@ class Angles:
             return self
         seq_len = None if inputs.seq_len is None else inputs.seq_len.to(device)
         moved = AngleInputs(inputs.positions.to(device), inputs.lead, seq_len, inputs.source, inputs.dtype)
-        return Angles(moved, self.part, self.negated)
+        return Angles(moved, self.part, self.negated, self.norms)
+
+    def with_norms(self, norms: Any) -> Angles:
+        """The same angles with these norms, or with ``None``."""
+        return Angles(self.inputs, self.part, self.negated, norms)
 
     def tensor(self) -> Tensor:
-        """The table as a tensor."""
+        """The table as a tensor.
+
+        Raises:
+            RuntimeError: norms are left to the function that rotates, which a tensor could not tell it.
+        """
+        if self.norms is not None:
+            raise RuntimeError(f"it computes with {self.part} itself, so its norms cannot be fused (fuse_norms=False)")
         cos, sin = self.inputs.table()
         table = {"cos": cos, "sin": sin}.get(self.part)
         table = torch.complex(cos, sin) if table is None else table
         return -table if self.negated else table
 
     def __neg__(self) -> Angles:
-        return Angles(self.inputs, self.part, not self.negated)
+        return Angles(self.inputs, self.part, not self.negated, self.norms)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):

@@ -67,20 +67,26 @@ def copied_namespace(module: types.ModuleType, replaced: Mapping[str, Function])
     return values
 
 
-def copied(function: Any, namespace: dict[str, Any]) -> Any:
-    """A copy of the function, and of the function that it decorates, with other globals."""
+def copied(function: Any, namespace: dict[str, Any], renamed: Mapping[str, str] = types.MappingProxyType({})) -> Any:
+    """A copy of the function, and of the function that it decorates, with other globals.
+
+    ``renamed``: names of globals and attributes that the copy of the inner function looks up by another name.
+    """
     wrapped = getattr(function, "__wrapped__", None)
     if wrapped is None:
-        return _copy(function, namespace, function.__closure__)
-    inner = copied(wrapped, namespace)
+        names = tuple(renamed.get(name, name) for name in function.__code__.co_names)
+        return _copy(function, function.__code__.replace(co_names=names), namespace, function.__closure__)
+    inner = copied(wrapped, namespace, renamed)
     cells = tuple(types.CellType(inner) if _holds(cell, wrapped) else cell for cell in function.__closure__ or ())
-    outer = _copy(function, function.__globals__, cells or None)
+    outer = _copy(function, function.__code__, function.__globals__, cells or None)
     outer.__wrapped__ = inner
     return outer
 
 
-def _copy(function: types.FunctionType, namespace: dict[str, Any], closure: tuple[Any, ...] | None) -> Any:
-    made = types.FunctionType(function.__code__, namespace, function.__name__, function.__defaults__, closure)
+def _copy(
+    function: types.FunctionType, code: types.CodeType, namespace: dict[str, Any], closure: tuple[Any, ...] | None
+) -> Any:
+    made = types.FunctionType(code, namespace, function.__name__, function.__defaults__, closure)
     made.__kwdefaults__ = function.__kwdefaults__
     made.__dict__.update(function.__dict__)
     made.__qualname__, made.__module__, made.__doc__ = function.__qualname__, function.__module__, function.__doc__

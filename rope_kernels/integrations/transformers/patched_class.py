@@ -15,17 +15,19 @@ from typing import Any, cast
 from torch import Tensor, nn
 
 from .binding import Binder
+from .norms import PASSED, NormPlan, passed, passing_methods
 from .rotary_plan import RotaryPlan
 
-__all__ = ["bound_name", "own_class", "patch_module", "unpatch_module"]
+__all__ = ["bound_name", "leave_norms", "own_class", "patch_module", "rotary_plan", "unpatch_module"]
 
 Method = Callable[..., Any]
 
 # Attributes of a module while it is patched. Methods ask for the first at each call: their class may stay below another
 # (FSDP2's), and one of them, bound to the module, in somebody's hook.
-_IS_PATCHED, _PLAN = "rope_kernels_patched", "rope_kernels_plan"
+_IS_PATCHED, _PLAN, _NORMS = "rope_kernels_patched", "rope_kernels_plan", "rope_kernels_norms"
 _BASE = "rope_kernels_base"  # of a patched class, the class that it was made of
 _OWN_METHOD = "rope_kernels_own_method"  # of a method of a patched class, the one that it replaces
+_PASSING = "rope_kernels_passing"  # of a patched class, by the names of fused norms, the methods without these norms
 
 
 class _Patched(nn.Module):
@@ -34,7 +36,9 @@ class _Patched(nn.Module):
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Pickle the module as its own class, and patch that class where it is loaded."""
         reduced: Any = super().__reduce_ex__(protocol)
-        return _patched_again, (own_class(type(self)), self.__dict__.get(_PLAN) is not None), *reduced[2:]
+        norms: NormPlan | None = self.__dict__.get(_NORMS)
+        names = None if norms is None else norms.names
+        return _patched_again, (own_class(type(self)), self.__dict__.get(_PLAN) is not None, names), *reduced[2:]
 
     def _replicate_for_data_parallel(self) -> Any:
         """A replica with lengths of its own: replicas run side by side, on different devices."""
@@ -59,12 +63,24 @@ def patch_module(module: nn.Module, methods: Mapping[str, Method], plan: RotaryP
     _rebind(module, own_class(cls), cls)
 
 
+def rotary_plan(module: nn.Module) -> RotaryPlan | None:
+    """The plan of a patched rotary embedding."""
+    plan: RotaryPlan | None = module.__dict__.get(_PLAN)
+    return plan
+
+
+def leave_norms(module: nn.Module, methods: Mapping[str, Method], plan: NormPlan) -> None:
+    """Make a patched module, which calls ``methods``, leave its norms to the rotation."""
+    _pass_norms(type(module), methods, plan.names)
+    module.__dict__[_NORMS] = plan
+
+
 def unpatch_module(module: nn.Module) -> None:
     """Undo :func:`patch_module`, whatever others have put over it or onto the module since."""
     own = own_class(type(module))
     if own is type(module):
         return
-    for name in (_IS_PATCHED, _PLAN):
+    for name in (_IS_PATCHED, _PLAN, _NORMS):
         module.__dict__.pop(name, None)
     _rebind(module, own, own)
     if _BASE in vars(type(module)):
@@ -93,20 +109,37 @@ def _class_for(cls: type, methods: Mapping[str, Method], is_rotary: bool) -> typ
     known = [*cls.__mro__, *cls.__subclasses__()]
     made = next((c for c in known if _BASE in vars(c)), None)
     if made is None:
-        names = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__, _BASE: cls}
+        names: dict[str, Any] = {
+            "__module__": cls.__module__,
+            "__qualname__": cls.__qualname__,
+            "__doc__": cls.__doc__,
+            _BASE: cls,
+        }
+        names.update({PASSED: passed, _PASSING: {}})
         made = type(cls.__name__, (_Patched, cls), names)
     own = vars(made)[_BASE]
     for name, method in methods.items():
-        setattr(made, name, _while_patched(getattr(own, name), method))
+        setattr(made, name, _while_patched(name, getattr(own, name), method))
     if is_rotary:
         made.forward = _returning_angles(own.forward)  # type: ignore[attr-defined]  # a class made here
     return made
 
 
-def _while_patched(own: Method, patched: Method) -> Method:
+def _pass_norms(cls: type, methods: Mapping[str, Method], names: tuple[str, str]) -> None:
+    getattr(cls, _PASSING)[names] = passing_methods(methods, names)
+
+
+def _while_patched(name: str, own: Method, patched: Method) -> Method:
     @functools.wraps(own)
     def method(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        return (patched if getattr(self, _IS_PATCHED, False) else own)(self, *args, **kwargs)
+        if not getattr(self, _IS_PATCHED, False):
+            return own(self, *args, **kwargs)
+        plan: NormPlan | None = getattr(self, _NORMS, None)
+        passing = None if plan is None else getattr(self, _PASSING)[plan.names].get(name)
+        norms = None if plan is None else plan.norms_of(self)
+        if passing is None or norms is None:
+            return patched(self, *args, **kwargs)
+        return norms.run(passing, patched, (self, *args), kwargs)
 
     setattr(method, _OWN_METHOD, own)
     return method
@@ -128,9 +161,13 @@ def _returning_angles(own: Method) -> Method:
     return forward
 
 
-def _patched_again(own: type, is_rotary: bool) -> nn.Module:
+def _patched_again(own: type, is_rotary: bool, norms: tuple[str, str] | None = None) -> nn.Module:
     """A module without state, for pickle and copies; its class calls our kernels in this process, too."""
     subclasses: list[type] = own.__subclasses__()
-    methods = {} if any(_BASE in vars(known) for known in subclasses) else Binder().binding_of(own).methods
-    cls: Any = _class_for(own, methods, is_rotary)
+    known = next((made for made in subclasses if _BASE in vars(made)), None)
+    missing = known is None or (norms is not None and norms not in getattr(known, _PASSING))
+    methods = Binder().binding_of(own).methods if missing else {}
+    cls: Any = _class_for(own, {} if known else methods, is_rotary)
+    if missing and norms is not None:
+        _pass_norms(cls, methods, norms)
     return cast(nn.Module, cls.__new__(cls))

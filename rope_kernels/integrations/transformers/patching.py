@@ -18,7 +18,8 @@ from ...errors import RopeConfigError
 from .binding import Binder, Binding
 from .conventions import Convention
 from .joining import joins_tables
-from .patched_class import bound_name, own_class, patch_module, unpatch_module
+from .norm_probing import NormProbe
+from .patched_class import bound_name, leave_norms, own_class, patch_module, rotary_plan, unpatch_module
 from .report import Entry, PatchReport
 from .rotary import is_rotary, probe_rotary
 
@@ -28,7 +29,9 @@ NEWEST_KNOWN = (5, 23)
 _HEAD_DIMS = ("head_dim", "attention_head_size", "head_size", "qk_rope_head_dim", "rotary_ndims")
 
 
-def patch_model(model: nn.Module, *, dynamic_state: DynamicState | None = None) -> PatchReport:
+def patch_model(
+    model: nn.Module, *, dynamic_state: DynamicState | None = None, fuse_norms: bool = False
+) -> PatchReport:
     """Make a loaded model rotate with our kernels, without a change to its code or its weights.
 
     Its rotary embedding then returns positions and a config, and its attention passes them to a function that computes
@@ -41,17 +44,26 @@ def patch_model(model: nn.Module, *, dynamic_state: DynamicState | None = None) 
         model: a transformers model, or any module with such parts; a patched model is patched again.
         dynamic_state: lets ``rope_type="dynamic"`` keep the grown frequencies between calls, as transformers does;
             without it, the length of each call alone decides the frequencies.
+        fuse_norms: also norm the heads of q and k in the call that rotates them, where the attention module has RMS
+            norms for that. Each kind of attention module is run with random fp32 weights, with its own norms and
+            fused; where an output, a key or a gradient differs, the norms stay, and the report says why. Weights, eps
+            and hooks are read at each call; norms that have been replaced or hooked since are called as before. In 16
+            bits the fused call rounds once instead of several times. A call that needs more than the kernel has (an
+            fp32 weight on 16-bit heads, where the norm would return fp32) uses the model's norms.
 
     Returns:
         What was replaced, and what was skipped and why.
 
     Raises:
-        TypeError: ``model`` is not a module, or ``dynamic_state`` not a :class:`DynamicState`.
+        TypeError: ``model`` is not a module, ``dynamic_state`` not a :class:`DynamicState`, or ``fuse_norms`` not a
+            bool.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: got {type(model).__name__}, must be a torch.nn.Module")
     if not isinstance(dynamic_state, (DynamicState, type(None))):
         raise TypeError(f"dynamic_state: got {type(dynamic_state).__name__}, must be a DynamicState or None")
+    if not isinstance(fuse_norms, bool):
+        raise TypeError(f"fuse_norms: got {type(fuse_norms).__name__}, must be a bool")
     _warn_of_newer()
     unpatch_model(model)
     binder = Binder(next((tensor.device for tensor in model.parameters()), torch.device("cpu")))
@@ -65,6 +77,10 @@ def patch_model(model: nn.Module, *, dynamic_state: DynamicState | None = None) 
     rotary = [layer for layer in layers if is_rotary(layer.module)]
     entries = [_replace_rotary(layer, conventions, head_dims, dynamic_state) for layer in rotary]
     entries += [layer.entry() for layer in calling]
+    if fuse_norms:
+        plans = (rotary_plan(layer.module) for layer in rotary)
+        probe = NormProbe([plan for plan in plans if plan is not None])
+        entries += [entry for layer in fused if (entry := _fuse_norms(layer, probe)) is not None]
     report = PatchReport(tuple(entries))
     if not report.patched:
         _warn_of_nothing(model, report)
@@ -150,6 +166,18 @@ def _foreign(module: nn.Module, methods: Collection[str]) -> str | None:
 
 def _head_dims(module: nn.Module) -> set[int]:
     return {value for value in (getattr(module, name, None) for name in _HEAD_DIMS) if isinstance(value, int)}
+
+
+def _fuse_norms(layer: _Layer, probe: NormProbe) -> Entry | None:
+    """Fuse a layer's norms, if the probe finds the same results; ``None`` if it has none."""
+    name, module, kind = layer.name, layer.module, type(layer.module).__name__
+    plan = probe.plan_of(module, layer.binding)
+    if plan is None:
+        return None
+    if isinstance(plan, str):
+        return Entry(name, kind, "norms left", reason=plan)
+    leave_norms(module, layer.methods, plan)
+    return Entry(name, kind, "norms fused", ", ".join(dict.fromkeys(plan.names)), plan.summary)
 
 
 def _replace_rotary(

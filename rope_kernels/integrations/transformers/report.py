@@ -21,10 +21,11 @@ class Entry:
         kind: its class.
         action: "angles" (a rotary embedding that returns positions), "rotation" (a module whose apply functions are
             replaced), "tables" (a rotary embedding whose own tables are kept, for the table kernel), "left alone"
-            (skipped).
-        what: the replaced method, or the replaced apply functions that a method calls.
-        convention: the pairing of the channels, or the rope type of the frequencies.
-        reason: why the module was skipped, or why its tables are kept.
+            (skipped); with ``fuse_norms`` also "norms fused" (a module whose rotation norms q and k) and "norms left"
+            (one whose own norms are kept).
+        what: the replaced method, the replaced apply functions that a method calls, or the norms.
+        convention: the pairing of the channels, the rope type of the frequencies, or where and how the norms norm.
+        reason: why the module was skipped, or why its tables or norms are kept.
     """
 
     module: str
@@ -46,7 +47,8 @@ class PatchReport:
     """What was replaced in each module, and why others were skipped; ``print`` it.
 
     Attributes:
-        entries: one per rotary embedding and per module that calls an apply function.
+        entries: one per rotary embedding and per module that calls an apply function; with ``fuse_norms`` one more for
+            each such module with norms.
     """
 
     entries: tuple[Entry, ...]
@@ -66,6 +68,16 @@ class PatchReport:
         """The modules that were skipped, each with its reason."""
         return tuple(entry for entry in self.entries if entry.action == _SKIPPED)
 
+    @property
+    def norms_fused(self) -> tuple[Entry, ...]:
+        """The modules whose norms are fused with the rotation."""
+        return tuple(entry for entry in self.entries if entry.action == "norms fused")
+
+    @property
+    def norms_left(self) -> tuple[Entry, ...]:
+        """The modules whose own norms are kept, each with the reason."""
+        return tuple(entry for entry in self.entries if entry.action == "norms left")
+
     def __str__(self) -> str:
         """A line per module, and the counts; layers that differ only by number share a line."""
         lines = [f"{name}  {line}" for name, line in _grouped(self.entries)]
@@ -73,7 +85,9 @@ class PatchReport:
         embeddings = f"{count['angles']} rotary embedding{'' if count['angles'] == 1 else 's'}"
         layers = f"{count['rotation']} attention layer{'' if count['rotation'] == 1 else 's'} (fused)"
         others = f"{count['tables']} via cos/sin tables; {count[_SKIPPED]} skipped"
-        return "\n".join([*lines, f"patched: {embeddings}, {layers}; {others}"])
+        normed = f"; norms fused in {count['norms fused']}, left in {count['norms left']}"
+        has_norms = self.norms_fused or self.norms_left
+        return "\n".join([*lines, f"patched: {embeddings}, {layers}; {others}{normed if has_norms else ''}"])
 
 
 def _grouped(entries: tuple[Entry, ...]) -> Iterator[tuple[str, str]]:

@@ -13,7 +13,8 @@ from torch.nn.functional import pad
 from ...api.apply import apply_rope
 from ...api.table import apply_rotary_pos_emb
 from .angles import Angles
-from .conventions import Convention
+from .conventions import Convention, Signature
+from .norms import CallNorms, norms_of
 
 __all__ = ["by_angles", "by_table", "replacement"]
 
@@ -35,7 +36,10 @@ def replacement(original: Callable[..., Any], convention: Convention) -> Callabl
         tables = [values.get(name) for name in signature.tables]
         usual = all(values.get(name, default) is default for name, default in signature.defaults)
         known = all(name in signature.names for name in kwargs)
-        made = _rotated(convention, tensors, tables, insert) if usual and known else None
+        norms = norms_of(tables)
+        made = _rotated(convention, tensors, tables, insert, norms) if usual and known else None
+        if made is None and norms is not None:
+            return _norm_and_rotate(rotated, signature, norms, args, kwargs)
         if made is None:
             return original(*args, **kwargs)
         return made[0] if len(tensors) == 1 else made
@@ -43,13 +47,30 @@ def replacement(original: Callable[..., Any], convention: Convention) -> Callabl
     return functools.wraps(original, updated=())(rotated)
 
 
-def _rotated(convention: Convention, tensors: list[Any], tables: list[Any], insert: Any) -> Pair | None:
+def _norm_and_rotate(
+    rotated: Callable[..., Any], signature: Signature, norms: CallNorms, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    """Call the norm modules and ``rotated`` one after the other: for calls that the fused kernel cannot do."""
+    if len(signature.rotated) != 2:
+        raise RuntimeError("it rotates q and k in calls of their own; norms are fused with one of both")
+    values = dict(zip(signature.names, args, strict=False)) | kwargs
+    values = {name: v.with_norms(None) if isinstance(v, Angles) else v for name, v in values.items()}
+    pair = norms.apart([values[name] for name in signature.rotated], after_rope=False)
+    values.update(zip(signature.rotated, pair, strict=True))
+    names = signature.names[: len(args)]
+    result = rotated(*(values[name] for name in names), **{name: values[name] for name in kwargs})
+    return norms.apart(result, after_rope=True)
+
+
+def _rotated(
+    convention: Convention, tensors: list[Any], tables: list[Any], insert: Any, norms: CallNorms | None
+) -> Pair | None:
     if not _fit(tensors):
         return None
     q, k = [x if x.stride(-1) == 1 else x.contiguous() for x in tensors] + [None] * (2 - len(tensors))
     if all(isinstance(table, Angles) for table in tables):
-        made = by_angles(convention, q, k, tables, insert)
-        if made is not None:
+        made = by_angles(convention, q, k, tables, insert, norms)
+        if made is not None or norms is not None:
             return made
     tables = [table.tensor() if isinstance(table, Angles) else table for table in tables]
     if not all(isinstance(table, Tensor) and table.device == q.device for table in tables):
@@ -72,9 +93,14 @@ def _fit(tensors: list[Any]) -> bool:
 
 
 def by_angles(
-    convention: Convention, q: Tensor, k: Tensor | None, tables: list[Angles], insert: int | None
+    convention: Convention,
+    q: Tensor,
+    k: Tensor | None,
+    tables: list[Angles],
+    insert: int | None,
+    norms: CallNorms | None = None,
 ) -> Pair | None:
-    """Rotate with the angles computed in the kernel; ``None`` if that would be another rotation."""
+    """Rotate, and norm, with the angles computed in the kernel; ``None`` if that would be something else."""
     first, last = tables[0], tables[-1]
     parts = [table.part for table in tables]
     inputs = first.inputs
@@ -92,7 +118,12 @@ def by_angles(
         positions = positions[..., 0, :]
     seq_len = inputs.seq_len if cfg.depends_on_length else None
     inverse = convention.inverse != last.negated
-    return apply_rope(q, k, positions, cfg, layout=layout, seq_len=seq_len, inverse=inverse)
+    if norms is None:
+        return apply_rope(q, k, positions, cfg, layout=layout, seq_len=seq_len, inverse=inverse)
+    fused = None if inverse else norms.fused_with(q, k)
+    if fused is None:
+        return None
+    return apply_rope(q, k, positions, cfg, layout=layout, seq_len=seq_len, q_norm=fused[0], k_norm=fused[1])
 
 
 def by_table(
