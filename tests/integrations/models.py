@@ -250,3 +250,27 @@ FAMILIES = [
         sees=_image(24, 12),
     ),
 ]
+
+NORMED = [
+    Family("qwen3", "Qwen3Config", "Qwen3ForCausalLM", {"head_dim": 16}),
+    next(family for family in FAMILIES if family.name == "gemma3"),
+    Family(
+        "glm4_moe",
+        "Glm4MoeConfig",
+        "Glm4MoeForCausalLM",
+        {
+            "head_dim": 16,
+            "use_qk_norm": True,
+            "n_routed_experts": 4,
+            "n_group": 1,
+            "topk_group": 1,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 16,
+            "first_k_dense_replace": 1,
+        },
+    ),
+    Family("hunyuan", "HunYuanDenseV1Config", "HunYuanDenseV1ForCausalLM", {"head_dim": 16}),
+    next(family for family in FAMILIES if family.name == "llama4"),
+    next(family for family in FAMILIES if family.name == "qwen3_vl"),
+]
+"""Models that norm each head of q and k beside the rotation."""

@@ -48,7 +48,7 @@ class NormProbe:
         hooked = [name for name, norm in zip(names, norms, strict=True) if is_hooked(norm)]
         if hooked:
             return f"{hooked[0]} has hooks, or a forward of somebody else, that would no longer be called"
-        key = own_class(type(module)), *(_settings(part) for part in (module, *norms))
+        key = id(getattr(module, "config", None)), *(_settings(part) for part in (module, *norms))
         if key not in self._known:
             with torch.inference_mode(False), torch.enable_grad(), torch.device("cpu"), _seeded():
                 self._known[key] = self._measure(module, binding, names)
@@ -83,7 +83,7 @@ def _settings(module: nn.Module) -> tuple[Any, ...]:
         (k, v) for k, v in vars(module).items() if isinstance(v, (bool, int, float, str)) and k != "layer_idx"
     )
     shapes = tuple((name, tuple(p.shape)) for name, p in module.named_parameters())
-    return type(module), tuple(plain), shapes
+    return own_class(type(module)), tuple(plain), shapes
 
 
 @contextlib.contextmanager
@@ -126,20 +126,27 @@ def _candidates(module: nn.Module, names: list[str]) -> Iterator[NormPlan | str]
     """Plans for the norms: whose is whose, their weight and eps, and where they are."""
     pairs = list(itertools.permutations(names, 2)) or [(names[0], names[0])]
     for (q, k), after_rope in itertools.product(pairs, (False, True)):
-        q_norm, k_norm = getattr(module, q), getattr(module, k)
-        weight, eps = _weight_name(q_norm), _eps_names(q_norm)
-        for name, norm in ((q, q_norm), (k, k_norm)):
-            if not eps or _weight_name(norm) != weight or _eps_names(norm) != eps or len(weight) > 1:
-                kind = type(norm).__name__
-                yield f"{name} ({kind}) has {', '.join(weight) or 'no weight'} and {', '.join(eps) or 'no eps'}"
-                return
+        norms = getattr(module, q), getattr(module, k)
+        weights, eps = _weight_names(norms[0]), _eps_names(norms[0])
+        if not eps or len(weights) > 1 or (weights, eps) != (_weight_names(norms[1]), _eps_names(norms[1])):
+            found = "; ".join(dict.fromkeys(map(_described, (q, k), norms)))
+            yield f"{found}; needed are at most one weight and an eps, the same for both"
+            continue
+        weight, kinds, keeps = (
+            next(iter(weights), None),
+            (type(norms[0]), type(norms[1])),
+            all(map(_keeps_dtype, norms)),
+        )
         for eps_name, offset in itertools.product(eps, (0.0, 1.0) if weight else (0.0,)):
-            kinds = type(q_norm), type(k_norm)
-            keeps = _keeps_dtype(q_norm) and _keeps_dtype(k_norm)
-            yield NormPlan(q, k, kinds, next(iter(weight), None), eps_name, offset, after_rope, keeps)
+            yield NormPlan(q, k, kinds, weight, eps_name, offset, after_rope, keeps)
 
 
-def _weight_name(norm: nn.Module) -> list[str]:
+def _described(name: str, norm: nn.Module) -> str:
+    weights, eps = _weight_names(norm), _eps_names(norm)
+    return f"{name} ({type(norm).__name__}) has {', '.join([*weights, *eps]) or 'no weight and no eps'}"
+
+
+def _weight_names(norm: nn.Module) -> list[str]:
     return [name for name, _ in norm.named_parameters()]
 
 
@@ -159,7 +166,13 @@ def _keeps_dtype(norm: nn.Module) -> bool:
 
 
 def _replica(module: nn.Module) -> nn.Module:
-    """The module in fp32 on the CPU with random weights and without hooks; it shares nothing that a call changes."""
+    """The module in fp32 on the CPU with random weights and without hooks; it shares nothing that a call changes.
+
+    Projections become plain ones: quantised and adapted ones norm no heads, and may run on a GPU only.
+    """
+    width, height = getattr(module, "in_features", None), getattr(module, "out_features", None)
+    if isinstance(width, int) and isinstance(height, int):
+        return nn.Linear(width, height, bias=getattr(module, "bias", None) is not None)
     own: Any = own_class(type(module))
     made: nn.Module = own.__new__(own)
     made.__dict__.update(nn.Module().__dict__)

@@ -18,7 +18,7 @@ from ...api.sharding import is_distributed
 from .angles import Angles
 from .namespaces import copied, plain_function
 
-__all__ = ["PASSED", "CallNorms", "NormPlan", "norms_of", "passed", "passing_methods"]
+__all__ = ["PASSED", "CallNorms", "NormPlan", "is_hooked", "norms_of", "passed", "passing_methods"]
 
 PASSED = "rope_kernels_passed"
 """The attribute of an attention module that copied methods call in the place of a norm."""
@@ -87,7 +87,7 @@ class NormPlan:
         """The norms of one call; ``None`` if they were replaced or got hooks since the measurement."""
         q: Any = getattr(module, self.q, None)
         k: Any = getattr(module, self.k, None)
-        if type(q) is not self.kinds[0] or type(k) is not self.kinds[1] or is_hooked(q) or is_hooked(k):
+        if (type(q), type(k)) != self.kinds or is_hooked(q) or is_hooked(k):
             return None
         return CallNorms(self, q, k)
 
@@ -116,23 +116,18 @@ class CallNorms:
         Raises:
             RuntimeError: the method has not rotated q and k in one call, so a norm is missing in its result.
         """
-        new_args = tuple(self._carried(value) for value in args)
-        new_kwargs = {key: self._carried(value) for key, value in kwargs.items()}
-        if all(
-            new is old for new, old in zip((*new_args, *new_kwargs.values()), (*args, *kwargs.values()), strict=True)
-        ):
+        if not any(_are_angles(value) for value in (*args, *kwargs.values())):
             return plain(*args, **kwargs)
-        result = passing(*new_args, **new_kwargs)
+        given = {key: self._carried(value) for key, value in kwargs.items()}
+        result = passing(*(self._carried(value) for value in args), **given)
         if self.calls != 1:
             raise RuntimeError(f"it rotates in {self.calls} calls; norms are fused with one of q and k")
         return result
 
     def _carried(self, value: Any) -> Any:
-        if isinstance(value, Angles):
-            return value.with_norms(self)
-        if type(value) is tuple and len(value) == 2 and all(isinstance(item, Angles) for item in value):
-            return tuple(item.with_norms(self) for item in value)
-        return value
+        if not _are_angles(value):
+            return value
+        return value.with_norms(self) if isinstance(value, Angles) else tuple(part.with_norms(self) for part in value)
 
     def fused_with(self, q: Tensor, k: Tensor | None) -> tuple[HeadNorm, HeadNorm] | None:
         """The norms for the fused kernel; ``None`` if it would return another dtype, or is not for these tensors."""
@@ -163,6 +158,13 @@ class CallNorms:
             return pair
         self.calls += 1
         return self.q(pair[0]), self.k(pair[1])
+
+
+def _are_angles(value: Any) -> bool:
+    """Whether an argument is what a patched rotary embedding returns."""
+    if type(value) is tuple:
+        return len(value) == 2 and isinstance(value[0], Angles) and isinstance(value[1], Angles)
+    return isinstance(value, Angles)
 
 
 def norms_of(tables: Sequence[Any]) -> CallNorms | None:
