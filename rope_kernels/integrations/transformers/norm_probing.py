@@ -60,14 +60,19 @@ class NormProbe:
         if any(convention.inverse for convention in binding.conventions.values()):
             return "it rotates backwards, and the kernel norms only on the way forwards"
         done: list[tuple[_Trial, Result]] = []
-        problem = "its config has no hidden_size"
+        problem: Exception | None = None
         for trial in _trials(module, self._rotary):
             try:
                 done.append((trial, trial.unfused()))
             except Exception as error:  # a module may raise anything for arguments that it does not take
-                problem = f"{type(error).__name__}: {_first_line(error)}"
+                problem = error
         if not done:
-            return f"it cannot be called on its own ({problem})"
+            why = (
+                "its config has no hidden_size"
+                if problem is None
+                else f"{type(problem).__name__}: {_first_line(problem)}"
+            )
+            return f"it cannot be called on its own ({why})"
         return _first_that_agrees(module, binding, names, done)
 
 
@@ -173,8 +178,7 @@ def _replica(module: nn.Module) -> nn.Module:
     width, height = getattr(module, "in_features", None), getattr(module, "out_features", None)
     if isinstance(width, int) and isinstance(height, int):
         return nn.Linear(width, height, bias=getattr(module, "bias", None) is not None)
-    own: Any = own_class(type(module))
-    made: nn.Module = own.__new__(own)
+    made: nn.Module = nn.Module.__new__(own_class(type(module)))  # FSDP2's classes have a __new__ of their own
     made.__dict__.update(nn.Module().__dict__)
     made.__dict__.update({k: v for k, v in vars(module).items() if k not in made.__dict__ and k not in _STATE_OF_HOOKS})
     for name, parameter in module._parameters.items():
@@ -269,8 +273,9 @@ def _trials(module: nn.Module, rotary: Sequence[RotaryPlan]) -> Iterator[_Trial]
     replica.__dict__[PASSED] = lambda x: passed(replica, x)
     kinds = ((plan, layer_type) for plan in rotary for layer_type in plan.sources)
     for (plan, layer_type), scale in itertools.product(kinds, (1.0, 1e-3)):
+        without_history = RotaryPlan({layer_type: plan.sources[layer_type]}, plan.order, plan.leads_with_one)
         x = (scale * torch.randn(_BATCH, _TOKENS, width)).requires_grad_()
-        angles = plan.angles(x, _positions(plan.order), layer_type)
+        angles = without_history.angles(x, _positions(plan.order), layer_type)
         if angles is not None:
             yield _Trial(replica, angles, x)
 
