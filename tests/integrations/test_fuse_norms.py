@@ -16,6 +16,8 @@ from support import tolerances
 from torch import nn
 from torch.nn.parallel import replicate
 
+from rope_kernels import DynamicState
+from rope_kernels.config import RopeConfig
 from rope_kernels.integrations.transformers import patch_model, rotating, unpatch_model
 
 CLOSE = tolerances.MODEL
@@ -199,6 +201,35 @@ def test_weights_and_eps_are_read_at_each_call(name: str, monkeypatch: pytest.Mo
             setattr(norm, "eps" if hasattr(norm, "eps") else "variance_epsilon", 0.5)
     torch.testing.assert_close(logits(model), logits(twin), **CLOSE)
     assert spy.of(model) == (2, 0)
+
+
+def test_the_weight_is_a_plain_tensor_unless_it_needs_a_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fast path takes no parameters."""
+    model, weights, own = built(QWEN3), [], rotating.apply_rope
+    patch_model(model, fuse_norms=True)
+    monkeypatch.setattr(
+        rotating, "apply_rope", lambda *args, **kw: weights.append(kw["k_norm"].weight) or own(*args, **kw)
+    )
+    logits(model)
+    model(**BATCH)
+    assert [type(weight) for weight in weights] == [torch.Tensor] * 2 + [nn.Parameter] * 2
+    model.requires_grad_(False)(**BATCH)
+    assert [type(weight) for weight in weights[4:]] == [torch.Tensor] * 2
+
+
+def test_the_history_of_dynamic_frequencies_is_not_touched_by_the_probe() -> None:
+    rope = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 3.0}
+    original = QWEN3.build(max_position_embeddings=24, rope_parameters=rope)
+    for reached in (None, 60):
+        model, state = copy.deepcopy(original), DynamicState(RopeConfig.from_hf(original.config))
+        patch_model(model, dynamic_state=state)
+        if reached:
+            logits(model, QWEN3.batch(reached))
+        before = copy.deepcopy(vars(state))
+        assert len(patch_model(model, dynamic_state=state, fuse_norms=True).norms_fused) == 2
+        torch.testing.assert_close(vars(state), before, rtol=0, atol=0)
+    for tokens in (20, 60, 30):
+        torch.testing.assert_close(logits(model, QWEN3.batch(tokens)), logits(original, QWEN3.batch(tokens)), **CLOSE)
 
 
 def test_a_norm_replaced_after_patching_is_called(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,10 @@ from torch.distributed.tensor.parallel import parallelize_module
 
 pytest.importorskip("transformers")
 
+from transformers import Qwen3Config, Qwen3ForCausalLM
+
+from rope_kernels.integrations.transformers import patch_model, rotating
+
 EXAMPLE = Path(__file__).parents[2] / "examples" / "tensor_parallel.py"
 CLOSE = tolerances.SEVERAL_PROCESSES
 
@@ -71,9 +75,41 @@ def parameters_sharded() -> None:
     compare(names["small_llama"](), spread)
 
 
+def qwen3() -> Any:
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 128, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "head_dim": 16}
+    config = Qwen3Config(**sizes, num_attention_heads=4, num_key_value_heads=2)
+    return Qwen3ForCausalLM(config)
+
+
+def norms_sharded() -> None:
+    """Norms fused before and after their weights are sharded, which are whole while a layer runs."""
+    mesh, calls, own = init_device_mesh("cpu", (dist.get_world_size(),)), [], rotating.apply_rope
+
+    def counted(*args: Any, q_norm: Any, **kwargs: Any) -> Any:
+        calls.append(q_norm)
+        return own(*args, q_norm=q_norm, **kwargs)
+
+    for shard_first in (False, True):
+        spread = qwen3()
+        for step in ("shard", "patch") if shard_first else ("patch", "shard"):
+            if step == "patch":
+                assert len(patch_model(spread, fuse_norms=True).norms_fused) == 2
+                continue
+            for layer in spread.model.layers:
+                fully_shard(layer.self_attn, mesh=mesh)
+                fully_shard(layer, mesh=mesh)
+            fully_shard(spread, mesh=mesh)
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            monkeypatch.setattr(rotating, "apply_rope", counted)
+            compare(qwen3(), spread)
+    assert len(calls) == 4
+
+
 def both() -> None:
     tensor_parallel()
     parameters_sharded()
+    norms_sharded()
 
 
 @pytest.mark.parametrize(("count", "function"), [(2, both), (4, tensor_parallel)], ids=["2", "4"])
