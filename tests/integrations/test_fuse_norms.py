@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import io
 import multiprocessing
@@ -358,11 +359,23 @@ def test_patching_again_decides_again(monkeypatch: pytest.MonkeyPatch) -> None:
         assert spy.of(model) == calls
 
 
-def test_patching_changes_no_random_state_and_works_without_gradients() -> None:
+@pytest.mark.parametrize("around", ["inference_mode", "no_grad", "autocast", "bf16", "meta"])
+def test_the_measurement_depends_on_nothing_around_it(around: str) -> None:
     model = built(QWEN3)
-    state = torch.get_rng_state()
-    with torch.inference_mode():
-        assert len(patch_model(model, fuse_norms=True).norms_fused) == 2
+    state, dtype = torch.get_rng_state(), torch.get_default_dtype()
+    contexts = {
+        "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
+        "bf16": contextlib.nullcontext,
+        "meta": lambda: torch.device("meta"),
+    }
+    torch.set_default_dtype(torch.bfloat16 if around == "bf16" else dtype)
+    try:
+        with contexts.get(around, getattr(torch, around, None))():
+            report = patch_model(model, fuse_norms=True)
+            assert torch.get_default_dtype() == (torch.bfloat16 if around == "bf16" else dtype)
+    finally:
+        torch.set_default_dtype(dtype)
+    assert len(report.norms_fused) == 2, report
     assert torch.equal(torch.get_rng_state(), state)
     assert all(parameter.grad is None for parameter in model.parameters())
 

@@ -176,8 +176,8 @@ ROTATION = "query_states, key_states = apply_rotary_pos_emb(query_states, key_st
 TABLES = "cos, sin = position_embeddings"
 OTHER = "fused with the rotation, its norms have another result"
 NEEDED = "needed are at most one weight and an eps, the same for both"
-TOUCHED = "it computes with cos itself, so its norms cannot be fused (fuse_norms=False)"
-IN_CALLS = "it rotates in {} calls; norms are fused with one of q and k"
+TOUCHED = "a module with fused norms computes with cos; keep its norms (fuse_norms=False)"
+IN_CALLS = "Qwen3Attention rotates in {} calls, not in one of q and k; keep its norms (fuse_norms=False)"
 
 
 @pytest.mark.parametrize(
@@ -253,6 +253,6 @@ def test_projections_may_be_of_any_make() -> None:
 def test_a_call_that_does_not_rotate_is_an_error_and_not_a_result_without_norms() -> None:
     model = with_forward(ROTATION, "if query_states.shape[2] < 9: " + ROTATION)()
     patch_model(model, fuse_norms=True)
-    with pytest.raises(RuntimeError, match=r"^it rotates in 0 calls; norms are fused with one of q and k"):
+    with pytest.raises(RuntimeError, match=r"^Qwen3Attention rotates in 0 calls, not in one of q and k"):
         model(**BATCH)
     unpatch_model(model)(**BATCH)

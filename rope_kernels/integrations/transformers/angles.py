@@ -149,7 +149,9 @@ class Angles:
             RuntimeError: norms are left to the function that rotates, which a tensor could not tell it.
         """
         if self.norms is not None:
-            raise RuntimeError(f"it computes with {self.part} itself, so its norms cannot be fused (fuse_norms=False)")
+            raise RuntimeError(
+                f"a module with fused norms computes with {self.part}; keep its norms (fuse_norms=False)"
+            )
         cos, sin = self.inputs.table()
         table = {"cos": cos, "sin": sin}.get(self.part)
         table = torch.complex(cos, sin) if table is None else table

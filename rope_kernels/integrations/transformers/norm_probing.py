@@ -23,6 +23,7 @@ __all__ = ["NormProbe"]
 _TOLERANCE = 2e-5  # of the largest value, in fp32: sums over a hidden size, and their gradients, in another order
 _BATCH, _TOKENS = 2, 5
 _TAKES = ("hidden_states", "position_embeddings", "freqs_cis", "attention_mask", "past_key_values")
+_PLAIN = (bool, int, float, str, tuple, list, type(None))
 _STATE_OF_HOOKS = ("forward", "_old_forward", "_hf_hook")
 
 Result = list[Tensor]
@@ -48,9 +49,9 @@ class NormProbe:
         hooked = [name for name, norm in zip(names, norms, strict=True) if is_hooked(norm)]
         if hooked:
             return f"{hooked[0]} has hooks, or a forward of somebody else, that would no longer be called"
-        key = id(getattr(module, "config", None)), *(_settings(part) for part in (module, *norms))
+        key = id(getattr(module, "config", None)), *(_settings(part) for part in module.modules())
         if key not in self._known:
-            with torch.inference_mode(False), torch.enable_grad(), torch.device("cpu"), _seeded():
+            with _surroundings():
                 self._known[key] = self._measure(module, binding, names)
         return self._known[key]
 
@@ -60,19 +61,18 @@ class NormProbe:
         if any(convention.inverse for convention in binding.conventions.values()):
             return "it rotates backwards, and the kernel norms only on the way forwards"
         done: list[tuple[_Trial, Result]] = []
-        problem: Exception | None = None
-        for trial in _trials(module, self._rotary):
+        problem = "its config has no hidden_size"
+        trials = _trials(module, self._rotary)
+        while True:
             try:
+                trial = next(trials, None)
+                if trial is None:
+                    break
                 done.append((trial, trial.unfused()))
             except Exception as error:  # a module may raise anything for arguments that it does not take
-                problem = error
+                problem = f"{type(error).__name__}: {_first_line(error)}"
         if not done:
-            why = (
-                "its config has no hidden_size"
-                if problem is None
-                else f"{type(problem).__name__}: {_first_line(problem)}"
-            )
-            return f"it cannot be called on its own ({why})"
+            return f"it cannot be called on its own ({problem})"
         return _first_that_agrees(module, binding, names, done)
 
 
@@ -84,16 +84,23 @@ def norm_names(module: nn.Module, methods: Mapping[str, Any]) -> list[str]:
 
 def _settings(module: nn.Module) -> tuple[Any, ...]:
     """What decides a module's computation beside its weights."""
-    plain = sorted(
-        (k, v) for k, v in vars(module).items() if isinstance(v, (bool, int, float, str)) and k != "layer_idx"
-    )
-    shapes = tuple((name, tuple(p.shape)) for name, p in module.named_parameters())
-    return own_class(type(module)), tuple(plain), shapes
+    plain = [(k, repr(v)) for k, v in vars(module).items() if isinstance(v, _PLAIN) and k != "layer_idx"]
+    shapes = [(name, tuple(p.shape)) for name, p in module.named_parameters(recurse=False)]
+    return own_class(type(module)), tuple(sorted(plain)), tuple(shapes)
 
 
 @contextlib.contextmanager
-def _seeded() -> Iterator[None]:
-    with torch.random.fork_rng(devices=[]):
+def _surroundings() -> Iterator[None]:
+    """fp32 on the CPU with gradients and numbers of its own, whatever the caller has set."""
+    dtype = torch.get_default_dtype()
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        stack.enter_context(torch.device("cpu"))
+        stack.enter_context(torch.autocast("cpu", enabled=False))
+        stack.enter_context(torch.random.fork_rng(devices=[]))
+        stack.callback(torch.set_default_dtype, dtype)
+        torch.set_default_dtype(torch.float32)
         torch.manual_seed(0)
         yield
 

@@ -121,7 +121,10 @@ class CallNorms:
         given = {key: self._carried(value) for key, value in kwargs.items()}
         result = passing(*(self._carried(value) for value in args), **given)
         if self.calls != 1:
-            raise RuntimeError(f"it rotates in {self.calls} calls; norms are fused with one of q and k")
+            name = type(args[0]).__name__
+            raise RuntimeError(
+                f"{name} rotates in {self.calls} calls, not in one of q and k; keep its norms (fuse_norms=False)"
+            )
         return result
 
     def _carried(self, value: Any) -> Any:

@@ -78,8 +78,7 @@ def patch_model(
     entries = [_replace_rotary(layer, conventions, head_dims, dynamic_state) for layer in rotary]
     entries += [layer.entry() for layer in calling]
     if fuse_norms:
-        plans = (rotary_plan(layer.module) for layer in rotary)
-        probe = NormProbe([plan for plan in plans if plan is not None])
+        probe = NormProbe([plan for layer in rotary if (plan := rotary_plan(layer.module)) is not None])
         entries += [entry for layer in fused if (entry := _fuse_norms(layer, probe)) is not None]
     report = PatchReport(tuple(entries))
     if not report.patched:

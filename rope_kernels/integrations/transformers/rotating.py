@@ -52,7 +52,7 @@ def _norm_and_rotate(
 ) -> Any:
     """Call the norm modules and ``rotated`` one after the other: for calls that the fused kernel cannot do."""
     if len(signature.rotated) != 2:
-        raise RuntimeError("it rotates q and k in calls of their own; norms are fused with one of both")
+        raise RuntimeError("a module with fused norms rotates q and k one by one; keep its norms (fuse_norms=False)")
     values = dict(zip(signature.names, args, strict=False)) | kwargs
     values = {name: v.with_norms(None) if isinstance(v, Angles) else v for name, v in values.items()}
     pair = norms.apart([values[name] for name in signature.rotated], after_rope=False)
