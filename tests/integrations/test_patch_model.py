@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import sys
 import types
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from transformers.models.hunyuan_vl.configuration_hunyuan_vl import HunYuanVLTex
 from transformers.models.hunyuan_vl.modeling_hunyuan_vl import HunYuanVLTextModel
 from transformers.models.llama import modeling_llama
 
-from rope_kernels.integrations.transformers import angles, patch_model, patching, rotating, unpatch_model
+from rope_kernels.integrations.transformers import angles, patch_model, patching, probing, rotating, unpatch_model
 
 LLAMA = next(family for family in FAMILIES if family.name == "llama")
 BATCH = LLAMA.batch(12)
@@ -74,6 +75,21 @@ def test_patching_twice_is_patching_once() -> None:
     assert torch.equal(logits(model), want)
     assert torch.equal(logits(unpatch_model(model)), want)
     assert not any("rope_kernels" in name for module in model.modules() for name in vars(module))
+
+
+@pytest.mark.parametrize("name", [family.name for family in FAMILIES])
+def test_a_default_dtype_of_16_bits_changes_no_measurement(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many programs set one before they load a model."""
+    monkeypatch.setattr(probing, "_known", weakref.WeakKeyDictionary())
+    model = next(family for family in FAMILIES if family.name == name).build()
+    want = patch_model(model)
+    monkeypatch.setattr(probing, "_known", weakref.WeakKeyDictionary())
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        assert patch_model(model) == want
+        assert torch.get_default_dtype() == torch.bfloat16
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 def test_a_copy_of_a_patched_model_stands_on_its_own() -> None:

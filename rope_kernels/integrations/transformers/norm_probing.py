@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import inspect
 import itertools
@@ -17,6 +16,7 @@ from .binding import Binding
 from .norms import PASSED, NormPlan, is_hooked, passed, passing_methods
 from .patched_class import own_class
 from .rotary_plan import Order, RotaryPlan
+from .surroundings import measuring
 
 __all__ = ["NormProbe"]
 
@@ -51,7 +51,7 @@ class NormProbe:
             return f"{hooked[0]} has hooks, or a forward of somebody else, that would no longer be called"
         key = id(getattr(module, "config", None)), *(_settings(part) for part in module.modules())
         if key not in self._known:
-            with _surroundings():
+            with measuring(gradients=True):
                 self._known[key] = self._measure(module, binding, names)
         return self._known[key]
 
@@ -60,17 +60,17 @@ class NormProbe:
             return "its rotary embedding passes tables"
         if any(convention.inverse for convention in binding.conventions.values()):
             return "it rotates backwards, and the kernel norms only on the way forwards"
+        try:
+            replica = _replica(module)
+        except Exception as error:  # a module may hold anything
+            return f"it cannot be copied ({_described_error(error)})"
         done: list[tuple[_Trial, Result]] = []
         problem = "its config has no hidden_size"
-        trials = _trials(module, self._rotary)
-        while True:
+        for trial in _trials(replica, self._rotary):
             try:
-                trial = next(trials, None)
-                if trial is None:
-                    break
                 done.append((trial, trial.unfused()))
             except Exception as error:  # a module may raise anything for arguments that it does not take
-                problem = f"{type(error).__name__}: {_first_line(error)}"
+                problem = _described_error(error)
         if not done:
             return f"it cannot be called on its own ({problem})"
         return _first_that_agrees(module, binding, names, done)
@@ -89,24 +89,12 @@ def _settings(module: nn.Module) -> tuple[Any, ...]:
     return own_class(type(module)), tuple(sorted(plain)), tuple(shapes)
 
 
-@contextlib.contextmanager
-def _surroundings() -> Iterator[None]:
-    """fp32 on the CPU with gradients and numbers of its own, whatever the caller has set."""
-    dtype = torch.get_default_dtype()
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(torch.inference_mode(False))
-        stack.enter_context(torch.enable_grad())
-        stack.enter_context(torch.device("cpu"))
-        stack.enter_context(torch.autocast("cpu", enabled=False))
-        stack.enter_context(torch.random.fork_rng(devices=[]))
-        stack.callback(torch.set_default_dtype, dtype)
-        torch.set_default_dtype(torch.float32)
-        torch.manual_seed(0)
-        yield
-
-
 def _first_line(error: Exception) -> str:
     return next(iter(str(error).splitlines()), "")
+
+
+def _described_error(error: Exception) -> str:
+    return f"{type(error).__name__}: {_first_line(error)}"
 
 
 def _first_that_agrees(
@@ -271,12 +259,11 @@ def _arguments(cls: type, x: Tensor, angles: Any, cache: _Keys) -> dict[str, Any
     return {p.name: values[p.name] for p in named if p.name in _TAKES}
 
 
-def _trials(module: nn.Module, rotary: Sequence[RotaryPlan]) -> Iterator[_Trial]:
+def _trials(replica: nn.Module, rotary: Sequence[RotaryPlan]) -> Iterator[_Trial]:
     """Trials with all frequencies of the model, on inputs around 1 and on some so small that eps matters."""
-    width = getattr(getattr(module, "config", None), "hidden_size", None)
+    width = getattr(getattr(replica, "config", None), "hidden_size", None)
     if width is None:
         return
-    replica = _replica(module)
     replica.__dict__[PASSED] = lambda x: passed(replica, x)
     kinds = ((plan, layer_type) for plan in rotary for layer_type in plan.sources)
     for (plan, layer_type), scale in itertools.product(kinds, (1.0, 1e-3)):

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .conventions import COLUMNS, Convention, Signature, read_signature
 from .rotating import by_table
+from .surroundings import measuring
 
 __all__ = ["probe_function"]
 
@@ -52,7 +53,7 @@ class _RefusedError(Exception):
 
 
 def _measured(function: Callable[..., Any], signature: Signature, device: torch.device) -> Convention | str:
-    with torch.no_grad(), torch.device("cpu"):
+    with measuring():
         try:
             return _measure(function, signature, _CPU)
         except _RefusedError:

@@ -20,6 +20,7 @@ from ...core.rotation import AXIAL_MAPS, MROPE_MAPS
 from ...errors import RopeConfigError
 from .angles import FORMS, AngleInputs, Source
 from .rotary_plan import Order, RotaryPlan
+from .surroundings import measuring
 
 __all__ = ["is_rotary", "probe_rotary"]
 
@@ -53,7 +54,7 @@ def probe_rotary(module: nn.Module) -> RotaryPlan | str:
     learned = [name for name in module.state_dict() if not name.endswith("inv_freq")]
     if learned:
         return f"its frequencies depend on {', '.join(learned)}"
-    with torch.no_grad(), torch.device("cpu"), warnings.catch_warnings():
+    with measuring(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             original = _on_cpu(module)
