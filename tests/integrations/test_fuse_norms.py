@@ -149,6 +149,18 @@ def test_compiles_into_one_graph(family: Family, backend: str) -> None:
     torch._dynamo.reset()
 
 
+def test_the_compiled_graph_has_the_fused_operator() -> None:
+    torch._dynamo.reset()
+    model, graphs = built(QWEN3), []
+    patch_model(model, fuse_norms=True)
+    with torch.no_grad():
+        torch.compile(model, backend=lambda graph, inputs: graphs.append(graph.code) or graph, fullgraph=True)(**BATCH)
+    assert len(graphs) == 1
+    assert graphs[0].count("rope_kernels.rotate_norm") == 2
+    assert graphs[0].count("torch.rsqrt(") == 5  # of the norms of hidden states: two per layer, one at the end
+    torch._dynamo.reset()
+
+
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_gradient_checkpointing(reentrant: bool) -> None:
     model = built(QWEN3)

@@ -114,8 +114,10 @@ def _class_for(cls: type, methods: Mapping[str, Method], is_rotary: bool) -> typ
             "__qualname__": cls.__qualname__,
             "__doc__": cls.__doc__,
             _BASE: cls,
+            PASSED: passed,
+            _PASSING: {},
+            _NORMS: None,
         }
-        names.update({PASSED: passed, _PASSING: {}})
         made = type(cls.__name__, (_Patched, cls), names)
     own = vars(made)[_BASE]
     for name, method in methods.items():
