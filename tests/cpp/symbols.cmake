@@ -1,4 +1,4 @@
-# Fails if a member of LIBRARY whose name matches MEMBERS exports another symbol than rope::<isa>::rotate.
+# Fails if a member of LIBRARY whose name matches MEMBERS exports another symbol than rope::<isa>::rotate and append.
 execute_process(COMMAND ${NM} --demangle ${LIBRARY} OUTPUT_VARIABLE listing COMMAND_ERROR_IS_FATAL ANY)
 string(REGEX REPLACE "[][;]" "_" listing "${listing}")
 string(REPLACE "\n" ";" lines "${listing}")
@@ -12,7 +12,7 @@ foreach(line IN LISTS lines)
     set(isa "${CMAKE_MATCH_1}")
   elseif(isa AND line MATCHES "^[0-9a-f]+ [A-TV-Zu] (.*)$")
     set(symbol "${CMAKE_MATCH_1}")
-    if(symbol MATCHES "^rope::${isa}::rotate\\(")
+    if(symbol MATCHES "^rope::${isa}::(rotate|append)\\(")
       math(EXPR seen "${seen} + 1")
     else()
       string(APPEND lent "the object of ${isa} lends ${symbol}\n")
