@@ -15,6 +15,7 @@ _Inputs = tuple[Tensor, Tensor | None, Tensor | None, _Lengths, _Lengths, Tensor
 def bind(
     exchange: object,
     tensor_type: type,
+    parameter_type: type,
     watchers: tuple[object, ...],
     forward_ad: ModuleType,
     increment_version: object,

@@ -62,9 +62,10 @@ PyObject* append(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
     const Inputs inputs(arguments, a + kQWeight);
     if (is_on_cuda(inputs.q)) throw NotUsual();
     const auto view = [a](AppendArgument i) { return a[i] == Py_None ? MaybeView() : MaybeView(view_of(a[i], 0)); };
-    const AppendTensors tensors{inputs.q,        view_of(a[kSlots]), view_of(a[kQOut]), inputs.k,      view(kV),
-                                inputs.q_weight, inputs.k_weight,    view(kVWeight),    view(kKScale), view(kVScale),
-                                view(kKOut),     view(kKCache),      view(kVCache)};
+    const AppendTensors tensors{inputs.q,      view_of(a[kSlots]), view_of(a[kQOut]), inputs.k,
+                                view(kV),      inputs.q_weight,    inputs.k_weight,   maybe_weight_of(a[kVWeight]),
+                                view(kKScale), view(kVScale),      view(kKOut),       view(kKCache),
+                                view(kVCache)};
     for (const MaybeView* v : {&tensors.v, &tensors.v_weight, &tensors.k_scale, &tensors.v_scale, &tensors.k_out,
                                &tensors.k_cache, &tensors.v_cache}) {
       if (*v && !(*v)->is_with(inputs.q)) throw NotUsual();

@@ -126,8 +126,8 @@ struct Inputs {
         offset(arguments[3]),
         seq_len(arguments[4]) {
     if (weights != nullptr) {
-      q_weight = maybe_view_of(weights[0]);
-      k_weight = maybe_view_of(weights[1]);
+      q_weight = maybe_weight_of(weights[0]);
+      k_weight = maybe_weight_of(weights[1]);
     }
     at = {maybe_view_of(arguments[2]), offset.view, seq_len.view, {}, maybe_view_of(arguments[5])};
     if (at.positions && (!is_integer(*at.positions) || offset.is_given())) throw NotUsual();

@@ -163,15 +163,15 @@ PyObject* remember_table(PyObject*, PyObject* const* arguments, Py_ssize_t count
 /// -> how many calls are remembered.
 PyObject* num_remembered(PyObject*, PyObject* const*, Py_ssize_t) { return PyLong_FromSize_t(ops::num_remembered()); }
 
-/// (DLPack's exchange capsule, Tensor, watchers, torch.autograd.forward_ad, _increment_version, wrap)
+/// (DLPack's exchange capsule, Tensor, Parameter, watchers, torch.autograd.forward_ad, _increment_version, wrap)
 PyObject* bind(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
-  if (count != 6) return PyBool_FromLong(0);
+  if (count != 7) return PyBool_FromLong(0);
   const void* capsule = PyCapsule_GetPointer(arguments[0], dlpack::kCapsuleName);
   if (capsule == nullptr) return nullptr;
   const auto* exchange = static_cast<const dlpack::ExchangeApi*>(capsule);
   if (exchange->major_version != dlpack::kMajorVersion) return PyBool_FromLong(0);
-  for (int i = 1; i < 6; ++i) Py_IncRef(arguments[i]);
-  torch_python = {exchange, arguments[1], arguments[2], arguments[3], arguments[4], arguments[5]};
+  for (int i = 1; i < 7; ++i) Py_IncRef(arguments[i]);
+  torch_python = {exchange, arguments[1], arguments[2], arguments[3], arguments[4], arguments[5], arguments[6]};
   return PyBool_FromLong(1);
 }
 

@@ -50,6 +50,7 @@ using ops::MaybeView, ops::View;
 struct Torch {
   const dlpack::ExchangeApi* exchange = nullptr;
   PyObject* tensor_type = nullptr;
+  PyObject* parameter_type = nullptr;
   PyObject* watchers = nullptr;  // functions; if one returns a true value, operators must not be bypassed
   PyObject* forward_ad = nullptr;
   PyObject* increment_version = nullptr;
@@ -115,9 +116,9 @@ inline std::int32_t dtype_of(const dlpack::DataType& type) {
   throw NotUsual();
 }
 
-/// A plain tensor in CPU or CUDA memory, of a rank of `least` or more.
-inline View view_of(PyObject* object, int least = 1) {
-  const bool is_tensor = reinterpret_cast<PyObject*>(Py_TYPE(object)) == torch_python.tensor_type;
+/// A tensor in CPU or CUDA memory, of a rank of `least` or more. Throws NotUsual for one of a type that may do
+/// anything.
+inline View view_of(PyObject* object, int least, bool is_tensor) {
   dlpack::Tensor t;
   if (!is_tensor || torch_python.exchange->tensor_from_py_object(object, &t) != 0) throw NotUsual();
   const bool on_cuda = t.device_type == dlpack::kCuda;
@@ -131,6 +132,20 @@ inline View view_of(PyObject* object, int least = 1) {
   view.device_type = on_cuda ? aoti_torch_device_type_cuda() : aoti_torch_device_type_cpu();
   view.device_index = on_cuda ? t.device_index : -1;
   return view;
+}
+
+inline bool is_of(PyObject* object, PyObject* type) { return reinterpret_cast<PyObject*>(Py_TYPE(object)) == type; }
+
+/// The same of a plain tensor.
+inline View view_of(PyObject* object, int least = 1) {
+  return view_of(object, least, is_of(object, torch_python.tensor_type));
+}
+
+/// The weight of a norm, which may be a module's parameter.
+inline MaybeView maybe_weight_of(PyObject* object) {
+  if (object == Py_None) return {};
+  const bool is_tensor = is_of(object, torch_python.tensor_type) || is_of(object, torch_python.parameter_type);
+  return view_of(object, 1, is_tensor);
 }
 
 inline bool is_integer(const View& v) {

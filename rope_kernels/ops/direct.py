@@ -62,7 +62,7 @@ def load() -> None:
     try:
         from .. import _native
 
-        is_bound = _native.bind(torch.Tensor.__dlpack_c_exchange_api__, Tensor, *_of_torch())
+        is_bound = _native.bind(torch.Tensor.__dlpack_c_exchange_api__, Tensor, torch.nn.Parameter, *_of_torch())
     except ImportError as error:
         _missing = f"the extension was built without Python's headers ({error})"
         return

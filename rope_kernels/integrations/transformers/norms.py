@@ -141,7 +141,7 @@ class CallNorms:
         self.is_fused = True
         q_norm, k_norm = (
             HeadNorm(
-                _plain(weight),
+                weight,
                 getattr(norm, self.plan.eps),
                 weight_offset=self.plan.weight_offset,
                 after_rope=self.plan.after_rope,
@@ -161,13 +161,6 @@ class CallNorms:
             return pair
         self.calls += 1
         return self.q(pair[0]), self.k(pair[1])
-
-
-def _plain(weight: Tensor | None) -> Tensor | None:
-    """A parameter without gradient as a plain tensor, which is all that the fast path takes."""
-    if type(weight) is not nn.Parameter or torch.compiler.is_compiling():
-        return weight
-    return weight if weight.requires_grad and torch.is_grad_enabled() else weight.detach()
 
 
 def _are_angles(value: Any) -> bool:
