@@ -71,7 +71,7 @@ def append_rows() -> Iterator[BenchmarkRow]:
     passes, long = FLOORS["in place"][0], Shape(1, 4096)
     for shape, against, is_normed, needed in (
         (long, passes, False, 1 / 1.6), (long, passes, True, 1 / 1.75), (long, _NORMS_TOO, True, 20),
-        (long, _INDEX_COPIES, False, None), (DECODE_32, _INDEX_COPIES, False, 1.8),
+        (long, _INDEX_COPIES, False, 1), (DECODE_32, _INDEX_COPIES, False, 1.8),
         (DECODE_1, _INDEX_COPIES, False, 1.8), (DECODE_32, _NORMS_TOO, True, 4),
     ):  # fmt: skip
         size = str(shape) if shape.tokens == 1 else f"{shape.tokens} tokens"
