@@ -216,20 +216,6 @@ def test_weights_and_eps_are_read_at_each_call(name: str, monkeypatch: pytest.Mo
     assert spy.of(model) == (2, 0)
 
 
-def test_the_weight_is_a_plain_tensor_unless_it_needs_a_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The fast path takes no parameters."""
-    model, weights, own = built(QWEN3), [], rotating.apply_rope
-    patch_model(model, fuse_norms=True)
-    monkeypatch.setattr(
-        rotating, "apply_rope", lambda *args, **kw: weights.append(kw["k_norm"].weight) or own(*args, **kw)
-    )
-    logits(model)
-    model(**BATCH)
-    assert [type(weight) for weight in weights] == [torch.Tensor] * 2 + [nn.Parameter] * 2
-    model.requires_grad_(False)(**BATCH)
-    assert [type(weight) for weight in weights[4:]] == [torch.Tensor] * 2
-
-
 def test_the_history_of_dynamic_frequencies_is_not_touched_by_the_probe() -> None:
     rope = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 3.0}
     original = QWEN3.build(max_position_embeddings=24, rope_parameters=rope)

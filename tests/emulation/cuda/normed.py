@@ -25,9 +25,10 @@ _WIDE_HEADS = [
     Case("norm of 8192 channels", dict(head_dim=8192, partial_rotary_factor=1 / 64), dtype=torch.float16, **_WIDE),
     Case("norm of 8192 channels one by one", dict(head_dim=8192, partial_rotary_factor=9 / 4096), **_WIDE),
 ]
+_MIXED = [case for case in CAN_BE_NORMED if case.name.startswith("interleaved_to_half-") and "forward" in case.name]
 KERNEL_CALLS = [
     NormedCall(case, NORMS[i % len(NORMS)])
-    for i, case in enumerate(case for case in (*KERNEL_CASES, *_WIDE_HEADS) if not case.inverse)
+    for i, case in enumerate(case for case in (*KERNEL_CASES, *_WIDE_HEADS, *_MIXED) if not case.inverse)
 ]
 EVERY_CUDA_CALL = [
     NormedCall(case, kind) for case in (*CAN_BE_NORMED, *KERNEL_CASES) for kind in NORMS if not case.inverse
