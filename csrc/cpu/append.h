@@ -101,17 +101,40 @@ T* scratch_of(const Job& job, std::int64_t first, ThreadState& thread) {
   return static_cast<T*>(static_cast<void*>(thread.rows.data())) - first * row;
 }
 
+/// Rotates k in fp32, from k as it was given, and stores it in 8 bits: the cache's numbers are rounded once.
+template <class D>
+void store_quantised_k(const Append& append, std::int64_t first, std::int64_t last, ThreadState& thread) {
+  const Job& job = append.job;
+  const Operand& k = job.operands[1];
+  const int head_dim = job.spec->rotation.head_dim;
+  auto* const wide = scratch_of<float>(job, first, thread);
+  const Strides to = scratch_strides(job);
+  const Rows<D> rows{static_cast<const typename D::T*>(k.in), k.from, k.heads, head_dim, job.tokens};
+  for (std::int64_t flat = first; flat < last; ++flat) {
+    for (std::int64_t h = 0; h < k.heads; ++h) {
+      widen<D>(rows.at(flat) + h * k.from.head, wide + flat * to.token + h * to.head, head_dim);
+    }
+  }
+  Job of_k = job;
+  of_k.operands[0] = {wide, wide, k.heads, to, to};
+  of_k.norms[0] = append.job.norms[1];
+  of_k.norms[1] = {};
+  of_k.num_operands = 1;
+  of_k.dtype = DType::kFloat32;
+  of_k.in_place = true;
+  rotate(of_k, first, last, thread);
+  store_rows<Float32>(append, {wide, to, k.heads, head_dim, job.tokens}, {}, append.k_cache, first, last, thread);
+}
+
 /// Rotates q, and k to where it is stored from.
 template <class D>
 void append_chunk(const Append& append, std::int64_t first, std::int64_t last, ThreadState& thread) {
   using T = typename D::T;
   Job job = append.job;
-  const int head_dim = job.spec->rotation.head_dim;
-  const PagedCache& cache = append.k_cache;
-  const bool has_k = cache.data != nullptr, quantised = cache.stored != Stored::kAsIs;
+  const bool has_k = append.k_cache.data != nullptr, quantised = append.k_cache.stored != Stored::kAsIs;
   Operand& k = job.operands[1];
-  const Operand given = k;
-  if (has_k && given.out == nullptr) {
+  if (has_k && quantised) store_quantised_k<D>(append, first, last, thread);  // first: k may be rotated in place
+  if (has_k && k.out == nullptr) {
     if (quantised) {
       job.num_operands = 1;
     } else {
@@ -121,27 +144,8 @@ void append_chunk(const Append& append, std::int64_t first, std::int64_t last, T
   }
   rotate(job, first, last, thread);
   if (has_k && !quantised) {
-    const Rows<D> rows{static_cast<const T*>(k.out), k.to, k.heads, head_dim, job.tokens};
-    store_rows<D>(append, rows, {}, cache, first, last, thread);
-  } else if (has_k) {
-    // In fp32, from k as it was given: the cache's numbers are rounded once.
-    auto* const wide = scratch_of<float>(append.job, first, thread);
-    const Strides to = scratch_strides(append.job);
-    const Rows<D> rows{static_cast<const T*>(given.in), given.from, given.heads, head_dim, job.tokens};
-    for (std::int64_t flat = first; flat < last; ++flat) {
-      for (std::int64_t h = 0; h < given.heads; ++h) {
-        widen<D>(rows.at(flat) + h * given.from.head, wide + flat * to.token + h * to.head, head_dim);
-      }
-    }
-    Job of_k = append.job;
-    of_k.operands[0] = {wide, wide, given.heads, to, to};
-    of_k.norms[0] = append.job.norms[1];
-    of_k.norms[1] = {};
-    of_k.num_operands = 1;
-    of_k.dtype = DType::kFloat32;
-    of_k.in_place = true;
-    rotate(of_k, first, last, thread);
-    store_rows<Float32>(append, {wide, to, given.heads, head_dim, job.tokens}, {}, cache, first, last, thread);
+    const Rows<D> rows{static_cast<const T*>(k.out), k.to, k.heads, job.spec->rotation.head_dim, job.tokens};
+    store_rows<D>(append, rows, {}, append.k_cache, first, last, thread);
   }
   if (append.v_cache.data != nullptr) {
     const Rows<D> rows{static_cast<const T*>(append.v), append.v_strides, append.v_heads,

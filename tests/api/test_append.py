@@ -242,3 +242,17 @@ def test_what_is_written_is_a_new_version(backend):
     stored = cache.v._version
     rk.apply_rope_append(q, None, v, None, CONFIG, changed(cache, k=None))
     assert cache.v._version > stored
+
+
+@pytest.mark.parametrize("is_q_in_place", [False, True])
+@pytest.mark.parametrize("dtype", [None, *EIGHT_BITS], ids=str)
+def test_k_may_be_rotated_in_place_too(dtype, is_q_in_place, backend):
+    scales = dict(k_scale=torch.tensor(0.05), v_scale=torch.tensor(0.05)) if dtype else {}
+    q, k, v = qkv()
+    apart, in_place = (cache_of(k, v, dtype=dtype, **scales) for _ in range(2))
+    wanted = rk.apply_rope_append(q, k, v, None, CONFIG, apart, out=(torch.empty_like(q), torch.empty_like(k)))
+    out = q if is_q_in_place else torch.empty_like(q), k
+    got = rk.apply_rope_append(q, k, v, None, CONFIG, in_place, out=out)
+    assert got[1] is k
+    for x, y in (*zip(got, wanted, strict=True), (in_place.k, apart.k), (in_place.v, apart.v)):
+        assert_same_bits(x, y, "in place")
