@@ -17,9 +17,7 @@ void rotate_append(const Tensor& q, const MaybeTensor& k, const MaybeTensor& v, 
                    const MaybeTensor& k_scale, const MaybeTensor& v_scale, const Tensor& q_out,
                    const MaybeTensor& k_out, const MaybeTensor& k_cache, const MaybeTensor& v_cache) {
   const View qv("q", q);
-  const auto view = [&qv](const char* name, const MaybeTensor& t) {
-    return t ? MaybeView(View(name, *t, &qv)) : MaybeView();
-  };
+  const auto view = [&qv](const char* name, const MaybeTensor& t) { return maybe_view(name, t, qv); };
   STD_TORCH_CHECK(qv.device_type == aoti_torch_device_type_cpu(), "q: there are no native kernels for its device");
   AppendJob job(
       {qv, View("slots", slots, &qv), View("q_out", q_out, &qv), view("k", k), view("v", v), view("q_weight", q_weight),

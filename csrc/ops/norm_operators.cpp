@@ -15,10 +15,6 @@
 namespace rope::ops {
 namespace {
 
-MaybeView view_of(const char* name, const MaybeTensor& t, const View& q) {
-  return t ? MaybeView(View(name, *t, &q)) : MaybeView();
-}
-
 /// A job from gradients or inputs of q and k to what is written; its norms are still to be given.
 Job unnormed_job(const View& q, const MaybeView& k, const View& q_out, const MaybeView& k_out, const IndexTensors& at,
                  const std::string& text) {
@@ -32,8 +28,8 @@ void rotate_norm_into(const Tensor& q, const MaybeTensor& k, const MaybeTensor& 
                       const Tensor& q_out, const MaybeTensor& k_out) {
   const View qv("q", q), qo("q_out", q_out, &qv);
   const IndexTensors at = index_tensors(qv, positions, offset, seq_len, from_seq_len, cu_seqlens);
-  Job job = unnormed_job(qv, view_of("k", k, qv), qo, view_of("k_out", k_out, qv), at, text);
-  const MaybeView qw = view_of("q_weight", q_weight, qv), kw = view_of("k_weight", k_weight, qv);
+  Job job = unnormed_job(qv, maybe_view("k", k, qv), qo, maybe_view("k_out", k_out, qv), at, text);
+  const MaybeView qw = maybe_view("q_weight", q_weight, qv), kw = maybe_view("k_weight", k_weight, qv);
   const NormWeights weights(job, operation_of(text), qv, qw, kw);
   STD_TORCH_CHECK(run(job, qv, Backend::kNative, true), "q: there are no native kernels for its device");
 }
@@ -73,13 +69,13 @@ void rotate_norm_backward(const Tensor& grad_q, const MaybeTensor& grad_k, const
                           const MaybeTensor& k_partials) {
   const View gv("grad_q", grad_q), qv("q", q, &gv), qo("q_out", q_out, &gv);
   const IndexTensors at = index_tensors(gv, positions, offset, seq_len, from_seq_len, cu_seqlens);
-  const MaybeView gk = view_of("grad_k", grad_k, gv), kv = view_of("k", k, gv);
+  const MaybeView gk = maybe_view("grad_k", grad_k, gv), kv = maybe_view("k", k, gv);
   STD_TORCH_CHECK(gk.has_value() == kv.has_value() && parts > 0, "grad_k: must be given exactly where k is");
-  Job job = unnormed_job(gv, gk, qo, view_of("k_out", k_out, gv), at, text);
-  const MaybeView qw = view_of("q_weight", q_weight, gv), kw = view_of("k_weight", k_weight, gv);
+  Job job = unnormed_job(gv, gk, qo, maybe_view("k_out", k_out, gv), at, text);
+  const MaybeView qw = maybe_view("q_weight", q_weight, gv), kw = maybe_view("k_weight", k_weight, gv);
   const NormWeights weights(job, operation_of(text), gv, qw, kw);
   job.backward = true;
-  const MaybeView partials[] = {view_of("q_partials", q_partials, gv), view_of("k_partials", k_partials, gv)};
+  const MaybeView partials[] = {maybe_view("q_partials", q_partials, gv), maybe_view("k_partials", k_partials, gv)};
   for (const MaybeView& p : partials) STD_TORCH_CHECK(!p || p->size[0] == parts, "partials: parts");
   const Layout& l = operation_of(text).layout;
   give_inputs(job.norms[0], job.operands[0], l, "q", qv, gv, partials[0]);

@@ -137,6 +137,11 @@ inline Positions positions_of(const View& p, const Job& job, const Layout& l) {
 
 using MaybeView = std::optional<View>;
 
+/// A tensor on q's device, if it is given.
+inline MaybeView maybe_view(const char* name, const MaybeTensor& t, const View& q) {
+  return t ? MaybeView(View(name, *t, &q)) : MaybeView();
+}
+
 inline const View* pointer_to(const MaybeView& v) { return v ? &*v : nullptr; }
 
 inline PerGroup per_group(const char* name, const MaybeView& v, std::int64_t groups) {
@@ -175,9 +180,7 @@ struct IndexTensors {
 inline IndexTensors index_tensors(const View& q, const MaybeTensor& positions, const MaybeTensor& offset,
                                   const MaybeTensor& seq_len, const MaybeTensor& from_seq_len,
                                   const MaybeTensor& cu_seqlens) {
-  const auto view = [&q](const char* name, const MaybeTensor& t) {
-    return t ? MaybeView(View(name, *t, &q)) : MaybeView();
-  };
+  const auto view = [&q](const char* name, const MaybeTensor& t) { return maybe_view(name, t, q); };
   return {view("positions", positions), view("offset", offset), view("seq_len", seq_len),
           view("from_seq_len", from_seq_len), view("cu_seqlens", cu_seqlens)};
 }

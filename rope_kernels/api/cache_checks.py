@@ -20,7 +20,8 @@ _SLOT_DTYPES = (torch.int32, torch.int64)
 def check_caches(q: Tensor, k: Tensor | None, v: Tensor | None, cache: KVCache, layout: str) -> None:
     """Raise :class:`RopeShapeError` unless v fits q, and both caches fit k and v, their scales and each other."""
     if v is not None:
-        _check_v(q, v, layout)
+        checks.check_tensor("v", v)
+        checks.check_beside("v", v, v.shape[-1] if v.dim() else 0, q, layout)
     sides = (("k", k, cache.k, cache.k_scale), ("v", v, cache.v, cache.v_scale))
     for name, x, paged, scale in sides:
         if (x is None) != (paged is None):
@@ -36,23 +37,6 @@ def check_caches(q: Tensor, k: Tensor | None, v: Tensor | None, cache: KVCache, 
         raise RopeShapeError(
             f"cache.v: shape {tuple(cache.v.shape)}, must have the pages and page size of cache.k's "
             f"{tuple(cache.k.shape)}"
-        )
-
-
-def _check_v(q: Tensor, v: Tensor, layout: str) -> None:
-    axes = LAYOUTS[layout]
-    checks.check_tensor("v", v)
-    if v.dim() != axes.rank:
-        raise RopeShapeError(f"v: shape {tuple(v.shape)} has {v.dim()} dimensions, layout {layout} has {axes.rank}")
-    checks.check_heads("v", v, v.shape[-1], layout)
-    if v.dtype != q.dtype:
-        raise RopeShapeError(f"v: dtype {v.dtype}, must be q's {q.dtype}")
-    if v.device != q.device:
-        raise RopeShapeError(f"v: on {v.device}, must be on q's {q.device}")
-    same_batch = axes.batch is None or v.shape[axes.batch] == q.shape[axes.batch]
-    if v.shape[axes.tokens] != q.shape[axes.tokens] or not same_batch:
-        raise RopeShapeError(
-            f"v: shape {tuple(v.shape)} in layout {layout}, must have batch and tokens of q's {tuple(q.shape)}"
         )
 
 

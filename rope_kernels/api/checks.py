@@ -16,6 +16,7 @@ from .overlap import has_memory, shares_memory, writes_twice
 from .sizes import is_known, is_possible, same
 
 __all__ = [
+    "check_beside",
     "check_config",
     "check_heads",
     "check_outputs",
@@ -58,19 +59,24 @@ def check_config(cfg: RopeConfig, layout: str) -> None:
 
 def check_qk(q: Tensor, k: Tensor | None, head_dim: int, layout: str) -> None:
     """Raise :class:`RopeShapeError` unless q and k fit ``head_dim``, ``layout`` and each other."""
-    batch, tokens = LAYOUTS[layout].batch, LAYOUTS[layout].tokens
     check_heads("q", q, head_dim, layout)
-    if k is None:
-        return
-    check_heads("k", k, head_dim, layout)
-    if k.dtype != q.dtype:
-        raise RopeShapeError(f"k: dtype {k.dtype}, must be q's {q.dtype}")
-    if k.device != q.device:
-        raise RopeShapeError(f"k: on {k.device}, must be on q's {q.device}")
-    if not same(k.shape[tokens], q.shape[tokens]) or (batch is not None and not same(k.shape[batch], q.shape[batch])):
-        hint = _other_layout(layout, lambda axes: k.shape[axes.tokens] == q.shape[axes.tokens])
+    if k is not None:
+        check_beside("k", k, head_dim, q, layout)
+
+
+def check_beside(name: str, x: Tensor, head_dim: int, q: Tensor, layout: str) -> None:
+    """Raise :class:`RopeShapeError` unless ``x``, k or v, fits ``head_dim``, ``layout`` and q."""
+    batch, tokens = LAYOUTS[layout].batch, LAYOUTS[layout].tokens
+    check_heads(name, x, head_dim, layout)
+    if x.dtype != q.dtype:
+        raise RopeShapeError(f"{name}: dtype {x.dtype}, must be q's {q.dtype}")
+    if x.device != q.device:
+        raise RopeShapeError(f"{name}: on {x.device}, must be on q's {q.device}")
+    if not same(x.shape[tokens], q.shape[tokens]) or (batch is not None and not same(x.shape[batch], q.shape[batch])):
+        hint = _other_layout(layout, lambda axes: x.shape[axes.tokens] == q.shape[axes.tokens])
         raise RopeShapeError(
-            f"k: shape {tuple(k.shape)} in layout {layout}, must have batch and tokens of q's {tuple(q.shape)}{hint}"
+            f"{name}: shape {tuple(x.shape)} in layout {layout}, must have batch and tokens of q's "
+            f"{tuple(q.shape)}{hint}"
         )
 
 
