@@ -7,18 +7,6 @@ import torch
 from support.appended import CALLS, EVERY_CALL, AppendCall, as_bytes, every_float32_around
 
 import rope_kernels as rk
-from rope_kernels.backends import native
-
-BACKENDS = ["reference", *(f"native-{isa}" for isa in native.isas())]
-
-
-@pytest.fixture(params=BACKENDS)
-def backend(request):
-    name, _, isa = request.param.partition("-")
-    native.force_isa(isa)
-    with rk.use_backend(name):
-        yield name
-    native.force_isa("")
 
 
 def assert_between(got: torch.Tensor, low: torch.Tensor, high: torch.Tensor, what: str) -> None:

@@ -12,19 +12,8 @@ from support.direct_compared import refuse_all
 from support.normed import CALLS, EVERY_CALL, NormedCall, rotated_after_norm
 
 import rope_kernels as rk
-from rope_kernels.backends import native
 
 CONFIG = rk.RopeConfig(head_dim=64)
-BACKENDS = ["reference", *(f"native-{isa}" for isa in native.isas())]
-
-
-@pytest.fixture(params=BACKENDS)
-def backend(request):
-    name, _, isa = request.param.partition("-")
-    native.force_isa(isa)
-    with rk.use_backend(name):
-        yield name
-    native.force_isa("")
 
 
 def rotate(call: NormedCall, made, weights, **more):
