@@ -1,13 +1,13 @@
 """Rotates CPU tensors in a few passes over blocks that stay in the cache.
 
-The results have the bits of :func:`rope_kernels.core.pairs.rotate_pairs`, which makes more passes over whole tensors.
+The second product is added before it is rounded, where torch has an instruction for that: so a result may differ in the
+last place of float32 from that of :func:`rope_kernels.core.pairs.rotate_pairs`, which torch can differentiate.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from itertools import repeat
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -19,47 +19,47 @@ from .angles import is_watched, kept_tensors
 
 __all__ = ["MAX_BYTES", "Table", "caller_table", "rotate", "table_of"]
 
-BLOCK = 5 << 14
-"""Elements of q and k per block and thread: with two float32 copies of them, half of a second-level cache."""
+BLOCK = 5 << 15
+"""Elements of q and k per block and thread: with two float32 copies of them, a second-level cache of 2 MiB."""
 
 
 class Table(NamedTuple):
-    """The factors of a rotation, (batch or 1, tokens, 1, channels), in float32 or a caller's dtype.
-
-    Where :func:`rotate_pairs` rotates, they are (batch or 1, tokens, 1, pairs).
+    """The float32 factors of a rotation.
 
     Attributes:
-        cos: of each channel.
-        sin: what each channel is multiplied by before it is added to the other member of its pair, or subtracted from
-            it if that is the first one.
+        cos: what each channel is multiplied by. Interleaved pairs: (batch or 1, tokens, 1, channels); halves:
+            (batch or 1, tokens, 1, 1 or 2, pairs); where :func:`rotate_pairs` rotates: (batch or 1, tokens, 1, pairs).
+        sin_first: (batch or 1, tokens, 1, pairs), what the first member of a pair has of the second one, negated.
+        sin_second: what the second member has of the first one.
     """
 
     cos: Tensor
-    sin: Tensor
+    sin_first: Tensor
+    sin_second: Tensor
 
     def until(self, end: int) -> Table:
         """The factors of the first ``end`` tokens."""
-        return Table(self.cos[:, :end], self.sin[:, :end])
+        return Table(*(t[:, :end] for t in self))
 
 
 class _Scratch(NamedTuple):
-    """Memory for the rotated channels of a block, and for their products with sines.
+    """Memory for the rotated channels of a block, as read and as rotated.
 
     Attributes:
         rotation: keeps its id from being given to another one.
-        x: float32 (batch, tokens, heads of q and k, channels).
-        parts: the heads of q, the heads of k.
-        members: the first members of the pairs, the second ones.
-        product: like ``x``.
-        products: the members of the product.
+        x: float32 (batch, tokens, heads of q and k, channels), the channels (2, pairs) where pairs are halves.
+        read: the heads of q in ``x``, the heads of k.
+        members: the first members of the pairs in ``x``, the second ones.
+        y, rotated, rotated_members: likewise, of the result.
     """
 
     rotation: Rotation
     x: Tensor
-    parts: tuple[Tensor, ...]
+    read: tuple[Tensor, ...]
     members: tuple[Tensor, Tensor]
-    product: Tensor
-    products: tuple[Tensor, Tensor]
+    y: Tensor
+    rotated: tuple[Tensor, ...]
+    rotated_members: tuple[Tensor, Tensor]
 
 
 class _Spare(threading.local):
@@ -76,9 +76,11 @@ class _Spare(threading.local):
 
 
 _spare = _Spare()
-MAX_BYTES = 2 << 20
-"""Of the cosines that are kept, and of the sines: at 4096 tokens of 64 pairs, making both takes a twentieth of the
+MAX_BYTES = 1 << 20
+"""Of the float32 sines of one table that is kept: at 4096 tokens of 64 pairs, making both takes a twentieth of the
 rotation."""
+_MANY = 1 << 15
+"""Elements of q from which copying them takes longer than making views of them."""
 _SPARES = 4
 """A whole call, its last block, and the same for another pairing."""
 
@@ -94,43 +96,46 @@ def table_of(cos: Tensor, sin: Tensor, rotation: Rotation, inverse: bool) -> Tab
     """The float32 table of (batch or 1, tokens, pairs) cosines and sines of any dtype."""
     sin = -sin if inverse else sin
     if not _is_dense(rotation):
-        return Table(cos.float().unsqueeze(2), sin.float().unsqueeze(2))
+        sin = sin.float().unsqueeze(2)
+        return Table(cos.float().unsqueeze(2), sin, sin)
     if rotation.pairing == "interleaved":
-        cos, sin = (t.float().repeat_interleave(2, -1) for t in (cos, sin))
-        return Table(cos.unsqueeze(2), sin.unsqueeze(2))
-    n = rotation.num_pairs
-    cos, sin = torch.cat((cos, cos, sin, sin), -1).float().unsqueeze(2).split_with_sizes((2 * n, 2 * n), -1)
-    return Table(cos, sin)
+        cos = cos.repeat_interleave(2, -1)
+    sin = sin.float().unsqueeze(2)
+    return Table(_of_channels(cos, rotation), sin, sin)
+
+
+def _of_channels(x: Tensor, rotation: Rotation) -> Tensor:
+    """float32 (batch or 1, tokens, 1, ...) of (batch or 1, tokens, pairs or channels): see :class:`Table`."""
+    x = x.float()
+    if rotation.pairing == "half":
+        return x.reshape(x.shape[0], x.shape[1], 1, -1, rotation.num_pairs)
+    return x.unsqueeze(2)
 
 
 def caller_table(cos: Tensor, sin: Tensor, rotation: Rotation, inverse: bool) -> Table:
     """The table of a caller's (batch or 1, tokens, rotary_dim), whose entries may differ within a pair."""
     if inverse:
-        return Table(cos.unsqueeze(2), -sin.unsqueeze(2))
+        second, first = _members(-sin, rotation)
+        return _given_table(cos, first, second, rotation)
     last = _spare.given
     if last is not None and last[0] == rotation.pairing and _are_equal(last[1], cos) and _are_equal(last[2], sin):
         return last[3]
     with kept_tensors():
-        is_kept = cos.numel() * 4 <= MAX_BYTES and not is_watched()
+        is_kept = sin.numel() * 2 <= MAX_BYTES and not is_watched()
         if is_kept:  # apart from the caller's tensors, which may change
             cos, sin = cos.clone(), sin.clone()
-        # In float32 now: each product with a table of another dtype would convert it anew.
-        table = Table(cos.float().unsqueeze(2), _swapped(sin, rotation).float().unsqueeze(2))
+        table = _given_table(cos, *_members(sin, rotation), rotation)
         if is_kept:
             _spare.given = rotation.pairing, cos, sin, table
     return table
 
 
+def _given_table(cos: Tensor, sin_first: Tensor, sin_second: Tensor, rotation: Rotation) -> Table:
+    return Table(_of_channels(cos, rotation), sin_first.float().unsqueeze(2), sin_second.float().unsqueeze(2))
+
+
 def _are_equal(x: Tensor, y: Tensor) -> bool:
     return x.dtype is y.dtype and torch.equal(x, y)
-
-
-def _swapped(sin: Tensor, rotation: Rotation) -> Tensor:
-    """(batch or 1, tokens, channels): each member of a pair has the sine of the other one."""
-    first, second = _members(sin, rotation)
-    if rotation.pairing == "half":
-        return torch.cat((second, first), -1)
-    return torch.stack((second, first), -1).flatten(-2)
 
 
 def rotate(
@@ -148,9 +153,9 @@ def rotate(
     elif _is_dense(rotation):
         _rotate_dense(inputs, outputs, table, rotation, form)
     else:
-        for x, out, (cos, sin) in _blocks(inputs, outputs, table):
+        for x, out, (cos, *sin) in _blocks(inputs, outputs, table):
             for given, written in zip(x, out, strict=True):
-                written.copy_(rotate_pairs(given, (cos, cos), (sin, sin), rotation, inverse))
+                written.copy_(rotate_pairs(given, (cos, cos), (sin[0], sin[1]), rotation, inverse))
 
 
 def _rotate_dense(
@@ -160,11 +165,34 @@ def _rotate_dense(
     whole = inputs
     if 2 * rotation.num_pairs != rotation.head_dim:
         inputs, outputs = _rotated_channels(inputs, outputs, rotation)
+    if inputs[0].dtype is torch.float32 and inputs[0].numel() >= _MANY and _are_apart(inputs, outputs):
+        for x, out, factors in _blocks(inputs, outputs, table):
+            for given, written in zip(x, out, strict=True):
+                _rotate_float32(given, written, factors, rotation)
+        return
     for x, out, factors in _blocks(inputs, outputs, table):
         of_block = form if x is whole else (rotation.pairing, *[t.shape for t in x])
         scratch = _spare.scratches.pop(of_block, None) or _scratch(x, rotation)
         _rotate_block(x, out, factors, scratch)
         _keep(of_block, scratch)
+
+
+def _are_apart(inputs: tuple[Tensor, ...], outputs: tuple[Tensor, ...]) -> bool:
+    return all(x.data_ptr() != out.data_ptr() for x, out in zip(inputs, outputs, strict=True))
+
+
+def _rotate_float32(x: Tensor, out: Tensor, table: Table, rotation: Rotation) -> None:
+    """Rotate without a scratch, where ``x`` is float32 and stays as it is."""
+    torch.mul(_channels(x, rotation), table.cos, out=_channels(out, rotation))
+    first, second = _members(x, rotation)
+    out_first, out_second = _members(out, rotation)
+    out_first.addcmul_(second, table.sin_first, value=-1)
+    out_second.addcmul_(first, table.sin_second)
+
+
+def _channels(x: Tensor, rotation: Rotation) -> Tensor:
+    """``x`` as :attr:`Table.cos` multiplies it."""
+    return x.view(*x.shape[:-1], 2, rotation.num_pairs) if rotation.pairing == "half" else x
 
 
 def _keep(form: tuple[object, ...], scratch: _Scratch) -> None:
@@ -213,8 +241,11 @@ def _split(tensors: tuple[Tensor, ...], rows: int) -> Iterator[tuple[Tensor, ...
     dim, total, most = (1, tokens, rows) if batch == 1 else (0, batch, rows // tokens)
     size = -(-total // -(-total // most))
     sizes = [min(size, total - start) for start in range(0, total, size)]
-    parts = [t.split_with_sizes(sizes, dim) if t.shape[dim] == total else repeat(t, len(sizes)) for t in tensors]
-    yield from zip(*parts, strict=True)
+    parts: dict[int, Sequence[Tensor]] = {}
+    for t in tensors:
+        if id(t) not in parts:  # a call in place has its inputs twice, most tables their sines
+            parts[id(t)] = t.split_with_sizes(sizes, dim) if t.shape[dim] == total else [t] * len(sizes)
+    yield from zip(*[parts[id(t)] for t in tensors], strict=True)
 
 
 def _scratch(inputs: tuple[Tensor, ...], rotation: Rotation) -> _Scratch:
@@ -222,9 +253,11 @@ def _scratch(inputs: tuple[Tensor, ...], rotation: Rotation) -> _Scratch:
     heads = [x.shape[2] for x in inputs]
     with kept_tensors():
         x = torch.empty((batch, tokens, sum(heads), width), dtype=torch.float32, device="cpu")
-        product = torch.empty_like(x)
-        members, products = _members(x, rotation), _members(product, rotation)
-        return _Scratch(rotation, x, x.split_with_sizes(heads, 2), members, product, products)
+        y = torch.empty_like(x)
+        read, rotated = (t.split_with_sizes(heads, 2) for t in (x, y))
+        members, rotated_members = _members(x, rotation), _members(y, rotation)
+        x, y = (_channels(t, rotation) for t in (x, y))
+        return _Scratch(rotation, x, read, members, y, rotated, rotated_members)
 
 
 def _members(x: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor]:
@@ -235,13 +268,11 @@ def _members(x: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor]:
 
 
 def _rotate_block(inputs: tuple[Tensor, ...], outputs: tuple[Tensor, ...], table: Table, scratch: _Scratch) -> None:
-    _, x, parts, (first, second), product, (of_first, of_second) = scratch
-    cos, sin = table
+    _, x, read, (first, second), y, rotated, (y_first, y_second) = scratch
     for i, given in enumerate(inputs):
-        parts[i].copy_(given)
-    torch.mul(x, sin, out=product)
-    x.mul_(cos)
-    first.sub_(of_second)
-    second.add_(of_first)
+        read[i].copy_(given)
+    torch.mul(x, table.cos, out=y)
+    y_first.addcmul_(second, table.sin_first, value=-1)
+    y_second.addcmul_(first, table.sin_second)
     for i, out in enumerate(outputs):
-        out.copy_(parts[i])
+        out.copy_(rotated[i])

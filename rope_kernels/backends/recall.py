@@ -48,7 +48,7 @@ def recalled_table(batch: int, tokens: int, inputs: Inputs, spec: Spec) -> Table
         return last.table
     with kept_tensors():
         table = _made(batch, tokens, inputs, spec)
-        if table.cos.nbytes <= MAX_BYTES:
+        if table.sin_first.nbytes <= MAX_BYTES:
             tensors = tuple(None if t is None else t.clone() for t in given)
             _keep(key, _Call(spec, batch, tokens, tensors, table))
     return table

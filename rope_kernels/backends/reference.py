@@ -1,7 +1,8 @@
 """The rotation in plain torch operations: the fallback without a kernel, and the reference that kernels must match.
 
 On the CPU it makes few passes (:mod:`.passes`) and recalls the angles of the last calls (:mod:`.recall`); elsewhere,
-and where torch must differentiate it, it is :func:`~rope_kernels.core.pairs.rotate_pairs`. Both have the same bits.
+and where torch must differentiate it, it is :func:`~rope_kernels.core.pairs.rotate_pairs`. They agree to the last place
+of float32.
 """
 
 from __future__ import annotations

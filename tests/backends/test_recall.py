@@ -222,7 +222,7 @@ def test_a_changed_callers_table_is_seen(change: str, changed_part: str, interle
 
 
 def test_long_tables_and_large_blocks_are_not_kept() -> None:
-    tokens = passes.MAX_BYTES // (16 * 4) + 1
+    tokens = passes.MAX_BYTES // (8 * 4) + 1
     q = torch.zeros(1, tokens, 2, 16)
     rk.apply_rope_(q, None, torch.arange(tokens), CONFIGS["half"])
     assert not recall._kept
