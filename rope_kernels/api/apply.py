@@ -14,6 +14,8 @@ from torch.compiler import is_compiling
 from ..config import RopeConfig
 from ..core.spec import text_of
 from ..ops import autograd, direct, plain
+from ..ops.in_place_autograd import rotate_recorded_
+from . import checks
 from .head_norm import HeadNorm
 from .normed import NormedCall, rotate_normed
 from .prepare import prepare, refuse_derivative, refuse_derivative_of_outputs, rotate_in_place, write_outputs
@@ -111,12 +113,15 @@ def apply_rope_(
 ) -> tuple[Tensor, Tensor | None]:
     """:func:`apply_rope`, in place.
 
+    Where a gradient is needed, it is recorded, as torch's own operators in place are; a view costs a copy then. Not
+    with norms.
+
     Returns:
         The same q and k.
 
     Raises:
         RopeShapeError: a tensor does not fit, or a view would be written twice; nothing has been written.
-        RuntimeError: q, k or a norm's weight needs a gradient.
+        RuntimeError: q or k is a leaf that requires a gradient, or with norms q, k or a weight needs one.
     """
     text = usual_text(cfg, interleaved, layout, inverse)
     if q_norm is not None or k_norm is not None:
@@ -168,4 +173,9 @@ def _rotate_in_place_checked(
         mark_written(q, k)
         return
     args = prepare(q, k, positions, cfg, interleaved, layout, seq_len, offset, cu_seqlens, inverse)
-    rotate_in_place(q, k, args)
+    if autograd.is_differentiated(q, k) or autograd.differentiates_positions(args.positions):
+        if not is_compiling():
+            checks.check_in_place(q, k)
+        rotate_recorded_(q, k, args)
+    else:
+        rotate_in_place(q, k, args)

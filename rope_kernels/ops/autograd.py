@@ -21,6 +21,7 @@ from . import constants, direct, operators
 from .operators import Arguments
 
 __all__ = [
+    "adjoint_gradients",
     "differentiates_positions",
     "is_differentiated",
     "is_transformed",
@@ -28,6 +29,7 @@ __all__ = [
     "rotate",
     "rotate_unchecked",
     "savable",
+    "save_rotation",
     "turns",
     "with_unit_stride",
 ]
@@ -170,7 +172,8 @@ def _with_derivative(cos: Tensor, sin: Tensor, args: Arguments) -> tuple[Tensor,
     return cos * angle.cos() - sin * angle.sin(), sin * angle.cos() + cos * angle.sin()
 
 
-def _save(ctx: Any, k: Tensor | None, args: Arguments) -> None:
+def save_rotation(ctx: Any, k: Tensor | None, args: Arguments) -> None:
+    """Keep what the backward of a rotation needs."""
     saved: tuple[Tensor | None, ...] = args[:-1]
     for x in saved:
         if x is not None and x.is_inference():
@@ -187,7 +190,7 @@ def savable(x: Tensor | None) -> Tensor | None:
     return x.clone() if x is not None and x.is_inference() else x
 
 
-def _adjoint(ctx: Any, grad_q: Tensor | None, grad_k: Tensor | None) -> tuple[Tensor | None, ...]:
+def adjoint_gradients(ctx: Any, grad_q: Tensor | None, grad_k: Tensor | None) -> tuple[Tensor | None, ...]:
     """Gradients of q and k. A missing one stays ``None`` and costs no launch."""
     grad_k = grad_k if ctx.has_k else None
     given = [g for g in (grad_q, grad_k) if g is not None]
@@ -218,13 +221,13 @@ class _Eager(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor | None, args: Arguments) -> tuple[Tensor, Tensor | None]:
-        _save(ctx, k, args)
+        save_rotation(ctx, k, args)
         ctx.set_materialize_grads(False)
         return _unrecorded(q, k, args)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
-        return *_adjoint(ctx, *grads), None
+        return *adjoint_gradients(ctx, *grads), None
 
 
 # Function.apply checks for transforms, which takes as long as a decode step. There are none here.
@@ -241,7 +244,7 @@ class _Transformable(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         _, k, *args = inputs
-        _save(ctx, k, Arguments(*args))
+        save_rotation(ctx, k, Arguments(*args))
         ctx.save_for_forward(*map(savable, args[:-1]))
 
     @staticmethod
@@ -288,13 +291,13 @@ def _vmap_one_by_one(size: int, in_dims: tuple[Any, ...], inputs: tuple[Any, ...
 
 
 def _gradients(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
-    """:func:`_adjoint`, and nothing for the other arguments."""
-    return _adjoint(ctx, *grads) + (None,) * len(Arguments._fields)
+    """:func:`adjoint_gradients`, and nothing for the other arguments."""
+    return adjoint_gradients(ctx, *grads) + (None,) * len(Arguments._fields)
 
 
 def _setup_operator(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     _, k, *args = inputs
-    _save(ctx, k, Arguments(*args))
+    save_rotation(ctx, k, Arguments(*args))
 
 
 torch.library.register_autograd(

@@ -122,12 +122,21 @@ def test_layouts(layout: str) -> None:
                        torch.autograd.grad(usual.square().sum() + usual.sum(), leaf)[0])  # fmt: skip
 
 
+def test_a_call_in_place_has_the_derivative_of_positions() -> None:
+    q, k, positions = tensors(CONFIGS["default"])
+    positions.requires_grad_()
+    found = []
+    for call in (rk.apply_rope, rk.apply_rope_):
+        q_out, k_out = call(q.clone(), k.clone(), positions, CONFIGS["default"])
+        found.append(torch.autograd.grad(q_out.square().sum() + k_out.sum(), positions)[0])
+    assert torch.equal(*found)
+    assert found[0].abs().max() > 0
+
+
 def test_what_writes_refuses_a_derivative_of_positions() -> None:
     q, k, positions = tensors(CONFIGS["default"])
     before = q.clone()
     positions.requires_grad_()
-    with pytest.raises(RuntimeError, match="in place: a derivative is needed"):
-        rk.apply_rope_(q, k, positions, CONFIGS["default"])
     with pytest.raises(RuntimeError, match="out= was given and a derivative is needed"):
         rk.apply_rope(q, k, positions, CONFIGS["default"], out=(torch.empty_like(q), torch.empty_like(k)))
     with pytest.raises(RuntimeError, match="in place: a derivative is needed"):
