@@ -48,6 +48,7 @@ def _with_torch(tools: Toolchain) -> dict[str, list[str]]:
         "operators",
         "norm_operators",
         "append_operators",
+        "cached_operators",
         "schemas",
         "launch_cpu",
         "run",

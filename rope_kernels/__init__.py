@@ -6,6 +6,7 @@ The names in ``__all__`` are public. The main call is ``apply_rope(q, k, positio
 from ._version import __version__
 from .api.append import apply_rope_append
 from .api.apply import apply_rope, apply_rope_
+from .api.cached import apply_rope_cached_
 from .api.cos_sin import cos_sin
 from .api.dynamic_state import DynamicState
 from .api.head_norm import HeadNorm
@@ -37,6 +38,7 @@ __all__ = [
     "apply_rope",
     "apply_rope_",
     "apply_rope_append",
+    "apply_rope_cached_",
     "apply_rotary_pos_emb",
     "available_backends",
     "cos_sin",

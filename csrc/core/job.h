@@ -57,13 +57,14 @@ struct Packed {
   }
 };
 
-/// A caller's cosines and sines, both of dtype `kind`: (batch or 1, tokens, rotary_dim). Strides::head is that of the
-/// channels.
+/// A caller's cosines and sines, both of dtype `kind`: (batch or 1, tokens, rotary_dim), or with `rows` one for each
+/// position, (rows, pairs), from which a call takes the rows of its positions. Strides::head is that of the channels.
 struct Table {
   const void* cosine = nullptr;
   const void* sine = nullptr;
   Number kind = Number::kNone;
   Strides cosine_strides, sine_strides;
+  std::int64_t rows = 0;
 };
 
 /// The norm of an operand's heads, and for the way back what its gradients need. A backward job's operands are the
@@ -93,7 +94,7 @@ struct Job {
   Positions positions;
   PerGroup offset, seq_len, from_seq_len;
   Packed packed;
-  Table table;        // if given, it replaces positions and frequencies
+  Table table;        // if given, it replaces frequencies, and without `rows` positions too
   HeadNorm norms[2];  // of the operands
   bool backward = false;
   std::int64_t parts = 1;  // backward, on a GPU: into how many parts the weights' gradients are summed

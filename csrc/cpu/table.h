@@ -8,6 +8,7 @@
 
 #include "core/job.h"
 #include "core/spec.h"
+#include "cpu/angles.h"
 #include "cpu/cos_sin.h"
 #include "cpu/floats.h"
 #include "cpu/vectors.h"
@@ -48,9 +49,10 @@ void read_members(const typename E::T* x, std::int64_t stride, int apart, int n,
 }
 
 template <class E>
-void read_token(const Rotation& r, const void* data, std::int64_t at, std::int64_t stride, float* first,
+void read_token(const Rotation& r, bool by_pair, const void* data, std::int64_t at, std::int64_t stride, float* first,
                 float* second) {
   const auto* x = static_cast<const typename E::T*>(data) + at;
+  if (by_pair) return read_members<E, false>(x, stride, 0, r.num_pairs, first, second);
   if (r.pairing == Pairing::kInterleaved) return read_members<E, true>(x, stride, 1, r.num_pairs, first, second);
   read_members<E, false>(x, stride, r.distance, r.num_pairs, first, second);
 }
@@ -59,16 +61,18 @@ void read_token(const Rotation& r, const void* data, std::int64_t at, std::int64
 void read_token(const Job& job, const Place& at, const void* data, const Strides& strides, float* first,
                 float* second) {
   const Rotation& r = job.spec->rotation;
-  const std::int64_t start = at.batch * strides.batch + at.token * strides.token;
+  const bool by_pair = job.table.rows > 0;
+  const std::int64_t row = by_pair ? integer_position(job.positions, index_of(job.positions, at, 0)) : at.token;
+  const std::int64_t start = at.batch * strides.batch + row * strides.token;
   switch (job.table.kind) {
     case Number::kBFloat16:
-      return read_token<BFloat16>(r, data, start, strides.head, first, second);
+      return read_token<BFloat16>(r, by_pair, data, start, strides.head, first, second);
     case Number::kFloat16:
-      return read_token<Float16>(r, data, start, strides.head, first, second);
+      return read_token<Float16>(r, by_pair, data, start, strides.head, first, second);
     case Number::kFloat64:
-      return read_token<Float64>(r, data, start, strides.head, first, second);
+      return read_token<Float64>(r, by_pair, data, start, strides.head, first, second);
     default:
-      return read_token<Float32>(r, data, start, strides.head, first, second);
+      return read_token<Float32>(r, by_pair, data, start, strides.head, first, second);
   }
 }
 

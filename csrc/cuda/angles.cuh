@@ -53,6 +53,10 @@ __device__ inline Place place_of(const Settings& at, std::uint32_t flat) {
   return place;
 }
 
+/// Only a table has rows: see table.cuh.
+template <class P>
+__device__ inline void enter_row(const P& /*params*/, Place& /*place*/) {}
+
 __device__ inline std::int64_t of_group(const Lengths& lengths, std::int64_t group) {
   return lengths.data == nullptr ? lengths.number : lengths.data[group * lengths.stride];
 }

@@ -54,7 +54,8 @@ __global__ void __launch_bounds__(T::kMaxThreads, kLeastBlocks<T, GENERAL>) rota
     if (!T::kExchanges) return;
     flat = at.count - 1;
   }
-  const Place place = place_of(at, flat);
+  Place place = place_of(at, flat);
+  if (inside) enter_row(p, place);
   const bool rotated = inside && place.rotated;
   if (!at.in_place && inside && !(rotated && at.num_copied == 0)) {
     copy_tensor<typename T::Unit>(at.q, at, place, slot, lane);

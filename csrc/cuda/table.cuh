@@ -33,6 +33,7 @@ struct PairEntries {
 struct TableSettings {
   TableSide cosine, sine;
   PairEntries entries;
+  std::int64_t rows;  // one for each position, or (0) one for each token
 };
 
 struct TableParams {
@@ -86,11 +87,19 @@ __device__ inline void read_entries(const Settings& at, const PairEntries& table
   }
 }
 
+/// Puts the token's row of the table into `place.counted`. Without such a row the token is not rotated.
+__device__ inline void enter_row(const TableParams& p, Place& place) {
+  if (p.table.rows == 0) return;
+  const Positions& positions = p.at.positions;
+  place.counted = integer_at(positions, place.batch * positions.batch + place.token * positions.token);
+  place.rotated = place.rotated && place.counted >= 0 && place.counted < p.table.rows;
+}
+
 template <int N, bool SPLIT>
 __device__ inline void read_side(const TableParams& p, const TableSide& side, const Place& place, int pair,
                                  float* first, float* second) {
   const Settings& at = p.at;
-  const char* row = side.data + place.batch * side.batch + place.token * side.token;
+  const char* row = side.data + place.batch * side.batch + place.counted * side.token;
   const PairEntries& entries = p.table.entries;
   switch (entries.kind) {
     case Number::kBFloat16:
@@ -143,12 +152,14 @@ void fill(const Job& job, const Shape& shape, TableParams& params) {
   cosine = table_side_of(job.table.cosine, job.table.cosine_strides, item);
   sine = table_side_of(job.table.sine, job.table.sine_strides, item);
   PairEntries& table = params.table.entries;
-  table.step = neighbours ? 2 : 1;
-  table.second = neighbours ? 1 : r.distance;
+  const bool by_pair = job.table.rows > 0;
+  table.step = neighbours && !by_pair ? 2 : 1;
+  table.second = by_pair ? 0 : neighbours ? 1 : r.distance;
+  params.table.rows = job.table.rows;
   table.kind = job.table.kind;
   const std::int64_t aligned = std::min<std::int64_t>(16, shape.chunk / shape.item * item);
   std::int64_t places = r.num_pairs * item;
-  table.wide = shape.chunk > 0;
+  table.wide = shape.chunk > 0 && !(neighbours && by_pair);
   for (const TableSide* side : {&cosine, &sine}) {
     places |= reinterpret_cast<std::intptr_t>(side->data) | side->batch | side->token;
     table.wide = table.wide && side->channel == item;

@@ -106,6 +106,19 @@ struct Lengths {
   [[nodiscard]] PerGroup number_for_all() const { return {&*number, 1, 0, true}; }
 };
 
+/// Whether given outputs overlap neither each other nor an input, which an output may be. The ranks have been checked.
+bool is_safe(const View& q, const MaybeView& k, const View& q_out, const MaybeView& k_out) {
+  if (!q_out.is_with(q) || (k_out && !k_out->is_with(q))) return false;
+  const Outer q_to(q_out), q_from(q);
+  const bool q_stays = is_same(q, q_out);
+  if (!q_to.is_nested() || !(q_stays || are_apart(q_to, q_from))) return false;
+  if (!k) return true;
+  const Outer k_to(*k_out), k_from(*k);
+  const bool k_stays = is_same(*k, *k_out);
+  return k_to.is_nested() && are_apart(q_to, k_to) && (k_stays || are_apart(k_to, k_from)) &&
+         (k_stays || are_apart(q_to, k_from)) && (q_stays || are_apart(k_to, q_from));
+}
+
 /// The arguments of a call: q, k or None, positions, offset, seq_len, cu_seqlens, each of which may be None, and text.
 /// If heads are normed, the weights of q's and k's norms, or None, are the last arguments of a function.
 struct Inputs {
@@ -142,7 +155,7 @@ struct Inputs {
   void rotate(const View& q_out, const MaybeView& k_out, bool given) const {
     Job job = job_of(q, pointer_to(k), q_out, pointer_to(k_out), at, text);
     const NormWeights weights(job, operation_of(text), q, q_weight, k_weight);
-    if (given && !is_safe(q_out, k_out)) throw NotUsual();
+    if (given && !is_safe(q, k, q_out, k_out)) throw NotUsual();
     std::int64_t longest = 0;
     complete(job, longest);
     run_beside_python([&] { return run(job, q, backend, given); });
@@ -168,18 +181,6 @@ struct Inputs {
   [[nodiscard]] std::int64_t longest_of(const Job& job) const {
     if (is_on_cuda(q) && (at.positions || at.cu_seqlens || at.offset)) throw NotUsual();
     return at.positions ? longest_given(*at.positions) : longest_counted(job);
-  }
-
-  [[nodiscard]] bool is_safe(const View& q_out, const MaybeView& k_out) const {
-    if (!q_out.is_with(q) || (k_out && !k_out->is_with(q))) return false;
-    const Outer q_to(q_out), q_from(q);
-    const bool q_stays = is_same(q, q_out);
-    if (!q_to.is_nested() || !(q_stays || are_apart(q_to, q_from))) return false;
-    if (!k) return true;
-    const Outer k_to(*k_out), k_from(*k);
-    const bool k_stays = is_same(*k, *k_out);
-    return k_to.is_nested() && are_apart(q_to, k_to) && (k_stays || are_apart(k_to, k_from)) &&
-           (k_stays || are_apart(q_to, k_from)) && (q_stays || are_apart(k_to, q_from));
   }
 };
 

@@ -6,6 +6,7 @@
 #include "core/job.h"
 #include "core/spec.h"
 #include "direct/append.h"
+#include "direct/cached.h"
 #include "direct/compiled_launches.h"
 #include "direct/dlpack.h"
 #include "direct/inputs.h"
@@ -192,8 +193,10 @@ PyMODINIT_FUNC PyInit__native() {
       method<rotate>("rotate"),
       method<rotate_table>("rotate_table"),
       method<append>("append"),
+      method<rotate_cached>("rotate_cached"),
       method<remember>("remember"),
       method<remember_table>("remember_table"),
+      method<remember_cached>("remember_cached"),
       method<num_remembered>("num_remembered"),
       {},
   };

@@ -44,7 +44,7 @@ struct Key {
       add(values.count, values.stride, values.is_number, values.is_number ? 0 : alignment(values.data));
     }
     add(job.packed.sequences, job.packed.stride, job.packed.wide, alignment(job.packed.bounds));
-    add(static_cast<int>(job.table.kind), alignment(job.table.cosine), alignment(job.table.sine));
+    add(static_cast<int>(job.table.kind), job.table.rows, alignment(job.table.cosine), alignment(job.table.sine));
     add_strides(job.table.cosine_strides, job);
     add_strides(job.table.sine_strides, job);
   }

@@ -43,4 +43,40 @@ inline Job job_of_table(const View& q, const View* k, const View& q_out, const V
   return job;
 }
 
+/// The job of a call that takes the rows of its positions from cos and sin, (rows, num_pairs or more).
+inline Job job_of_rows(const View& q, const View* k, const View& q_out, const View* k_out, const View& positions,
+                       const View& cos, const View& sin, std::int64_t num_pairs, const Layout& l,
+                       std::string_view pairing) {
+  Job job = job_of_operands(q, k, q_out, k_out, l);
+  const std::int64_t head_dim = q.size[q.dim - 1];
+  STD_TORCH_CHECK(num_pairs > 0 && 2 * num_pairs <= head_dim, "rotary_dim: does not fit q");
+  STD_TORCH_CHECK(cos.dim == 2 && sin.dim == 2 && cos.dtype == sin.dtype && cos.size[0] == sin.size[0] &&
+                      cos.size[0] > 0 && cos.size[1] >= num_pairs && sin.size[1] >= num_pairs,
+                  "cos, sin: shape");
+  job.spec = &table_spec(head_dim, 2 * num_pairs, pairing);
+  job.positions = positions_of(positions, job, l);
+  const bool integers = job.positions.kind == Number::kInt32 || job.positions.kind == Number::kInt64;
+  Table& table = job.table;
+  table = {
+      cos.data, sin.data, number_of(cos.dtype), {0, cos.stride[0], cos.stride[1]}, {0, sin.stride[0], sin.stride[1]}};
+  table.rows = cos.size[0];
+  STD_TORCH_CHECK(integers && table.kind != Number::kInt32 && table.kind != Number::kInt64,
+                  "positions: must be integers, cos and sin floating");
+  return job;
+}
+
+/// Whether the table has a row for each position. Reads the memory of positions.
+inline bool has_rows(const Job& job) {
+  const Positions& p = job.positions;
+  for (std::int64_t b = 0; b < (p.batch != 0 ? job.batch : 1); ++b) {
+    for (std::int64_t t = 0; t < job.tokens; ++t) {
+      const std::int64_t i = b * p.batch + t * p.token;
+      const std::int64_t row = p.kind == Number::kInt64 ? static_cast<const std::int64_t*>(p.data)[i]
+                                                        : static_cast<const std::int32_t*>(p.data)[i];
+      if (row < 0 || row >= job.table.rows) return false;
+    }
+  }
+  return true;
+}
+
 }  // namespace rope::ops

@@ -19,8 +19,10 @@ __all__ = [
     "check_beside",
     "check_config",
     "check_heads",
+    "check_layout",
     "check_outputs",
     "check_outputs_apart",
+    "check_position_rows",
     "check_positions",
     "check_qk",
     "index_vector",
@@ -53,6 +55,11 @@ def check_config(cfg: RopeConfig, layout: str) -> None:
     """Raise TypeError unless ``cfg`` is a :class:`RopeConfig`, :class:`RopeShapeError` if ``layout`` is unknown."""
     if not isinstance(cfg, RopeConfig):
         raise TypeError(f"cfg: got {type(cfg).__name__}, a RopeConfig is needed (RopeConfig.from_hf reads other forms)")
+    check_layout(layout)
+
+
+def check_layout(layout: str) -> None:
+    """Raise :class:`RopeShapeError` if ``layout`` is unknown."""
     if not isinstance(layout, str) or layout not in LAYOUTS:
         raise RopeShapeError(f"layout: got {layout!r}, allowed are {', '.join(LAYOUTS)}")
 
@@ -110,6 +117,20 @@ def check_positions(positions: Tensor, q: Tensor, layout: str, num_axes: int) ->
         limit = _COUNTS_TO.get(positions.dtype)
         why = f", which has not every integer above {limit}; make positions in another dtype" if limit else ""
         raise RopeShapeError(f"positions: dtype {positions.dtype}, allowed are {_names(_POSITION_DTYPES)}{why}")
+    _check_position_shape(positions, q, layout, num_axes)
+
+
+def check_position_rows(positions: Tensor, q: Tensor, layout: str, num_axes: int) -> None:
+    """:func:`check_positions` for those that name the rows of a table, with all axes given if there are several."""
+    check_tensor("positions", positions)
+    if positions.dtype not in _INDEX_DTYPES:
+        raise RopeShapeError(f"positions: dtype {positions.dtype}, allowed are {_names(_INDEX_DTYPES)}")
+    _check_position_shape(positions, q, layout, num_axes)
+    if num_axes > 1 and positions.dim() < (2 if LAYOUTS[layout].batch is None else 3):
+        raise RopeShapeError(f"positions: shape {tuple(positions.shape)}, must have {num_axes} axes in front")
+
+
+def _check_position_shape(positions: Tensor, q: Tensor, layout: str, num_axes: int) -> None:
     if positions.device != q.device:
         raise RopeShapeError(f"positions: on {positions.device}, must be on q's {q.device}")
     axes = LAYOUTS[layout]
@@ -125,6 +146,8 @@ def check_positions(positions: Tensor, q: Tensor, layout: str, num_axes: int) ->
     if not _has_shape(shape, allowed):
         forms = ", ".join(map(str, dict.fromkeys(allowed)))
         hint = _other_layout(layout, lambda axes: shape[-1:] == (q.shape[axes.tokens],))
+        if len(shape) == 2 and shape[0] == tokens and num_axes > 1 and shape[1] == num_axes:
+            hint = "; (tokens, axes) positions need .T"
         raise RopeShapeError(f"positions: shape {shape}, allowed for q {tuple(q.shape)} in {layout} are {forms}{hint}")
 
 

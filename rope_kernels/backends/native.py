@@ -27,6 +27,7 @@ __all__ = [
     "load",
     "rotate",
     "rotate_append",
+    "rotate_cached",
     "rotate_norm",
     "rotate_norm_backward",
     "rotate_table",
@@ -231,3 +232,14 @@ def rotate_table(
     torch.ops.rope_kernels.native_rotate_table_out(
         q, k, cos, sin, 2 * rotation.num_pairs, rotation.pairing, "bshd", inverse, q_out, k_out
     )
+
+
+def rotate_cached(
+    q: Tensor, k: Tensor | None, q_out: Tensor, k_out: Tensor | None,
+    positions: Tensor, cos: Tensor, sin: Tensor, rotation: Rotation,
+) -> None:  # fmt: skip
+    """Rotate by rows of a table, by the native operator; see :func:`.reference.rotate_cached`."""
+    if rotation.num_pairs > _MAX_CUDA_PAIRS and q.is_cuda:
+        reference.rotate_cached(q, k, q_out, k_out, positions, cos, sin, rotation)
+        return
+    torch.ops.rope_kernels.native_rotate_cached_out(q, k, positions, cos, sin, rotation.pairing, "bshd", q_out, k_out)

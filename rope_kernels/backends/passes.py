@@ -108,7 +108,7 @@ def _of_channels(x: Tensor, rotation: Rotation) -> Tensor:
     """float32 (batch or 1, tokens, 1, ...) of (batch or 1, tokens, pairs or channels): see :class:`Table`."""
     x = x.float()
     if rotation.pairing == "half":
-        return x.reshape(x.shape[0], x.shape[1], 1, -1, rotation.num_pairs)
+        return x.reshape(*x.shape[:2], 1, x.shape[2] // rotation.num_pairs, rotation.num_pairs)
     return x.unsqueeze(2)
 
 

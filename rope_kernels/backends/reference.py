@@ -23,6 +23,7 @@ from .storing import rotate_then_store
 __all__ = [
     "rotate",
     "rotate_append",
+    "rotate_cached",
     "rotate_norm",
     "rotate_norm_backward",
     "rotate_table",
@@ -125,6 +126,27 @@ def rotate_table(
     for x, out in ((q, q_out), (k, k_out)):
         if x is not None and out is not None:
             out.copy_(rotated_by_table(x, cos, sin, rotation, inverse))
+
+
+def rotate_cached(
+    q: Tensor, k: Tensor | None, q_out: Tensor, k_out: Tensor | None,
+    positions: Tensor, cos: Tensor, sin: Tensor, rotation: Rotation,
+) -> None:  # fmt: skip
+    """Rotate by rows of a table. ``positions``: (batch or 1, tokens); ``cos``, ``sin``: (rows, pairs).
+
+    A position without a row is an error of the caller's on a CPU; elsewhere the token is copied.
+    """
+    if q.is_cpu:
+        rows = positions.long()
+        table = passes.table_of(cos[rows], sin[rows], rotation, False)
+        passes.rotate(q, k, q_out, k_out, table, rotation, False)
+        return
+    has_row = ((positions >= 0) & (positions < cos.shape[0]))[..., None, None]
+    rows = positions.long().clamp(0, cos.shape[0] - 1)
+    c, s = cos[rows].float().unsqueeze(2), sin[rows].float().unsqueeze(2)
+    for x, out in ((q, q_out), (k, k_out)):
+        if x is not None and out is not None:
+            out.copy_(torch.where(has_row, rotate_pairs(x, (c, c), (s, s), rotation, False), x))
 
 
 def rotated_by_table(x: Tensor, cos: Tensor, sin: Tensor, rotation: Rotation, inverse: bool) -> Tensor:

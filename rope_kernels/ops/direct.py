@@ -20,9 +20,11 @@ __all__ = [
     "append",
     "load",
     "remember",
+    "remember_cached",
     "remember_table",
     "rotate",
     "rotate_",
+    "rotate_cached",
     "rotate_out",
     "rotate_table",
     "unavailable",
@@ -49,16 +51,23 @@ rotate_table: Callable[..., tuple[Tensor, Tensor | None] | None] = _refuse
 """(q, k, cos, sin, unsqueeze_dim, pairing), as in ``apply_rotary_pos_emb`` -> (q, k) rotated, or ``None``."""
 append: Callable[..., bool | None] = _refuse
 """(the same, v, and those of :class:`.append_operators.Stored`) -> whether all has been written and stored."""
+rotate_cached: Callable[..., bool | None] = _refuse
+"""(q, k, positions, cos or cos | sin, sin or ``None``, rotary_dim, pairing, layout, q_out, k_out), as in
+``apply_rope_cached_`` -> whether the outputs have been written."""
 remember: Callable[..., bool | None] = _refuse
 """(q, k, the arguments of ``rotate``'s schema, q_out, k_out, Triton's launches, what they need) -> whether such calls
 will repeat them."""
 remember_table: Callable[..., bool | None] = _refuse
 """(q, k, cos, sin, layout, pairing, inverse, q_out, k_out, launches, what they need) -> the same by a table."""
 
+remember_cached: Callable[..., bool | None] = _refuse
+"""(the arguments of :data:`rotate_cached`, launches, what they need) -> the same by the rows of a table."""
+
 
 def load() -> None:
     """Bind the functions to the library's. Call it once, after torch has loaded the library; before, all refuse."""
-    global append, rotate, rotate_, rotate_out, rotate_table, remember, remember_table, _missing
+    global append, rotate, rotate_, rotate_cached, rotate_out, rotate_table, remember, remember_cached, remember_table
+    global _missing
     try:
         from .. import _native
 
@@ -77,6 +86,7 @@ def load() -> None:
         rotate, rotate_, rotate_out = _native.rotate, _native.rotate_, _native.rotate_out
         remember, remember_table = _native.remember, _native.remember_table
         append = _native.append
+        rotate_cached, remember_cached = _native.rotate_cached, _native.remember_cached
     except AttributeError as error:
         _missing = f"the extension is older than the package; install the package again ({error})"
         return

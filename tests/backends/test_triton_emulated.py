@@ -174,6 +174,13 @@ def test_table(table, target):
     assert len(done) == 2
 
 
+@pytest.mark.parametrize(("table", "target"), [(table, TARGETS[i % 4]) for i, table in enumerate(launches.CACHED)])
+def test_rows_of_a_table(table, target):
+    with emulated(target) as done:
+        launches.run_cached(*table)
+    assert len(done) == 4
+
+
 @pytest.mark.full
 @on_every_target
 @pytest.mark.parametrize("table", launches.TABLES)

@@ -134,6 +134,11 @@ def test_table(table):
     launches.run_table(*table)
 
 
+@pytest.mark.parametrize("table", launches.CACHED[::2])
+def test_rows_of_a_table(table):
+    launches.run_cached(*table)
+
+
 @pytest.mark.full
 @pytest.mark.parametrize("table", launches.TABLES)
 def test_product_of_tables(table):

@@ -114,6 +114,8 @@ MUTANTS = [
             "~is_number & 0x7fffffffU",
             "a table's NaN is rounded up to another number",
         ),
+        ("dropped", "by_pair ? integer_position(job.positions, index_of(job.positions, at, 0)) : at.token", "at.token",
+         "tokens take the table's rows in order"),
         (
             "operand",
             "cos_sin.sine()[i] = -cos_sin.second_sine()[i];",
@@ -270,5 +272,8 @@ MUTANTS = [
         "csrc/ops/table_job.h",
         ("stride", "has_batch && v->size[0] > 1 ? v->stride[0] : 0", "has_batch ? v->stride[0] : 0",
          "one table read as one per batch entry"),
+        ("bound", "row >= job.table.rows", "row > job.table.rows", "the row after a table's last is taken"),
+        ("bound", "row < 0 || row", "row", "a negative row is taken"),
+        ("stride", "b * p.batch + t * p.token", "t * p.token", "only the first sequence's rows are looked at"),
     ),
 ]  # fmt: skip

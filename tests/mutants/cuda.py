@@ -142,6 +142,18 @@ MUTANTS = [
             "? -cos_sin.second_sine[i] : cos_sin.second_sine[i]",
             "no swap",
         ),
+        (
+            "bound",
+            "place.counted >= 0 && place.counted < p.table.rows",
+            "place.counted >= 0",
+            "rows past the table are read",
+        ),
+        (
+            "branch",
+            "shape.chunk > 0 && !(neighbours && by_pair)",
+            "shape.chunk > 0",
+            "neighbours share an entry that is loaded as two",
+        ),
         ("stride", "table.wide && side->channel == item", "table.wide", "entries with gaps are loaded side by side"),
         ("mask", " | side->batch | side->token;", ";", "rows of a table that are not aligned"),
         ("stride", "+ place.batch * side.batch +", "+", "a table of one batch entry for all"),

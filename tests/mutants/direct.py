@@ -26,6 +26,13 @@ MUTANTS = [
     ),
     *in_file(
         "direct",
+        "csrc/direct/cached.h",
+        ("refusal", "!is_on_cuda(call.q) && !has_rows(call.job)", "false", "positions past the table are read"),
+        ("refusal", "*given != 2 * num_pairs", "false", "a rotary_dim that the table contradicts"),
+        ("operand", "num_pairs * bytes_of(sin.dtype)", "0", "cosines as sines"),
+    ),
+    *in_file(
+        "direct",
         "csrc/direct/inputs.h",
         ("refusal", "k_to.is_nested() && are_apart(q_to, k_to)", "k_to.is_nested()", "outputs that overlap each other"),
         ("refusal", "(k_stays || are_apart(q_to, k_from))", "true", "q_out over k"),

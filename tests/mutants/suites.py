@@ -58,9 +58,11 @@ SUITES: dict[str, list[Stage]] = {
             (
                 f"{_BACKENDS}/test_native.py",
                 "tests/api/test_append.py",
+                "tests/api/test_cached.py",
                 "tests/api/test_apply.py",
                 "tests/api/test_norms.py",
                 "tests/ops/test_norm_autograd.py",
+                "tests/api/test_cached.py",
             ),
             (_LIBRARY,),
         ),
@@ -75,6 +77,7 @@ SUITES: dict[str, list[Stage]] = {
             (
                 *(f"tests/ops/test_direct{rest}.py" for rest in ("", "_refusals", "_threads")),
                 "tests/ops/test_norm_autograd.py",
+                "tests/api/test_cached.py",
             ),
             (_LIBRARY,),
         )

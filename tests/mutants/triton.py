@@ -76,6 +76,13 @@ MUTANTS = [
             "tl.where(is_long, scaling, 0.0) + tl.where(is_long, 0.0, long_scaling)",
             "long and short attention scaling exchanged",
         ),
+        ("bound", "has_row = (row >= 0) & (row < num_rows)", "has_row = row < num_rows", "a negative row is read"),
+        (
+            "mask",
+            "written = inside & has_row",
+            "written = inside & (has_row | True)",
+            "a token without a row is stored",
+        ),
         (
             "operand",
             "return (c0, -s1, c1, -s0) if INVERSE",

@@ -30,6 +30,7 @@ COPYING = ["partial-near", "nope_first-near", "proportional-near", "packed-scale
 POSITION_DTYPES = [torch.float16, torch.bfloat16, torch.float64, torch.int32]
 TABLE_SHAPES = [(64, 64), (96, 24), (80, 18)]
 """(head_dim, rotary_dim)"""
+_DIGITS = {torch.float32: 24, torch.float16: 11, torch.bfloat16: 8}
 TABLE_DTYPES = [(torch.float32, torch.float32), (torch.bfloat16, torch.bfloat16)]
 """Of q and k, and of the table."""
 TABLES = [
@@ -144,12 +145,48 @@ def run_table(
     rotation = Rotation(head_dim, rotary_dim // 2, rotary_dim // 2, pairing=pairing)
     exact = [torch.empty(x.shape, dtype=torch.float64) for x in (q, k)]
     reference.rotate_table(q.double(), k.double(), *exact, cos.double(), sin.double(), rotation, inverse)
-    digits = {torch.float32: 24, torch.bfloat16: 8}[dtype]
+    digits = _DIGITS[dtype]
     for in_place in (False, True):
         out = [x.clone() if in_place else torch.full_like(x, float("nan")) for x in (q, k)]
         triton_launch.rotate_table(*(out if in_place else (q, k)), *out, cos, sin, rotation, inverse)
         for y, wanted in zip(out, exact, strict=True):
             assert ((y.double() - wanted).abs() <= 2.0**-digits * wanted.abs() + tolerances.TABLE_PRODUCT).all()
+
+
+CACHED = [(*dtypes, *shape, pairing) for dtypes, shape, pairing in product(
+    (*TABLE_DTYPES, (torch.float16, torch.float32)), TABLE_SHAPES, ("half", "interleaved")
+)]  # fmt: skip
+"""Arguments of :func:`run_cached`."""
+
+
+def run_cached(dtype: torch.dtype, table_dtype: torch.dtype, head_dim: int, rotary_dim: int, pairing: str) -> None:
+    """Rotation by the rows of a table, out of place and in place; some positions have no row."""
+    generator = torch.Generator().manual_seed(head_dim)
+    q = torch.randn(2, 4, 3, head_dim, generator=generator).to(dtype).transpose(1, 2)
+    k = torch.randn(2, 3, 2, head_dim, generator=generator).to(dtype)
+    cos, sin = torch.randn(7, rotary_dim, generator=generator).to(table_dtype).chunk(2, -1)
+    for positions in (torch.tensor([[0, 6, 3], [7, 2, -1]], dtype=torch.int32), torch.tensor([[5, 9, 0]])):
+        has_row = (positions >= 0) & (positions < 7)
+        rotation = Rotation(head_dim, rotary_dim // 2, rotary_dim // 2, pairing=pairing)
+        row = positions.long().clamp(0, 6)
+        c, s = (torch.where(has_row[..., None], t.double()[row], float(t is cos))[:, :, None] for t in (cos, sin))
+        for in_place in (False, True):
+            out = [x.clone() if in_place else torch.full_like(x, float("nan")) for x in (q, k)]
+            triton_launch.rotate_cached(*(out if in_place else (q, k)), *out, positions, cos, sin, rotation)
+            for x, y in zip((q, k), out, strict=True):
+                wanted = _in_double(x, c, s, rotation)
+                limit = 2.0 ** -_DIGITS[dtype] * wanted.abs() + tolerances.TABLE_PRODUCT
+                assert ((y.double() - wanted).abs() <= limit).all()
+                assert torch.equal(y[~has_row.expand(2, 3)], x[~has_row.expand(2, 3)])
+
+
+def _in_double(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, rotation: Rotation) -> torch.Tensor:
+    wanted = x.double()
+    first, second = (t.clone() for t in pairs(wanted, rotation, written=True))
+    y_first, y_second = pairs(wanted, rotation, written=True)
+    y_first.copy_(first * cos - second * sin)
+    y_second.copy_(second * cos + first * sin)
+    return wanted
 
 
 def rotated(case: Case, made: Made) -> torch.Tensor:

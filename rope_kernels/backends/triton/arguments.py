@@ -14,8 +14,8 @@ from ..inputs import Inputs
 from .constants import device_tensors, ramp_of, scalars
 from .plan import Angle, Memory, Tile, alignment, launch_tile, power_of_2
 
-__all__ = ["Beside", "Pair", "Prepared", "is_in_place", "ladder_of", "launches_of", "layout_of", "multiprocessors_of",
-           "pointers", "position_strides", "prepared", "present"]  # fmt: skip
+__all__ = ["Beside", "Pair", "Prepared", "Strides", "is_in_place", "ladder_of", "launches_of", "layout_of",
+           "multiprocessors_of", "pointers", "position_strides", "prepared", "present"]  # fmt: skip
 
 _SIDES = (0, 1, 2)
 Strides = tuple[int, ...]

@@ -12,7 +12,7 @@ from .tiles import channel, first_pair, places, rotate_heads
 from .trig import cos_sin, growth, loaded, unseen_zeros
 
 # No argument is specialised by value, so that a new sequence length never recompiles. :func:`places` gives alignment.
-INTEGERS = ["num_tokens", "tokens_per_batch", "num_sequences", "switch_length", "ntk_start"]
+INTEGERS = ["num_tokens", "tokens_per_batch", "num_sequences", "switch_length", "ntk_start", "num_rows"]
 INTEGERS += [f"{x}_{axis}" for x in ("q", "k", "q_out", "k_out") for axis in ("batch", "token", "head")]
 INTEGERS += [f"{x}_{axis}" for x in ("positions", "cos", "sin") for axis in ("axis", "batch", "token", "channel")]
 POINTERS = [f"{x}_ptr" for x in ("q", "k", "q_out", "k_out", "positions", "offset", "seq_len", "from_seq_len")]
@@ -206,8 +206,18 @@ def rotate_kernel(
 
 
 @triton.jit
-def table_cos_sin(cos, sin, pair, cos_channel, sin_channel, INVERSE: tl.constexpr, TILE: tl.constexpr):
-    """``cs`` of :func:`rotate` for ``pair``, from a caller's table. ``cos``, ``sin``: pointers, [heads, tokens, 1]."""
+def table_cos_sin(cos, sin, has_row, pair, cos_channel, sin_channel, INVERSE: tl.constexpr, BY_PAIR: tl.constexpr,
+                  TILE: tl.constexpr):  # fmt: skip
+    """``cs`` of :func:`rotate` for ``pair``, from a caller's table. ``cos``, ``sin``: pointers, [heads, tokens, 1].
+
+    The table has an entry for each channel, in the order of the output, or BY_PAIR. ``has_row``: a token without a row
+    is turned by nothing.
+    """
+    if BY_PAIR:
+        live = has_row & (pair < TILE.PAIRS)
+        c = tl.load(places(cos, pair * cos_channel, cos.dtype.element_ty, 1), mask=live, other=1.0).to(tl.float32)
+        s = tl.load(places(sin, pair * sin_channel, sin.dtype.element_ty, 1), mask=live, other=0.0).to(tl.float32)
+        return c, s, c, s
     first = channel(pair, TILE.READ_PAIRS if INVERSE else TILE.WRITE_PAIRS, TILE) - TILE.OFFSET
     second = first + (1 if (TILE.READ_PAIRS if INVERSE else TILE.WRITE_PAIRS) else TILE.DISTANCE)
     live = pair < TILE.PAIRS
@@ -221,47 +231,63 @@ def table_cos_sin(cos, sin, pair, cos_channel, sin_channel, INVERSE: tl.constexp
 
 
 @triton.jit
-def table_heads(x, y, x_head, y_head, inside, cos, sin, cos_channel, sin_channel, HEADS: tl.constexpr,
-                BLOCK: tl.constexpr, INVERSE: tl.constexpr, TILE: tl.constexpr):  # fmt: skip
+def table_heads(x, y, x_head, y_head, inside, has_row, cos, sin, cos_channel, sin_channel,
+                HEADS: tl.constexpr, BLOCK: tl.constexpr, INVERSE: tl.constexpr, BY_PAIR: tl.constexpr,
+                TILE: tl.constexpr):  # fmt: skip
     """:func:`rotate_heads` by a table. It is loaded for each head of a tile, so that it has the tile's layout."""
     head = tl.arange(0, BLOCK)[:, None, None]
     cos += head * 0
     sin += head * 0
     pair = first_pair(TILE) + TILE.PAIRS_PER_UNIT * tl.arange(0, TILE.UNITS)[None, None, :]
-    even = table_cos_sin(cos, sin, pair, cos_channel, sin_channel, INVERSE, TILE)
+    even = table_cos_sin(cos, sin, has_row, pair, cos_channel, sin_channel, INVERSE, BY_PAIR, TILE)
     odd = even
     if TILE.PAIRS_PER_UNIT == 2:
-        odd = table_cos_sin(cos, sin, pair + 1, cos_channel, sin_channel, INVERSE, TILE)
-    rotate_heads(x, y, x_head, y_head, inside, inside, False, even, odd, HEADS, BLOCK, False, TILE)
+        odd = table_cos_sin(cos, sin, has_row, pair + 1, cos_channel, sin_channel, INVERSE, BY_PAIR, TILE)
+    written = inside
+    if BY_PAIR and TILE.MEMORY.IN_PLACE:
+        written = inside & has_row
+    rotate_heads(x, y, x_head, y_head, inside, written, False, even, odd, HEADS, BLOCK, BY_PAIR, TILE)
+
+
+@triton.jit
+def rows_of_positions(ptr, batch, token, batch_stride, token_stride, num_rows):
+    """(row of the table of each token, whether there is one)."""
+    row = tl.load(rows(ptr, batch, token, batch_stride, token_stride)).to(tl.int64)
+    has_row = (row >= 0) & (row < num_rows)
+    return tl.where(has_row, row, 0), has_row
 
 
 @triton.jit(do_not_specialize=INTEGERS, do_not_specialize_on_alignment=POINTERS)
 def rotate_table_kernel(
-    # q, k and their outputs; the table
-    q_ptr, k_ptr, q_out_ptr, k_out_ptr, cos_ptr, sin_ptr,
-    # sizes: tokens of the call and of a batch entry, and its reciprocal
-    num_tokens: tl.int32, tokens_per_batch: tl.int32, batches_per_token: tl.float64,
+    # q, k and their outputs; the table, and the positions that name its rows (BY_PAIR), else one per token
+    q_ptr, k_ptr, q_out_ptr, k_out_ptr, cos_ptr, sin_ptr, positions_ptr,
+    # sizes: tokens of the call and of a batch entry, and its reciprocal; rows of the table
+    num_tokens: tl.int32, tokens_per_batch: tl.int32, batches_per_token: tl.float64, num_rows: tl.int64,
     # strides, in elements
     q_batch: tl.int64, q_token: tl.int64, q_head: tl.int64,
     k_batch: tl.int64, k_token: tl.int64, k_head: tl.int64,
     q_out_batch: tl.int64, q_out_token: tl.int64, q_out_head: tl.int64,
     k_out_batch: tl.int64, k_out_token: tl.int64, k_out_head: tl.int64,
     cos_batch: tl.int64, cos_token: tl.int64, sin_batch: tl.int64, sin_token: tl.int64,
+    positions_batch: tl.int64, positions_token: tl.int64,
     cos_channel: tl.int64, sin_channel: tl.int64,
     # compile-time constants
-    INVERSE: tl.constexpr, TILE: tl.constexpr,
+    INVERSE: tl.constexpr, BY_PAIR: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     """Rotate q and k by a caller's cosines and sines, on the grid of :func:`rotate_kernel`."""
     batch, token, inside = tokens_of_program(num_tokens, tokens_per_batch, batches_per_token, TILE)
-    cos = rows(cos_ptr, batch, token, cos_batch, cos_token)
-    sin = rows(sin_ptr, batch, token, sin_batch, sin_token)
+    row, has_row = token, inside
+    if BY_PAIR:
+        row, has_row = rows_of_positions(positions_ptr, batch, token, positions_batch, positions_token, num_rows)
+    cos = rows(cos_ptr, batch, row, cos_batch, cos_token)
+    sin = rows(sin_ptr, batch, row, sin_batch, sin_token)
     if TILE.Q_HEADS:
         x = rows(q_ptr, batch, token, q_batch, q_token)
         y = rows(q_out_ptr, batch, token, q_out_batch, q_out_token)
-        table_heads(x, y, q_head, q_out_head, inside, cos, sin, cos_channel, sin_channel, TILE.Q_HEADS, TILE.Q_BLOCK,
-                    INVERSE, TILE)  # fmt: skip
+        table_heads(x, y, q_head, q_out_head, inside, has_row, cos, sin, cos_channel, sin_channel,
+                    TILE.Q_HEADS, TILE.Q_BLOCK, INVERSE, BY_PAIR, TILE)  # fmt: skip
     if TILE.K_HEADS:
         x = rows(k_ptr, batch, token, k_batch, k_token)
         y = rows(k_out_ptr, batch, token, k_out_batch, k_out_token)
-        table_heads(x, y, k_head, k_out_head, inside, cos, sin, cos_channel, sin_channel, TILE.K_HEADS, TILE.K_BLOCK,
-                    INVERSE, TILE)  # fmt: skip
+        table_heads(x, y, k_head, k_out_head, inside, has_row, cos, sin, cos_channel, sin_channel,
+                    TILE.K_HEADS, TILE.K_BLOCK, INVERSE, BY_PAIR, TILE)  # fmt: skip

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -11,7 +13,7 @@ from ..inputs import Append, Inputs, Norms
 from ..storing import rotate_then_store
 from . import kernels
 from .append_launch import append_in_one_launch
-from .arguments import Pair, ladder_of, launches_of, layout_of, pointers, position_strides, prepared, present
+from .arguments import Pair, Strides, ladder_of, launches_of, layout_of, pointers, position_strides, prepared, present
 from .compiled import ADDRESSES, Launched, compiled_launch
 from .constants import device_tensors
 from .launching import OPTIONS, device_of, first_in_capture
@@ -21,6 +23,7 @@ __all__ = [
     "prepare",
     "rotate",
     "rotate_append",
+    "rotate_cached",
     "rotate_norm",
     "rotate_norm_backward",
     "rotate_table",
@@ -83,7 +86,20 @@ def rotate_table(
         _copy(pairs)
         return None
     batch, tokens = q.shape[:2]
-    return _all([_rotate_table(group, batch, tokens, cos, sin, rotation, inverse) for group in launches_of(pairs)])
+    given = _GivenTable(cos, sin, [position_strides(table.unsqueeze(0)) for table in (cos, sin)])
+    return _all([_rotate_table(group, batch, tokens, given, rotation, inverse) for group in launches_of(pairs)])
+
+
+def rotate_cached(
+    q: Tensor, k: Tensor | None, q_out: Tensor, k_out: Tensor | None,
+    positions: Tensor, cos: Tensor, sin: Tensor, rotation: Rotation,
+) -> Launched | None:  # fmt: skip
+    """The same by rows of a table; see :func:`..reference.rotate_cached`."""
+    batch, tokens = q.shape[:2]
+    strides: list[Strides] = [(0, cos.stride(0)), (0, sin.stride(0)), position_strides(positions.unsqueeze(0))]
+    given = _GivenTable(cos, sin, strides, positions)
+    groups = launches_of(present(q, k, q_out, k_out))
+    return _all([_rotate_table(group, batch, tokens, given, rotation, False) for group in groups])
 
 
 def _all(made: list[Launched | None]) -> Launched | None:
@@ -111,24 +127,43 @@ def _rotate(pairs: list[Pair | None], batch: int, tokens: int, inputs: Inputs, s
     return _launched(kernel, grid, arguments, dict(enumerate(ADDRESSES[:9])), tensors)
 
 
+class _GivenTable(NamedTuple):
+    """A caller's table, whose rows are those of the tokens, or of ``positions``.
+
+    Attributes:
+        cos, sin: (batch or 1, tokens, rotary_dim), or with positions (rows, pairs).
+        strides: (batch, token) of cos and sin, and of positions if they are given.
+        positions: (batch or 1, tokens), or ``None``.
+    """
+
+    cos: Tensor
+    sin: Tensor
+    strides: list[Strides]
+    positions: Tensor | None = None
+
+
 def _rotate_table(
-    pairs: list[Pair | None], batch: int, tokens: int, cos: Tensor, sin: Tensor, rotation: Rotation, inverse: bool
+    pairs: list[Pair | None], batch: int, tokens: int, table: _GivenTable, rotation: Rotation, inverse: bool
 ) -> Launched | None:
-    others = [position_strides(table.unsqueeze(0)) for table in (cos, sin)]
+    cos, sin, positions = table.cos, table.sin, table.positions
+    by_pair = positions is not None
+    # Only positions decide whether batch and tokens are one axis: rows of a table for each position have no order.
+    others = table.strides[2:] if by_pair else table.strides
     count, tile, strides = layout_of(pairs, others, batch, tokens, False, rotation, inverse, True, one_head=True)
+    of_table = [*table.strides[:2], strides.pop()] if by_pair else [*strides[4:], (0, 0)]
     x = next(pair for pair in pairs if pair is not None)[0]
     arguments = (
-        *pointers(pairs), cos, sin, count, tokens, 1.0 / tokens,
-        *(s for each in strides for s in each), cos.stride(2), sin.stride(2),
+        *pointers(pairs), cos, sin, positions, count, tokens, 1.0 / tokens, cos.shape[0],
+        *(s for each in [*strides[:4], *of_table] for s in each), cos.stride(-1), sin.stride(-1),
     )  # fmt: skip
     grid = (-(-count // tile.TOKENS), tile.CHUNKS)
     with device_of(x), first_in_capture():
         kernel = kernels.rotate_table_kernel[grid](
-            *arguments, INVERSE=inverse, TILE=tile, num_warps=tile.WARPS, **OPTIONS
+            *arguments, INVERSE=inverse, BY_PAIR=by_pair, TILE=tile, num_warps=tile.WARPS, **OPTIONS
         )
     if not x.is_cuda:
         return None
-    return _launched(kernel, grid, arguments, dict(enumerate((*ADDRESSES[:4], "cos", "sin"))), ())
+    return _launched(kernel, grid, arguments, dict(enumerate((*ADDRESSES[:4], "cos", "sin", "positions"))), ())
 
 
 def _launched(

@@ -24,7 +24,7 @@ DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 NUMBERS = {
     torch.int32: 1, torch.int64: 2, torch.float16: 3, torch.bfloat16: 4, torch.float32: 5, torch.float64: 6,
 }  # fmt: skip
-_NO_TABLE = [0] * 9
+_NO_TABLE = [0] * 10
 _NO_NORMS = [0] * 25
 
 

@@ -36,6 +36,7 @@ class TableCase:
         gap: entries between the rows of two tokens, so that one may be aligned to less than another.
         view: how q and k lie in memory, one of those of ``support.cases.strided``.
         nan: whether some entries are NaN.
+        rows: if given, the table has so many rows of an entry per pair, and positions, some without a row, name them.
     """
 
     dtype: torch.dtype = torch.float32
@@ -54,12 +55,23 @@ class TableCase:
     gap: int = 0
     view: str = "dense"
     nan: bool = False
+    rows: int = 0
 
     def __str__(self) -> str:
         dtypes = f"{str(self.dtype)[6:]}-{str(self.table_dtype)[6:]}"
-        return f"{dtypes}-{self.width}of{self.head_dim}-{self.pairing}{'-inverse' if self.inverse else ''}"
+        kind = "-inverse" if self.inverse else f"-{self.rows}rows" if self.rows else ""
+        return f"{dtypes}-{self.width}of{self.head_dim}-{self.pairing}{kind}"
 
 
+_CACHED = [
+    TableCase(dtype, table_dtype, *shape, pairing, rows=9, view=view, gap=gap)
+    for (dtype, view, gap), table_dtype, shape, pairing in product(
+        ((torch.float32, "dense", 0), (torch.float16, "odd", 1), (torch.bfloat16, "dense", 3)),
+        (torch.float32, torch.bfloat16),
+        ((64, 64), (96, 32), (80, 18)),
+        ("half", "interleaved"),
+    )
+]
 TABLES = [
     TableCase(dtype, table_dtype, *shape, pairing, inverse, batch_of_table=1 + inverse)
     for dtype, table_dtype, shape, pairing, inverse in product(
@@ -68,6 +80,9 @@ TABLES = [
 ]
 SOME_TABLES = [
     *TABLES[::7],
+    *_CACHED,
+    TableCase(torch.bfloat16, torch.bfloat16, 128, 128, layout="thd", batch=1, tokens=11, heads=(33, 0), rows=5),
+    TableCase(torch.bfloat16, torch.bfloat16, 128, 128, layout="bhsd", rows=1),
     TableCase(layout="bhsd", spread=3, batch_of_table=2),
     TableCase(torch.bfloat16, torch.bfloat16, layout="thd", batch=1, shift=1),
     TableCase(torch.bfloat16, torch.bfloat16, gap=3),
@@ -107,7 +122,10 @@ class TableAttempt:
         if case.layout == "bhsd":
             made = [x.transpose(1, 2).contiguous() for x in made]
         self.inputs = [strided(x[0] if case.layout == "thd" else x, case.view) for x in made]
-        self.table = [random(case.batch_of_table, case.tokens, case.width).to(case.table_dtype) for _ in range(2)]
+        shape = (1, case.rows, case.width // 2) if case.rows else (case.batch_of_table, case.tokens, case.width)
+        self.table = [random(*shape).to(case.table_dtype) for _ in range(2)]
+        kind = torch.int32 if case.heads[1] else torch.int64
+        self.positions = torch.randint(-2, case.rows + 2, inner, generator=generator, dtype=kind) if case.rows else None
         if case.nan:
             self.table[0][0, 0, 1] = self.table[1][-1, -1, -1] = float("nan")
         self.table = [_placed(t, case) for t in self.table]
@@ -121,7 +139,8 @@ class TableAttempt:
         spec = f"theta=1.0;freq_dim=2;num_frequencies={pairs};head_dim={case.head_dim};num_pairs={pairs};"
         spec += f"distance={pairs};pairing={case.pairing}"
         sides = [*zip(self.inputs, self.outputs, strict=True), (None, None)][:2]
-        self.call = cuda_call(sides, Inputs(None, inverse=case.inverse), spec, case.layout)
+        positions = None if self.positions is None else self.positions[None]
+        self.call = cuda_call(sides, Inputs(positions, inverse=case.inverse), spec, case.layout)
         self._add_table()
 
     def __str__(self) -> str:
@@ -133,7 +152,7 @@ class TableAttempt:
     def _add_table(self) -> None:
         cos, sin = self.table
         strides = [(s if n > 1 else 0, *rest) for n, (s, *rest) in ((t.shape[0], t.stride()) for t in (cos, sin))]
-        table = [cos.data_ptr(), sin.data_ptr(), NUMBERS[cos.dtype], *strides[0], *strides[1]]
+        table = [cos.data_ptr(), sin.data_ptr(), NUMBERS[cos.dtype], *strides[0], *strides[1], self.case.rows]
         self.call.put_table(table)
         self.call.tensors |= {name: t for name, t in (("cos", cos), ("sin", sin)) if t.numel()}
 
@@ -144,6 +163,15 @@ class TableAttempt:
         wide = [tokens_first(x.double(), case.layout) for x in self.before]
         out = [torch.empty_like(x) for x in wide]
         q, k, q_out, k_out = (each for part in (wide, out) for each in [*part, None][:2])
+        if self.positions is not None:
+            has_row = (self.positions >= 0) & (self.positions < case.rows)
+            rows = self.positions.long().clamp(0, case.rows - 1)
+            cos = torch.where(has_row[..., None], cos[0][rows], 1.0)
+            sin = torch.where(has_row[..., None], sin[0][rows], 0.0)
+            join = (
+                (lambda t: t.repeat_interleave(2, -1)) if case.pairing == "interleaved" else lambda t: t.repeat(1, 1, 2)
+            )
+            cos, sin = join(cos), join(sin)
         reference.rotate_table(q, k, q_out, k_out, cos, sin, rotation, case.inverse)
         return out
 
