@@ -216,6 +216,7 @@ std::vector<Span> untouched(const Rotation& r) {
 constexpr std::pair<std::string_view, Layout> kLayouts[] = {
     {"bshd", {0, 1, 2}},
     {"bhsd", {0, 2, 1}},
+    {"sbhd", {1, 0, 2}},
     {"thd", {-1, 0, 1}},
 };
 

@@ -7,6 +7,7 @@ The checked door (:mod:`.prepare`) then does the call, or raises the error.
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Any
 
 from torch import Tensor
 from torch.compiler import is_compiling
@@ -16,6 +17,7 @@ from ..core.spec import text_of
 from ..ops import autograd, direct, plain
 from ..ops.in_place_autograd import rotate_recorded_
 from . import checks
+from .forms import rotate_other_form
 from .head_norm import HeadNorm
 from .normed import NormedCall, rotate_normed
 from .prepare import prepare, refuse_derivative, refuse_derivative_of_outputs, rotate_in_place, write_outputs
@@ -46,8 +48,10 @@ def apply_rope(
     """Rotate q and k to their positions, in one fused call without a cos/sin table.
 
     Args:
-        q: (batch, seq, q_heads, head_dim) for "bshd", (batch, q_heads, seq, head_dim) for "bhsd", (tokens, q_heads,
-            head_dim) for "thd"; float32, float16 or bfloat16; the last stride must be 1, the others are free.
+        q: (batch, seq, q_heads, head_dim) for "bshd", (batch, q_heads, seq, head_dim) for "bhsd", (seq, batch,
+            q_heads, head_dim) for "sbhd", (tokens, q_heads, head_dim) for "thd"; float32, float16 or bfloat16; the
+            last stride must be 1, the others are free. Also flat, (..., q_heads * head_dim), with grouped heads,
+            (..., groups, heads of a group, head_dim), and (1, tokens, q_heads, head_dim) with ``cu_seqlens``.
         k: as q with its own number of heads, or ``None``.
         positions: in tokens; int32 or int64 (floating: fractional coordinates): (seq,), (1 or batch, seq) or, "thd",
             (tokens,). With several axes (axes, 1 or batch, seq) or (axes, tokens); positions with fewer dimensions
@@ -55,7 +59,7 @@ def apply_rope(
         cfg: the RoPE config.
         interleaved: ``True``: GPT-J style, 2 i with 2 i + 1; ``False``: GPT-NeoX style, halves; both as read and as
             written. ``None``: the config's pairing.
-        layout: "bshd", "bhsd" or "thd".
+        layout: "bshd", "bhsd", "sbhd" or "thd".
         seq_len: in tokens, the length that chooses the frequencies of longrope and dynamic: an int, a scalar tensor,
             (batch,), or (sequences,) with ``cu_seqlens``. ``None`` is max(position) + 1 over the whole call. Never
             read back to the host.
@@ -149,10 +153,14 @@ def _rotate_checked(
     seq_len: int | Tensor | None, offset: int | Tensor | None, cu_seqlens: Tensor | None, inverse: bool,
     out: tuple[Tensor, Tensor | None] | None,
 ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+    options: dict[str, Any] = dict(interleaved=interleaved, inverse=inverse)
+    given = dict(layout=layout, seq_len=seq_len, offset=offset, cu_seqlens=cu_seqlens)
+    made = rotate_other_form(apply_rope, q, k, positions, cfg, options | given, out, False)
+    if made is not None:
+        return made
     if is_distributed(q):
         if out is not None:
             refuse_derivative_of_outputs(q, k, out)
-        options = dict(interleaved=interleaved, inverse=inverse)
         return rotate_shards(apply_rope, q, k, positions, cfg, layout, seq_len, offset, cu_seqlens, options, out)
     args = prepare(q, k, positions, cfg, interleaved, layout, seq_len, offset, cu_seqlens, inverse)
     if out is None:
@@ -166,9 +174,12 @@ def _rotate_in_place_checked(
     q: Tensor, k: Tensor | None, positions: Tensor | None, cfg: RopeConfig, interleaved: bool | None, layout: str,
     seq_len: int | Tensor | None, offset: int | Tensor | None, cu_seqlens: Tensor | None, inverse: bool,
 ) -> None:  # fmt: skip
+    options: dict[str, Any] = dict(interleaved=interleaved, inverse=inverse)
+    given = dict(layout=layout, seq_len=seq_len, offset=offset, cu_seqlens=cu_seqlens)
+    if rotate_other_form(apply_rope_, q, k, positions, cfg, options | given, None, True) is not None:
+        return
     if is_distributed(q):
         refuse_derivative(q, k)
-        options = dict(interleaved=interleaved, inverse=inverse)
         rotate_shards(apply_rope_, q, k, positions, cfg, layout, seq_len, offset, cu_seqlens, options)
         mark_written(q, k)
         return

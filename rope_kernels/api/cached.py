@@ -53,7 +53,7 @@ def apply_rope_cached_(
         rotary_dim: the first ``rotary_dim`` channels of a head are rotated. ``None``: as wide as the table says; a
             number must agree with it.
         interleaved: pairs are neighbours, (2 i, 2 i + 1) (GPT-J style), instead of halves (GPT-NeoX style).
-        layout: "thd", "bshd" or "bhsd", as in :func:`rope_kernels.apply_rope`.
+        layout: "thd", "bshd", "bhsd" or "sbhd", as in :func:`rope_kernels.apply_rope`.
         out: (q_out, k_out) to write to instead; returned as given.
         mrope_section: pairs of each axis of positions, as in the model's config; ``None``: one axis.
         axis_map: which axis each pair takes: "contiguous" (Qwen2-VL), "interleaved" (Qwen3-VL) or "ernie".

@@ -146,8 +146,8 @@ def _check_position_shape(positions: Tensor, q: Tensor, layout: str, num_axes: i
     if not _has_shape(shape, allowed):
         forms = ", ".join(map(str, dict.fromkeys(allowed)))
         hint = _other_layout(layout, lambda axes: shape[-1:] == (q.shape[axes.tokens],))
-        if len(shape) == 2 and shape[0] == tokens and num_axes > 1 and shape[1] == num_axes:
-            hint = "; (tokens, axes) positions need .T"
+        if num_axes > 1 and len(shape) >= 2 and shape[-2:] == (tokens, num_axes):
+            hint = "; axes come first: positions.movedim(-1, 0)"
         raise RopeShapeError(f"positions: shape {shape}, allowed for q {tuple(q.shape)} in {layout} are {forms}{hint}")
 
 

@@ -17,7 +17,7 @@ class RotaryEmbedding(nn.Module):
 
     Args:
         cfg: the RoPE config.
-        layout: "bshd", "bhsd" or "thd", as in :func:`rope_kernels.apply_rope`.
+        layout: "bshd", "bhsd", "sbhd" or "thd", as in :func:`rope_kernels.apply_rope`.
 
     Raises:
         RopeShapeError: unknown layout.

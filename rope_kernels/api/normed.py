@@ -15,6 +15,7 @@ from ..ops import direct, norm_autograd, norm_operators
 from ..ops.norm_operators import Weights
 from ..ops.operators import Arguments
 from . import checks
+from .forms import rotate_other_form
 from .head_norm import HeadNorm
 from .norm_checks import cached_text, check_norm, normed_text, numbers_of, refuse_derivative_of_weights, weight_of
 from .prepare import prepare, refuse_derivative, refuse_derivative_of_outputs
@@ -52,6 +53,9 @@ def rotate_normed(
     if made is not None:
         return made
     _check_norms(q, k, given)
+    made = rotate_other_form(call, q, k, positions, cfg, given._asdict(), None if is_in_place else out, is_in_place)
+    if made is not None:
+        return made
     if is_distributed(q):
         return _rotate_shards(call, q, k, positions, cfg, given, out, is_in_place)
     args = prepare(

@@ -46,7 +46,7 @@ def rerotate_(
             with ``cu_seqlens``. Never read back to the host.
         to_seq_len: in tokens, the length whose frequencies they get; shapes as ``from_seq_len``.
         interleaved: as given to :func:`apply_rope`. Keys of "interleaved_to_half" are read as written: halves.
-        layout: "bshd", "bhsd" or "thd".
+        layout: "bshd", "bhsd", "sbhd" or "thd".
         offset: as in :func:`apply_rope`.
         cu_seqlens: as in :func:`apply_rope`.
 
@@ -103,7 +103,7 @@ def shift_(
         cfg: the config the keys were rotated by.
         seq_len: the length they were rotated with; needed if the frequencies depend on it (longrope, dynamic).
         interleaved: as given to :func:`apply_rope`. Keys of "interleaved_to_half" are read as written: halves.
-        layout: "bshd", "bhsd" or "thd".
+        layout: "bshd", "bhsd", "sbhd" or "thd".
 
     Returns:
         The same k.

@@ -20,8 +20,8 @@ from .sizes import is_known, same
 __all__ = ["apply_rotary_pos_emb"]
 
 _DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
-_LAYOUTS = {(axes.rank, axes.heads): name for name, axes in LAYOUTS.items()}
-"""Layout by the rank of q and the axis of its heads, which is the one that cos and sin lack."""
+_LAYOUTS = {(axes.rank, axes.heads): name for name, axes in LAYOUTS.items() if name != "sbhd"}
+"""Layout by the rank of q and the axis of its heads, which cos and sin lack. Their batch comes first."""
 
 
 def apply_rotary_pos_emb(
@@ -122,8 +122,8 @@ def _meant(name: str, table: Tensor) -> str:
     if table.dim() != 3 or not is_known(table.shape[1] == 1):
         return ""
     return (
-        f"; if it is (seq, 1, rotary_dim), pass {name}.transpose(0, 1); layout sbhd, q of (seq, batch, heads, "
-        "head_dim), is not taken: pass q.transpose(0, 1) and k.transpose(0, 1) with unsqueeze_dim=2"
+        f"; if it is (seq, 1, rotary_dim), pass {name}.transpose(0, 1); q of (seq, batch, heads, head_dim) is "
+        "not taken by a table: pass q.transpose(0, 1) and k.transpose(0, 1) with unsqueeze_dim=2"
     )
 
 

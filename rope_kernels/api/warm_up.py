@@ -46,7 +46,7 @@ def warm_up(
         q_shape: of q, in ``layout``.
         k_shape: of k; ``None`` without k.
         dtype: of q and k.
-        layout: "bshd", "bhsd" or "thd".
+        layout: "bshd", "bhsd", "sbhd" or "thd".
         q_norm: of the calls, as in ``apply_rope``.
         k_norm: the same for k.
         v_norm: the same for v, with ``cache``.

@@ -29,7 +29,7 @@ from ..measuring.models import shipped_layers
 __all__ = ["CheckCall", "Result", "calls", "check_report", "passed", "run", "targets", "to_json"]
 
 PLACES = ("returned", "out=", "in place")
-LAYOUTS = ("bshd", "bhsd", "thd")
+LAYOUTS = ("bshd", "bhsd", "sbhd", "thd")
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _TOKENS = 8
 _SHOWN = 5  # violations that the report lists per row
@@ -75,7 +75,7 @@ class CheckCall:
         heads: of q and of k.
         positions: int64 (1, tokens) or (axes, 1, tokens), on the CPU.
         dtype: of q and k.
-        layout: "bshd", "bhsd" or "thd".
+        layout: "bshd", "bhsd", "sbhd" or "thd".
         place: one of :data:`PLACES`.
     """
 
@@ -128,7 +128,7 @@ def _calls_of_models() -> list[CheckCall]:
     for number, layers in enumerate(shipped_layers()):
         positions, heads = layers.positions(_TOKENS, 1, torch.device("cpu")), (layers.q_heads, layers.kv_heads)
         for shift, dtype in enumerate(DTYPES):
-            layout, place = LAYOUTS[(number + shift) % 3], PLACES[(number // 3 + shift) % 3]
+            layout, place = LAYOUTS[(number + shift) % len(LAYOUTS)], PLACES[(number // 3 + shift) % 3]
             found.append(CheckCall(layers.label, layers.config, heads, positions, dtype, layout, place))
     return found
 
@@ -225,7 +225,8 @@ def _rotated(call: CheckCall, device: torch.device) -> list[Tensor]:
 def _laid_out(x: Tensor, layout: str, back: bool = False) -> Tensor:
     if layout == "thd":
         return x[None] if back else x[0]
-    return x.transpose(1, 2).contiguous() if layout == "bhsd" else x
+    swapped = {"bhsd": (1, 2), "sbhd": (0, 1)}.get(layout)
+    return x if swapped is None else x.transpose(*swapped).contiguous()
 
 
 def _note(result: Result, call: CheckCall, outcome: float | str) -> None:

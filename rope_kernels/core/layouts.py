@@ -28,6 +28,7 @@ class Layout(NamedTuple):
 LAYOUTS = {
     "bshd": Layout(batch=0, tokens=1, heads=2, rank=4),
     "bhsd": Layout(batch=0, tokens=2, heads=1, rank=4),
+    "sbhd": Layout(batch=1, tokens=0, heads=2, rank=4),
     "thd": Layout(batch=None, tokens=0, heads=1, rank=3),
 }
 """By name. ``csrc/core/spec.h`` has the same table."""
@@ -38,7 +39,7 @@ def tokens_first(x: Tensor, layout: str) -> Tensor:
     axes = LAYOUTS[layout]
     if axes.batch is None:
         return x.unsqueeze(0)
-    return x if axes.tokens == 1 else x.transpose(1, 2)
+    return x if axes.tokens == 1 else x.transpose(1, axes.tokens)
 
 
 def from_tokens_first(x: Tensor, layout: str) -> Tensor:
@@ -46,7 +47,7 @@ def from_tokens_first(x: Tensor, layout: str) -> Tensor:
     axes = LAYOUTS[layout]
     if axes.batch is None:
         return x.squeeze(0)
-    return x if axes.tokens == 1 else x.transpose(1, 2)
+    return x if axes.tokens == 1 else x.transpose(1, axes.tokens)
 
 
 def position_axes(positions: Tensor | None, layout: str) -> Tensor | None:

@@ -9,7 +9,7 @@ Its grammar, which ``csrc/core/spec.cpp`` parses too::
     text   = spec [ "@" layout { "," word } ]       # without "@": layout bshd, no word
     spec   = field { ";" field }
     field  = key "=" value
-    layout = "bshd" | "bhsd" | "thd"
+    layout = "bshd" | "bhsd" | "sbhd" | "thd"
     word   = flag | norm
     flag   = "inverse" | "unscaled"
     norm   = ( "q_norm" | "k_norm" | "v_norm" ) "=" eps "|" weight_offset "|" ( "before" | "after" )

@@ -197,7 +197,7 @@ def _are_usual_positions(positions: Tensor | None, q: Tensor, layout: str) -> bo
     axes, shape = LAYOUTS[layout], positions.shape
     if positions.dtype not in _INDEX_DTYPES or shape[-1:] != q.shape[axes.tokens : axes.tokens + 1]:
         return False
-    return len(shape) == 1 or (len(shape) == 2 and axes.batch == 0 and shape[0] in (1, q.shape[0]))
+    return len(shape) == 1 or (len(shape) == 2 and axes.batch is not None and shape[0] in (1, q.shape[axes.batch]))
 
 
 def _is_table_of(q: Tensor, cos: Tensor, sin: Tensor, layout: str, is_full: bool) -> bool:

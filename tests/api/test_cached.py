@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.library import opcheck
 
 import rope_kernels as rk
-from rope_kernels.core.layouts import LAYOUTS, tokens_first
+from rope_kernels.core.layouts import LAYOUTS, from_tokens_first, tokens_first
 from rope_kernels.ops import cached_operators, direct
 
 ROWS, BITS = 11, {torch.float32: 24, torch.float16: 11, torch.bfloat16: 8}
@@ -54,7 +54,7 @@ def calls(draw: st.DrawFn) -> dict[str, Any]:
     def heads(count: int) -> Tensor:
         wide = torch.randn(batch, tokens, count + 1, head_dim + 2, generator=generator).to(dtype)
         x = wide[..., :count, :head_dim] if draw(st.booleans()) else wide[..., :count, :head_dim].contiguous()
-        return x[0] if layout == "thd" else x.transpose(1, 2) if layout == "bhsd" else x
+        return from_tokens_first(x, layout)
 
     forms = [(tokens,)] if layout == "thd" else [(tokens,), (1, tokens), (batch, tokens)]
     shape = draw(st.sampled_from(forms))
@@ -144,7 +144,7 @@ Q, K, POSITIONS = torch.randn(3, 2, 16), torch.randn(3, 1, 16), torch.arange(3)
         (dict(out=(Q,)), r"out: must be \(q_out, k_out\)"),
         (dict(out=(Q[:2], K)), "out: q_out is"),
         (dict(mrope_section=[3, 3, 2]), r"positions: shape \(3,\), must have 3 axes in front"),
-        (dict(mrope_section=[4, 4], positions=torch.zeros(3, 2).long()), r"\(tokens, axes\) positions need .T"),
+        (dict(mrope_section=[4, 4], positions=torch.zeros(3, 2).long()), "axes come first"),
         (dict(mrope_section=[3, 3, 2], positions=POSITIONS.expand(3, 3), axis_map="kimi"), "axis_map: got 'kimi'"),
     ],
     ids=lambda value: "" if isinstance(value, dict) else value[:24],

@@ -18,7 +18,7 @@ def q(*shape, **kwargs):
 
 
 BAD = {
-    "layout": (dict(layout="sbhd"), r"layout: got 'sbhd', allowed are bshd, bhsd, thd"),
+    "layout": (dict(layout="hsbd"), r"layout: got 'hsbd', allowed are bshd, bhsd, sbhd, thd"),
     "inverse": (dict(inverse="no"), "inverse: got 'no', allowed are True and False"),
     "rank": (dict(q=q(2, 3, 64)), r"q: shape \(2, 3, 64\) has 3 dimensions, layout bshd has 4"),
     "thd rank": (dict(layout="thd"), "q: .* has 4 dimensions, layout thd has 3"),

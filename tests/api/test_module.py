@@ -41,5 +41,5 @@ def test_layout_and_options_reach_the_call():
 def test_a_module_of_something_else():
     with pytest.raises(TypeError, match="cfg: got str, a RopeConfig is needed"):
         rk.RotaryEmbedding("llama3")
-    with pytest.raises(rk.RopeShapeError, match="layout: got 'sbhd', allowed are bshd, bhsd, thd"):
-        rk.RotaryEmbedding(rk.RopeConfig(head_dim=16), "sbhd")
+    with pytest.raises(rk.RopeShapeError, match="layout: got 'hsbd', allowed are bshd, bhsd, sbhd, thd"):
+        rk.RotaryEmbedding(rk.RopeConfig(head_dim=16), "hsbd")

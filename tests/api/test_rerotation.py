@@ -176,7 +176,7 @@ MISTAKES = {
     "seq_len: missing": lambda c, k: rk.shift_(k, 3, c),
     "delta: got": lambda c, k: rk.shift_(k, 3.5, c, seq_len=40),
     "positions: shape": lambda c, k: rk.shift_(k, torch.arange(4), c, seq_len=40),
-    "layout: got": lambda c, k: rk.shift_(k, 3, c, seq_len=40, layout="sbhd"),
+    "layout: got": lambda c, k: rk.shift_(k, 3, c, seq_len=40, layout="hsbd"),
 }
 
 

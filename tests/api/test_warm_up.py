@@ -44,7 +44,7 @@ def test_it_makes_every_call_it_promises(name: str, layout: str, has_k: bool, in
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"layout": "bhdd"}, r"layout: got 'bhdd', allowed are bshd, bhsd, thd"),
+        ({"layout": "bhdd"}, r"layout: got 'bhdd', allowed are bshd, bhsd, sbhd, thd"),
         ({"layout": 3}, r"layout: got 3, allowed are"),
         ({"q_shape": (2, 3, 16)}, r"q_shape: got \(2, 3, 16\), must have 4 dimensions for layout 'bshd'"),
         ({"k_shape": (3, 16)}, r"k_shape: got \(3, 16\), must have 4 dimensions for layout 'bshd'"),

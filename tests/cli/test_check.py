@@ -120,7 +120,7 @@ def test_it_finds(what, monkeypatch):
     todo = [c for c in calls_of("llama3", place=place, dtype=torch.bfloat16) if c.config.pairing == "half"]
     results = check.run(todo, REFERENCE)
     wrong = [line for r in results for line in r.violations]
-    assert len(wrong) == len(todo) == 3
+    assert len(wrong) == len(todo) == 4
     assert not check.passed(results)
     assert all(row["worst_error"] is None or row["worst_error"] < math.inf for row in check.to_json(results))
 

@@ -140,7 +140,7 @@ def test_a_missing_key_is_named(key: str) -> None:
 @pytest.mark.parametrize(
     ("call", "problem"),
     [
-        ("@bhdd", "unknown layout 'bhdd', allowed are bshd, bhsd, thd; did you mean"),
+        ("@bhdd", "unknown layout 'bhdd', allowed are bshd, bhsd, sbhd, thd; did you mean"),
         ("@", "unknown layout '', allowed are"),
         ("@bshd@bshd", "unknown layout 'bshd@bshd'"),
         (

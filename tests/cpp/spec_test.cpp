@@ -202,14 +202,14 @@ TEST(layouts_and_flags) {
   CHECK(rope::parse_text(kGood + "@thd,unscaled,inverse").inverse);
   CHECK(rope::parse_text(kGood).layout.heads == 2 && rope::parse_text(kGood + "@bhsd").layout.heads == 1);
   for (const std::string word : {"bhdd", "", "BSHD", "thd "}) {
-    CHECK(complaint(kGood + "@" + word) == "spec: unknown layout '" + word + "', allowed are bshd, bhsd, thd");
+    CHECK(complaint(kGood + "@" + word) == "spec: unknown layout '" + word + "', allowed are bshd, bhsd, sbhd, thd");
   }
   for (const std::string flag : {"invers", "", "inverse=1"}) {
     CHECK(complaint(kGood + "@bshd," + flag) ==
           "spec: unknown flag '" + flag + "', allowed are inverse, unscaled, q_norm, k_norm, v_norm");
   }
   CHECK(complaint(kGood + "@bshd,inverse,inverse") == "spec: flag 'inverse' comes twice");
-  CHECK(complaint(kGood + "@bshd@bshd") == "spec: unknown layout 'bshd@bshd', allowed are bshd, bhsd, thd");
+  CHECK(complaint(kGood + "@bshd@bshd") == "spec: unknown layout 'bshd@bshd', allowed are bshd, bhsd, sbhd, thd");
 }
 
 TEST(text_must_be_fields) {

@@ -160,7 +160,7 @@ UNUSUAL = {
     "cu_seqlens, positions and one length": lambda q, k, p: (*packed(q, k), p, None, 9, torch.tensor([0, 3]), THD),
     "cu_seqlens of fractions": lambda q, k, p: (*packed(q, k), None, None, None, torch.tensor([0.0, 3.0]), THD),
     "a broken text": lambda q, k, p: (q, k, p, *NO_LENGTHS, "theta=abc;head_dim=16;num_pairs=8"),
-    "a layout that is none": lambda q, k, p: (q, k, p, *NO_LENGTHS, TEXT + "@sbhd"),
+    "a layout that is none": lambda q, k, p: (q, k, p, *NO_LENGTHS, TEXT + "@hsbd"),
 }
 
 

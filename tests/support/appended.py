@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from support import tolerances
-from support.cases import Case, Made, config_of, make, seed_of, strided, tokens_first
+from support.cases import Case, Made, config_of, from_tokens_first, make, seed_of, strided, tokens_first
 from support.normed import CAN_BE_NORMED, NORMS, NormedCall, NormKind, normed_exactly
 
 import rope_kernels as rk
@@ -104,7 +104,7 @@ class AppendCall:
             heads, width = kind.v_heads or case.k_heads, kind.width or case.config["head_dim"]
             shape = (*tokens_first(made.q, case.layout).shape[:2], heads, width)
             values = torch.randn(shape, generator=generator).to(case.dtype)
-            values = values.transpose(1, 2) if case.layout == "bhsd" else values[0] if case.layout == "thd" else values
+            values = from_tokens_first(values, case.layout)
             v = strided(values, case.view)
         memory, k_cache, v_cache = self._caches(v)
         slots = self._slots(generator, memory, k_cache if k_cache is not None else v_cache)

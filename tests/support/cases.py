@@ -111,7 +111,7 @@ def _cases() -> list[Case]:
     for head_dim in (32, 64, 80, 96, 112, 128, 192, 256, 512):
         for pairing in (HALF, PAIRS):
             out.append(Case(f"head_dim{head_dim}-{pairing}", dict(head_dim=head_dim, pairing=pairing), start=77))
-    for layout in ("bhsd", "thd"):
+    for layout in ("bhsd", "sbhd", "thd"):
         out.append(Case(f"layout-{layout}", llama3, layout=layout))
         out.append(Case(f"layout-{layout}-bf16", llama3, layout=layout, dtype=torch.bfloat16))
         out.append(Case(f"layout-{layout}-mrope", CONFIGS["mrope_contiguous"], layout=layout))
@@ -189,6 +189,7 @@ def seed_of(case: Case) -> int:
 def shape_of(case: Case, heads: int) -> tuple[int, ...]:
     shapes = {
         "bshd": (case.batch, case.tokens, heads, case.config["head_dim"]),
+        "sbhd": (case.tokens, case.batch, heads, case.config["head_dim"]),
         "bhsd": (case.batch, heads, case.tokens, case.config["head_dim"]),
         "thd": (case.tokens, heads, case.config["head_dim"]),
     }
@@ -210,7 +211,13 @@ def strided(values: torch.Tensor, view: str) -> torch.Tensor:
 
 def tokens_first(x: torch.Tensor, layout: str) -> torch.Tensor:
     """(batch, tokens, heads, head_dim) view."""
-    return {"bshd": lambda: x, "bhsd": lambda: x.transpose(1, 2), "thd": lambda: x[None]}[layout]()
+    swapped = {"bhsd": (1, 2), "sbhd": (0, 1)}.get(layout)
+    return x[None] if layout == "thd" else x if swapped is None else x.transpose(*swapped)
+
+
+def from_tokens_first(x: torch.Tensor, layout: str) -> torch.Tensor:
+    """The inverse of :func:`tokens_first`."""
+    return x[0] if layout == "thd" else tokens_first(x, layout)
 
 
 def where_and_how_long(case: Case):

@@ -8,7 +8,18 @@ import numpy as np
 import torch
 from support import oracle
 from support.calls import is_public
-from support.cases import CASES, Case, Made, bound, make, rotated_exactly, seed_of, tokens_first, where_and_how_long
+from support.cases import (
+    CASES,
+    Case,
+    Made,
+    bound,
+    from_tokens_first,
+    make,
+    rotated_exactly,
+    seed_of,
+    tokens_first,
+    where_and_how_long,
+)  # fmt: skip
 
 import rope_kernels as rk
 
@@ -108,7 +119,7 @@ def exactly(case: Case, x: torch.Tensor, norm: rk.HeadNorm | None) -> torch.Tens
     _, group, _ = where_and_how_long(case)
     outside = torch.from_numpy(np.asarray(group) < 0)[:, :, None, None]
     flat = torch.where(outside, tokens_first(x.double(), case.layout), tokens_first(y, case.layout))
-    return flat.transpose(1, 2) if case.layout == "bhsd" else flat[0] if case.layout == "thd" else flat
+    return from_tokens_first(flat, case.layout)
 
 
 def check(case: Case, got: torch.Tensor, expected: torch.Tensor, norm: rk.HeadNorm | None, x: torch.Tensor) -> None:

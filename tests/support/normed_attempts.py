@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from support import normed, tolerances
 from support.attempts import Attempt, bits
-from support.cases import CASES, Case, Made, make, rotated_exactly, where_and_how_long
+from support.cases import CASES, Case, Made, from_tokens_first, make, rotated_exactly, where_and_how_long
 from support.normed import NORMS, NormedCall
 from torch import Tensor
 
@@ -132,7 +132,7 @@ def gradients_exactly(call: NormedCall, side: str, x: Tensor, grad: Tensor, weig
         return _rotated(case, grad, inverse=True), None
     group = torch.from_numpy(np.asarray(where_and_how_long(case)[1]))
     outside = (group < 0)[:, :, None, None]
-    outside = outside.transpose(1, 2) if case.layout == "bhsd" else outside[0] if case.layout == "thd" else outside
+    outside = from_tokens_first(outside, case.layout)
     live = grad.double().masked_fill(outside, 0.0)
     row = _rotated(case, x) if norm.after_rope else x.double()
     h = live if norm.after_rope else _rotated(case, live, inverse=True)
