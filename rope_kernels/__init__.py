@@ -7,6 +7,7 @@ from ._version import __version__
 from .api.append import apply_rope_append
 from .api.apply import apply_rope, apply_rope_
 from .api.cached import apply_rope_cached_
+from .api.context_parallel import context_parallel_positions
 from .api.cos_sin import cos_sin
 from .api.dynamic_state import DynamicState
 from .api.head_norm import HeadNorm
@@ -41,6 +42,7 @@ __all__ = [
     "apply_rope_cached_",
     "apply_rotary_pos_emb",
     "available_backends",
+    "context_parallel_positions",
     "cos_sin",
     "register_rope_type",
     "rerotate_",

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.compiler import is_compiling
 
 from ..core.layouts import LAYOUTS
+from ..core.rotation import PAIRINGS
 from ..errors import RopeShapeError, RopeTableWarning
 from ..ops import direct, plain
 from ..ops.table_autograd import TableArguments, rotate_table
@@ -27,6 +28,7 @@ _LAYOUTS = {(axes.rank, axes.heads): name for name, axes in LAYOUTS.items() if n
 def apply_rotary_pos_emb(
     q: Tensor, k: Tensor | None, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1, *, interleaved: bool = False,
     table_width: Literal["full", "half"] | None = None,
+    pairing: Literal["half", "interleaved", "interleaved_to_half"] | None = None,
 ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
     """Drop-in for transformers' function of this name: ``q * cos + rotate_half(q) * sin``, rounded once.
 
@@ -42,6 +44,8 @@ def apply_rotary_pos_emb(
         table_width: "full", an entry per rotated channel, as transformers has it; "half", an entry per pair, as
             flash-attn, vLLM, SGLang, FlashInfer and ONNX have it: cos and sin are then (..., rotary_dim / 2). ``None``
             is "full", with a warning where the table is half as wide as a head and could be either.
+        pairing: instead of ``interleaved``; "interleaved_to_half" reads neighbours and writes halves, as DeepSeek's
+            models do; its table is in the order of the output.
 
     Returns:
         (q, k) rotated. Gradients reach q, k, cos and sin; q and k are kept for backward only if cos or sin needs one.
@@ -49,22 +53,33 @@ def apply_rotary_pos_emb(
     Raises:
         RopeShapeError: a tensor does not fit.
     """
-    if (table_width is None or table_width == "full") and isinstance(interleaved, bool) and not is_compiling():
+    if pairing is not None:
+        pairing = _checked_pairing(pairing, interleaved)
+    elif isinstance(interleaved, bool):
         pairing = "interleaved" if interleaved else "half"
+    if (table_width is None or table_width == "full") and pairing is not None and not is_compiling():
         made = direct.rotate_table(q, k, cos, sin, unsqueeze_dim, pairing, table_width == "full")
         if made is None:
             made = plain.rotate_table(q, k, cos, sin, unsqueeze_dim, pairing, table_width == "full")
         if made is not None:
             return made
-    return _rotate_checked(q, k, cos, sin, unsqueeze_dim, interleaved, table_width)
+    checks.check_flag("interleaved", interleaved)
+    return _rotate_checked(q, k, cos, sin, unsqueeze_dim, pairing or "half", table_width)
+
+
+def _checked_pairing(pairing: str, interleaved: bool) -> Any:
+    if pairing not in PAIRINGS:
+        raise RopeShapeError(f"pairing: got {pairing!r}, allowed are {', '.join(PAIRINGS)}")
+    if interleaved is not False and pairing != "interleaved":
+        raise RopeShapeError(f"interleaved: got {interleaved!r} with pairing={pairing!r}")
+    return pairing
 
 
 def _rotate_checked(
-    q: Tensor, k: Tensor | None, cos: Tensor, sin: Tensor, unsqueeze_dim: int, interleaved: bool,
+    q: Tensor, k: Tensor | None, cos: Tensor, sin: Tensor, unsqueeze_dim: int, pairing: str,
     table_width: str | None,
 ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
     """The checked door: does the calls that the fast path refuses, and raises all errors."""
-    checks.check_flag("interleaved", interleaved)
     if table_width not in (None, "full", "half"):
         raise RopeShapeError(f"table_width: got {table_width!r}, allowed are 'full', 'half' and None")
     for name, x in (("q", q), ("cos", cos), ("sin", sin)):
@@ -75,12 +90,11 @@ def _rotate_checked(
     layout = _layout(q, cos, unsqueeze_dim)
     checks.check_qk(q, k, q.shape[-1], layout)
     if table_width == "half":
-        cos, sin = _per_channel(cos, interleaved), _per_channel(sin, interleaved)
+        cos, sin = _per_channel(cos, pairing == "interleaved"), _per_channel(sin, pairing == "interleaved")
     _check_table(q, cos, sin, layout)
     if table_width is None and 2 * cos.shape[-1] == q.shape[-1]:
         _warn_of_half_a_head(cos.shape[-1])
     wide_cos, wide_sin = (t if t.dim() == 3 else t.unsqueeze(0) for t in (cos, sin))
-    pairing = "interleaved" if interleaved else "half"
     q_out, k_out = rotate_table(q, k, TableArguments(wide_cos, wide_sin, cos.shape[-1], pairing, layout, False))
     return q_out, None if k is None else k_out
 

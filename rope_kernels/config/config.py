@@ -37,6 +37,8 @@ def _named_fields(cls: type[_Config]) -> type[_Config]:
 
     @functools.wraps(init)
     def checked(self: _Config, *args: Any, **values: Any) -> None:
+        if torch.compiler.is_compiling():
+            torch._dynamo.graph_break(msg="RopeConfig: make it outside of the compiled function, once, and pass it")
         for name, value in values.items():
             if name not in known:
                 here = OTHER_NAMES.get(name)

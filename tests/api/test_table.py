@@ -245,3 +245,34 @@ def test_lazy_signs_of_conjugates(backend, unsqueeze_dim):
             q, q, angles.real.contiguous(), angles.imag.resolve_neg().contiguous(), unsqueeze_dim
         )
     assert all(torch.equal(x, y) for x, y in zip(got, wanted, strict=True))
+
+
+@pytest.mark.parametrize("table_width", ["full", "half"])
+def test_neighbours_are_read_and_halves_written(table_width):
+    """DeepSeek's: its view, transpose and reshape before, then rotate_half."""
+    q, k = qk()
+    cos, sin = tables(D // 2)
+    full = [torch.cat((t, t), -1) for t in (cos, sin)]
+
+    def by_hand(x):
+        x = x.unflatten(-1, (D // 2, 2)).transpose(-1, -2).flatten(-2)
+        turned = torch.cat((-x[..., D // 2 :], x[..., : D // 2]), -1)
+        return x * full[0][:, None] + turned * full[1][:, None]
+
+    given = full if table_width == "full" else (cos, sin)
+    leaves = [x.requires_grad_() for x in (q, k)]
+    got = rk.apply_rotary_pos_emb(*leaves, *given, pairing="interleaved_to_half", table_width=table_width)
+    grads = torch.autograd.grad(sum((y**3).sum() for y in got), leaves)
+    wanted_grads = torch.autograd.grad(sum((by_hand(x) ** 3).sum() for x in leaves), leaves)
+    with torch.no_grad():
+        direct = rk.apply_rotary_pos_emb(q, k, *given, pairing="interleaved_to_half", table_width=table_width)
+    for x, y, z, grad, wanted in zip(leaves, got, direct, grads, wanted_grads, strict=True):
+        torch.testing.assert_close(y, by_hand(x), **tolerances.THERE_AND_BACK)
+        assert torch.equal(y, z)
+        torch.testing.assert_close(grad, wanted)
+
+
+@pytest.mark.parametrize("options", [dict(pairing="halves"), dict(pairing="half", interleaved=True), dict(pairing=1)])
+def test_a_pairing_that_is_none_is_named(options):
+    with pytest.raises(rk.RopeShapeError, match="pairing"):
+        rk.apply_rotary_pos_emb(*qk(), *tables(), **options)

@@ -305,3 +305,18 @@ def test_a_pickle_of_an_earlier_version_loads():
     assert old == new
     assert (old.frequency_params, old.geometry, old.specs) == (new.frequency_params, new.geometry, new.specs)
     assert vars(pickle.loads(pickle.dumps(old))) == vars(new)
+
+
+def test_a_config_inside_of_a_compiled_function() -> None:
+    """It works where the graph may break; else the error says what to do."""
+    x = torch.randn(1, 3, 2, 16)
+
+    def rotate(x: torch.Tensor) -> torch.Tensor:
+        return rk.apply_rope(x * 1, None, None, RopeConfig(head_dim=16))[0]
+
+    torch._dynamo.reset()
+    assert torch.equal(torch.compile(rotate, backend="eager")(x), rotate(x))
+    torch._dynamo.reset()
+    with pytest.raises(torch._dynamo.exc.Unsupported, match="RopeConfig: make it outside of the compiled function"):
+        torch.compile(rotate, backend="eager", fullgraph=True)(x)
+    torch._dynamo.reset()

@@ -135,6 +135,4 @@ def _by_the_table(
     q: Tensor, k: Tensor | None, cos: Tensor, sin: Tensor, unsqueeze_dim: int, pairing: str, is_full: bool
 ) -> Pair:
     with torch.no_grad():
-        return table._rotate_checked(
-            q, k, cos, sin, unsqueeze_dim, pairing == "interleaved", "full" if is_full else None
-        )
+        return table._rotate_checked(q, k, cos, sin, unsqueeze_dim, pairing, "full" if is_full else None)
