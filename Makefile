@@ -13,10 +13,11 @@ BUILD_SOURCES := pyproject.toml setup.py $(shell find csrc native_build -type f 
 DEMO_INSTALLED := .venv/.demo-installed
 DEMO_READY := $(or $(wildcard $(READY)),.venv/.demo-ready)
 HOST := build/host/venv
+ENGINES := build/engines/venv
 CPP_SOURCES := $(shell find csrc tests/cpp tests/emulation/cuda -name "*.c" -o -name "*.cpp" -o -name "*.h" -o -name "*.cu" -o -name "*.cuh")
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-calls test-full test-oldest test-newest cpp-test bench bench-check gpu-check
+.PHONY: help demo test test-all test-calls test-full test-engines test-oldest test-newest cpp-test bench bench-check gpu-check
 .PHONY: host-check mutants docs lint format clean
 
 help: ## Show this list
@@ -60,6 +61,9 @@ gpu-check: $(READY) ## On a machine with a CUDA GPU: every case on it, beside th
 host-check: $(READY) $(HOST)/.created ## Opt-in, downloads a CUDA torch: what CUDA calls do and cost on the host, over a GPU that does nothing
 	$(HOST)/bin/python tests/host/run.py $(HOST_CHECK_ARGS)
 
+test-engines: $(READY) $(ENGINES)/.created ## Opt-in, downloads vLLM and others: their layers and exports on these kernels
+	$(ENGINES)/bin/python tests/engines/run.py $(ENGINES_ARGS)
+
 test-oldest test-newest: test-%: build/%/venv/.created
 	build/$*/venv/bin/python tests/versions/run.py $* $(PYTEST_ARGS)
 
@@ -87,6 +91,13 @@ clean: ## Remove .venv and everything that was built or cached
 	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .triton_cache
 	rm -f rope_kernels/*.so rope_kernels/_why_not_native.txt
 	find rope_kernels tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Beside the packages of .venv: vLLM asks for another transformers than the one that it is tested with here.
+$(ENGINES)/.created: tests/engines/requirements.txt $(INSTALLED)
+	$(PYTHON) -m venv $(ENGINES)
+	$(ENGINES)/bin/python -c 'import sysconfig; from pathlib import Path; own = Path(sysconfig.get_path("purelib")); (own / "beside.pth").write_text(str(Path(".venv", *own.parts[-3:]).resolve()) + "\n")'
+	$(ENGINES)/bin/python -m pip --quiet --disable-pip-version-check install --no-deps -r tests/engines/requirements.txt
+	@touch $@
 
 $(HOST)/.created: tests/host/requirements.txt
 	$(PYTHON) -m venv $(HOST)

@@ -1,5 +1,5 @@
 """The ``rope-kernels`` command: ``info``, ``explain``, ``plot``, ``demo``, ``check``,
-``bench`` and ``coverage``."""
+``bench``, ``coverage`` and ``vllm``."""
 
 from __future__ import annotations
 
@@ -244,3 +244,22 @@ def coverage(as_json: AsJson = False) -> None:
         print_json(counted)
     else:
         typer.echo(probe.as_text(counted))
+
+
+@app.command(epilog=EXIT_CODES)
+def vllm(config: ConfigArgument, as_json: AsJson = False) -> None:
+    """Show what the vLLM plug-in replaces in a model, the error of vLLM's own table, and where it means otherwise."""
+    from ..measuring.catalog import load
+    from .vllm_report import vllm_report
+
+    with errors_as_exit_codes():
+        try:
+            from ..integrations.vllm.audit import audit
+
+            found = audit(load(config))
+        except ImportError as error:
+            raise LacksError(f"{error}; the command needs vLLM (pip install vllm)") from error
+    if as_json:
+        print_json([asdict(row) for row in found])
+    else:
+        Console().print(vllm_report(found))
