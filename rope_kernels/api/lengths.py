@@ -12,7 +12,8 @@ __all__ = ["length_of", "longest"]
 
 def length_of(positions: Tensor) -> Tensor:
     """max(position) + 1 as an int64 scalar on the device; ``positions`` must not be empty."""
-    return positions.amax().ceil().to(torch.int64) + 1
+    last = positions.amax()
+    return (last.ceil() if last.is_floating_point() else last).to(torch.int64) + 1
 
 
 def longest(
