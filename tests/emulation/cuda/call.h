@@ -72,7 +72,7 @@ inline rope::Job job_of(const Call& call, const rope::Spec& spec) {
                 call.packed.stride};
   const auto& t = call.table;
   job.table = {pointer<const void>(t.cosine), pointer<const void>(t.sine), static_cast<rope::Number>(t.kind),
-               strides(t.cosine_strides), strides(t.sine_strides), t.rows};
+               strides(t.cosine_strides),     strides(t.sine_strides),     t.rows};
   for (int i = 0; i < 2; ++i) {
     const auto& given = call.norms[i];
     rope::HeadNorm& norm = job.norms[i];
