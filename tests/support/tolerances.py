@@ -90,3 +90,11 @@ FP32_ANGLE = _absolute(2e-5)
 """Cosines and sines of positions below 10, by such frequencies."""
 FP32_FAR_ANGLE = _absolute(1e-4)
 """The same rotating values, or at positions below 100."""
+
+# Other libraries
+FLOAT32_ANGLES = _absolute(4e-5)
+"""torchtitan's angles are fp32 products: at position 64 they are off by 4e-6, times values up to 5."""
+TITAN_LOGITS = _absolute(1e-5)
+"""Six layers with such angles up to position 13, logits up to 5."""
+GRADIENT_REL = 1e-5
+"""Of the largest gradient: a rotation by fp32 angles up to position 64, and back."""
