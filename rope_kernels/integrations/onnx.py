@@ -29,15 +29,21 @@ def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
     Returns:
         Functions by operator, for ``apply_rope``, patched models, and ``apply_rotary_pos_emb``.
 
-    Raises:
-        ImportError: onnxscript is not installed (pip install onnx onnxscript).
-        RopeConfigError: while exporting: packed sequences, ``rerotate_``, DeepSeek's ``interleaved_to_half``, an
-            offset of the rotary channels, or heads in blocks; ONNX has no form for them.
-    """
-    import onnxscript  # noqa: F401  (the error is raised here, not in the middle of an export)
+    Calls in place and with ``out=`` never come here: torch's exporter stops at the operators that write to tensors.
 
+    Raises:
+        ImportError: onnx or onnxscript is not installed; the message has the command that installs them.
+        RopeConfigError: while exporting: packed sequences, ``rerotate_``, DeepSeek's ``interleaved_to_half``, an
+            offset of the rotary channels, heads in blocks, or norms; ONNX has no form for them.
+    """
+    try:
+        import onnx  # noqa: F401  (the error is raised here, not in the middle of an export)
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise ImportError(f"{error}; exporting to ONNX needs: pip install onnx onnxscript") from error
     return {
         torch.ops.rope_kernels.rotate.default: _rotate,
+        torch.ops.rope_kernels.rotate_norm.default: _refuse_norm,
         torch.ops.rope_kernels.rotate_table.default: _rotate_table,
         torch.ops.aten.amax.default: _amax,  # of the longest position; torch's own translation cannot do without dim
     }
@@ -45,6 +51,10 @@ def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
 
 def _refuse(field: str, what: str) -> None:
     raise RopeConfigError(field, f"{what} cannot be exported: opset 23's RotaryEmbedding has no form for it")
+
+
+def _refuse_norm(*given: Any, **options: Any) -> None:
+    raise RopeConfigError("q_norm", "norms cannot be exported in one call with the rotation: norm q and k before it")
 
 
 def _check(operation: Operation, from_seq_len: Any, cu_seqlens: Any) -> None:

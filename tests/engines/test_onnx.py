@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -187,3 +188,31 @@ def test_what_has_no_form_is_an_error_that_names_it(
     with pytest.raises(Exception, match=field) as raised:
         exported(Rotating(cfg, layout, **options), (q, k, *(() if positions is None else (positions,))), tmp_path)
     assert "cannot be exported" in str(raised.value) or "cannot be exported" in repr(raised.value.__cause__)
+
+
+def test_a_fused_norm_is_an_error_that_names_it(tmp_path: Path) -> None:
+    class Normed(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.ones(64))
+
+        def forward(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor | None]:
+            norm = rk.HeadNorm(self.weight, 1e-6)
+            return rk.apply_rope(q, k, None, rk_config, q_norm=norm, k_norm=norm)
+
+    rk_config = rk.RopeConfig(head_dim=64)
+    with pytest.raises(Exception, match="Error when") as raised:
+        exported(Normed(), tensors(rk_config), tmp_path)
+    causes, error = [], raised.value
+    while error is not None:
+        causes.append(error)
+        error = error.__cause__
+    assert isinstance(causes[-1], rk.RopeConfigError)
+    assert str(causes[-1]).startswith("q_norm: norms cannot be exported")
+
+
+@pytest.mark.parametrize("missing", ["onnx", "onnxscript"])
+def test_without_the_packages_the_error_says_how_to_install_them(monkeypatch: pytest.MonkeyPatch, missing: str) -> None:
+    monkeypatch.setitem(sys.modules, missing, None)
+    with pytest.raises(ImportError, match=f"{missing}.*pip install onnx onnxscript"):
+        translations()

@@ -31,8 +31,9 @@ class Block:
         return self.name
 
 
-def blocks_of(file: str) -> list[Block]:
-    """The blocks of a file of the repository, in order."""
+def blocks_of(file: str, title: str = "") -> list[Block]:
+    """The blocks of a file of the repository, in order: those without a title, or those whose title begins so."""
     text = (ROOT / file).read_text(encoding="utf-8")
-    found = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    kind = rf' title="{re.escape(title)}[^"\n]*"' if title else ""
+    found = re.findall(rf"^```python{kind}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     return [Block(file, number, block) for number, block in enumerate(found, 1)]
