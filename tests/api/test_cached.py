@@ -176,8 +176,6 @@ def test_tensors_that_overlap_are_refused() -> None:
 
 @pytest.mark.parametrize("out", [False, True])
 def test_the_direct_path_has_the_bits_of_the_operator(monkeypatch: pytest.MonkeyPatch, out: bool) -> None:
-    if direct.unavailable() is not None:
-        pytest.skip(str(direct.unavailable()))
     results = []
     for refuse in (False, True):
         if refuse:
@@ -190,16 +188,6 @@ def test_the_direct_path_has_the_bits_of_the_operator(monkeypatch: pytest.Monkey
         results.append([x.clone() for x in got if x is not None])
     for x, y in zip(*results, strict=True):
         assert torch.equal(x, y)
-
-
-def test_the_direct_path_takes_usual_calls(monkeypatch: pytest.MonkeyPatch) -> None:
-    if direct.unavailable() is not None:
-        pytest.skip(str(direct.unavailable()))
-    for name in ("rotate_cached_", "rotate_cached_out"):
-        monkeypatch.setattr(rk.api.cached, name, lambda *a: pytest.fail("went through the dispatcher"))  # type: ignore[attr-defined]
-    for cache in (table_of(8), table_of(8).chunk(2, -1)):
-        rk.apply_rope_cached_(Q.clone(), K.clone(), POSITIONS, cache)
-        rk.apply_rope_cached_(Q, K, POSITIONS, cache, out=(torch.empty_like(Q), torch.empty_like(K)), rotary_dim=16)
 
 
 def test_opcheck() -> None:

@@ -62,7 +62,6 @@ SUITES: dict[str, list[Stage]] = {
                 "tests/api/test_apply.py",
                 "tests/api/test_norms.py",
                 "tests/ops/test_norm_autograd.py",
-                "tests/api/test_cached.py",
             ),
             (_LIBRARY,),
         ),

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from support.direct_calls import CONFIG, qk, table_call
-from support.direct_compared import FUNCTIONS, Comparison, refuse_all
+from support.direct_compared import FUNCTIONS, WRITTEN, Comparison, refuse_all
 
 import rope_kernels as rk
 from rope_kernels.ops import direct
@@ -31,13 +31,19 @@ def call(name: str, k: bool = True) -> None:
         rk.apply_rope_(q, keys, positions, CONFIG)
     elif name == "rotate_out":
         rk.apply_rope(q, keys, positions, CONFIG, out=(torch.empty_like(q), torch.empty_like(keys) if k else None))
+    elif name == "rotate_cached":
+        rk.apply_rope_cached_(q[0], keys if keys is None else keys[0], positions, torch.randn(8, 16))
+    elif name == "append":
+        values = torch.randn(1, 3, 2, 8)
+        cache = rk.KVCache(None if keys is None else torch.zeros(2, 4, 2, 16), torch.zeros(2, 4, 2, 8), positions)
+        rk.apply_rope_append(q, keys, values, positions, CONFIG, cache, return_k=k)
     else:
         q, keys, *rest = table_call()
         rk.apply_rotary_pos_emb(q, keys if k else None, *rest[:3])
 
 
 def results(name: str, arguments: tuple[Any, ...], made: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
-    return {"rotate_": arguments[:2], "rotate_out": arguments[-2:]}.get(name, made)
+    return arguments[WRITTEN[name]] or made
 
 
 def flips_a_bit(which: int) -> Callable[..., Any]:
@@ -86,7 +92,14 @@ def test_a_wrong_bit_is_noticed(name: str, which: int, patch: pytest.MonkeyPatch
     assert [line.split(" ")[:2] for line in comparison.differences] == [[f"{name}:", "qk"[which]]]
 
 
-@pytest.mark.parametrize("name", ["rotate_", "rotate_out"])
+@pytest.mark.parametrize("which", [2, 3], ids=["k", "v"])
+def test_a_wrong_bit_in_a_cache_is_noticed(which: int, patch: pytest.MonkeyPatch) -> None:
+    comparison = plant(patch, "append", flips_a_bit(which))
+    call("append")
+    assert [line.split(" ")[:2] for line in comparison.differences] == [["append:", f"cache.{'kv'[which - 2]}"]]
+
+
+@pytest.mark.parametrize("name", ["rotate_", "rotate_out", "rotate_cached", "append"])
 def test_a_version_that_stays_is_noticed(name: str, patch: pytest.MonkeyPatch) -> None:
     comparison = plant(patch, name, counts_no_version)
     call(name)

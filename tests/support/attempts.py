@@ -14,7 +14,7 @@ from rope_kernels.ops.operators import inputs_of
 
 __all__ = ["Attempt", "bits", "gaps"]
 
-_INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def bits(x: Tensor) -> Tensor:
