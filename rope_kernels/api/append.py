@@ -124,12 +124,10 @@ def _past_dispatcher(
     q_norm, k_norm, v_norm = norms
     if type(cache) is not KVCache or any(norm is not None and type(norm) is not HeadNorm for norm in norms):
         return None
-    if out is None:
-        q_out, k_out = q, None
-    elif type(out) is tuple and len(out) == 2:
-        q_out, k_out = out
-    else:
+    written = (q, None) if out is None else out
+    if type(written) is not tuple or len(written) != 2:
         return None
+    q_out, k_out = written
     if return_k is not False and k_out is None:
         if return_k is not True or type(k) is not Tensor:
             return None

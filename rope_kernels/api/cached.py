@@ -18,7 +18,6 @@ from .sharding import is_distributed
 
 __all__ = ["apply_rope_cached_"]
 
-_TABLE_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 Pair = tuple[Tensor, "Tensor | None"]
 
 
@@ -94,15 +93,11 @@ def _past_dispatcher(
         cos, sin = table, None
     else:
         return None
-    if out is None:
-        q_out, k_out = q, k
-    elif type(out) is tuple and len(out) == 2:
-        q_out, k_out = out
-    else:
+    written = (q, k) if out is None else out
+    if type(written) is not tuple or len(written) != 2:
         return None
-    pairing = _pairing(interleaved)
-    done = direct.rotate_cached(q, k, positions, cos, sin, rotary_dim, pairing, layout, q_out, k_out)
-    return (q_out, k_out) if done else None
+    done = direct.rotate_cached(q, k, positions, cos, sin, rotary_dim, _pairing(interleaved), layout, *written)
+    return written if done else None
 
 
 def _checked_table(q: Tensor, table: Tensor | tuple[Tensor, Tensor], rotary_dim: int | None) -> tuple[Tensor, Tensor]:
@@ -112,7 +107,7 @@ def _checked_table(q: Tensor, table: Tensor | tuple[Tensor, Tensor], rotary_dim:
         raise RopeShapeError("q: is a DTensor; rotate its local part, q.to_local(), or call apply_rope")
     cos, sin = _halves(table)
     for name, side in (("cos", cos), ("sin", sin)):
-        if side.dtype not in _TABLE_DTYPES:
+        if side.dtype not in checks.TABLE_DTYPES:
             raise RopeShapeError(
                 f"cos_sin_cache: {name} is {side.dtype}, allowed are float32, float64, float16, bfloat16"
             )

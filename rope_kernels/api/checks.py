@@ -29,6 +29,8 @@ __all__ = [
 ]
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+TABLE_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+"""Allowed of a caller's cos and sin."""
 _INDEX_DTYPES = (torch.int64, torch.int32)
 _POSITION_DTYPES = (*_INDEX_DTYPES, torch.float32, torch.float64)
 _COUNTS_TO = {torch.float16: 2048, torch.bfloat16: 256}

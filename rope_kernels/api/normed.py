@@ -58,9 +58,7 @@ def rotate_normed(
         return made
     if is_distributed(q):
         return _rotate_shards(call, q, k, positions, cfg, given, out, is_in_place)
-    args = prepare(
-        q, k, positions, cfg, given.interleaved, given.layout, given.seq_len, given.offset, given.cu_seqlens
-    )  # fmt: skip
+    args = prepare(q, k, positions, cfg, given.interleaved, given.layout, given.seq_len, given.offset, given.cu_seqlens)
     norms = ("q_norm", given.q_norm), ("k_norm", given.k_norm)
     args = args._replace(text=normed_text(args.text, numbers_of(given.q_norm), numbers_of(given.k_norm)))
     weights = Weights(*(weight_of(name, norm, q, cfg.head_dim) for name, norm in norms))

@@ -20,7 +20,6 @@ from .sizes import is_known, same
 
 __all__ = ["apply_rotary_pos_emb"]
 
-_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 _LAYOUTS = {(axes.rank, axes.heads): name for name, axes in LAYOUTS.items() if name != "sbhd"}
 """Layout by the rank of q and the axis of its heads, which cos and sin lack. Their batch comes first."""
 
@@ -145,7 +144,7 @@ def _check_table(q: Tensor, cos: Tensor, sin: Tensor, layout: str) -> None:
     axes = LAYOUTS[layout]
     batch, tokens = 1 if axes.batch is None else q.shape[axes.batch], q.shape[axes.tokens]
     for name, table in (("cos", cos), ("sin", sin)):
-        if table.dtype not in _DTYPES:
+        if table.dtype not in checks.TABLE_DTYPES:
             raise RopeShapeError(f"{name}: dtype {table.dtype}, allowed are float32, float64, float16, bfloat16")
         if table.device != q.device:
             raise RopeShapeError(f"{name}: on {table.device}, must be on q's {q.device}")
