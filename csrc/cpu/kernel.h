@@ -4,6 +4,8 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <type_traits>
+#include <variant>
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
@@ -34,6 +36,7 @@ void rotate_range(const Job& job, std::int64_t first, std::int64_t last, ThreadS
   const bool read_pairs = pairs || (mixed && !job.inverse);
   const Prefetch prefetch = prefetch_of(job, read_pairs, sizeof(typename D::T), thread);
   const Flags flags{split, read_pairs, pairs || (mixed && job.inverse), prefetch};
+  [[maybe_unused]] std::conditional_t<NORM, UsualFactors, std::monostate> factors;
   Work work;
   work.now = &thread.frequencies;
   work.before = &thread.frequencies_before;
@@ -67,7 +70,7 @@ void rotate_range(const Job& job, std::int64_t first, std::int64_t last, ThreadS
     }
     if (outside) continue;
     if constexpr (NORM) {
-      norm_block<D>(job, flags, block, thread);
+      norm_block<D>(job, flags, block, factors, thread);
       continue;
     }
     if (TABLE && !same) {

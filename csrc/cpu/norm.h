@@ -189,9 +189,6 @@ void norm_head_backward(const Spec& spec, const HeadNorm& norm, float* weight_gr
   narrow<D>(copies.b, to, n);
 }
 
-/// The order in which a norm and a rotation are done.
-enum class Order : std::uint8_t { kRotate, kNormFirst, kRotateFirst };
-
 /// Whether all channels of a job's heads are rotated, and their number is a usual one: see norm_whole_heads.
 bool has_usual_heads(const Job& job) {
   const Rotation& r = job.spec->rotation;
@@ -236,94 +233,133 @@ ROPE_INLINE void store_head(typename D::T* y, const F<W>* a, const F<W>* b) {
   }
 }
 
-/// Norms and rotates the heads of one token whose channels are all rotated, for a constant number of pairs: a head and
-/// its cosines stay in registers. `u` are the factors of the members: as read if the norm comes first, else as written.
+/// The factors of first members, then those of second ones, in the order of load_head; without a weight they are 1.
+template <Members MEMBERS>
+void factors_of_members(const float* u, int pairs, float* to) {
+  for (int i = 0; i < pairs; ++i) {
+    const int pair = MEMBERS != Members::kWords ? i : i < pairs / 2 ? 2 * i : 2 * (i - pairs / 2) + 1;
+    constexpr bool kNeighbours = MEMBERS == Members::kNeighbours;
+    to[i] = u == nullptr ? 1.0F : u[kNeighbours ? 2 * pair : pair];
+    to[pairs + i] = u == nullptr ? 1.0F : u[kNeighbours ? 2 * pair + 1 : pairs + pair];
+  }
+}
+
+/// The factors of q's and k's norms for heads of a usual number of pairs, made once for all tokens of a range.
+class UsualFactors {
+ public:
+  template <Members READ, Members WRITE>
+  const float* of(const Job& job, int operand) {
+    float* const u = factors_[operand];
+    if (!made_[operand]) {
+      const HeadNorm& norm = job.norms[operand];
+      const int pairs = job.spec->rotation.num_pairs;
+      norm.after_rope ? factors_of_members<WRITE>(norm.factors, pairs, u)
+                      : factors_of_members<READ>(norm.factors, pairs, u);
+      made_[operand] = true;
+    }
+    return u;
+  }
+
+ private:
+  static constexpr int kMostPairs = 128;
+  bool made_[2] = {};
+  float factors_[2][2 * kMostPairs];
+};
+
+/// The order in which a norm and a rotation are done.
+enum class Order : std::uint8_t { kRotate, kNormFirst, kRotateFirst };
+
+/// A token's cosines and sines times a norm's factors `u`: members a and b of a pair become a * cosine1 - b * sine1 and
+/// b * cosine2 + a * sine2, which 1 / rms is yet to multiply.
+template <int W, int N>
+struct WeightedAngles {
+  F<W> cosine1[N], sine1[N], cosine2[N], sine2[N];
+  F<W> squared_scale[N];  // if the rotation is first: by how much it multiplies a^2 + b^2, in a rounded table not by 1
+
+  ROPE_INLINE WeightedAngles make(const CosSin& cos_sin, const float* u, Order order) {
+    constexpr int L = Vec<W>::L;
+    const bool rotate_first = order == Order::kRotateFirst;
+    WeightedAngles made;
+    for (int j = 0; j < N; ++j) {
+      const F<W> c = load_as<F<W>>(cos_sin.cosine + j * L), s = load_as<F<W>>(cos_sin.sine() + j * L);
+      const F<W> u1 = load_as<F<W>>(u + j * L), u2 = load_as<F<W>>(u + (N + j) * L);
+      made.cosine1[j] = c * u1;
+      made.sine1[j] = s * (rotate_first ? u1 : u2);
+      made.cosine2[j] = c * u2;
+      made.sine2[j] = s * (rotate_first ? u2 : u1);
+      if (rotate_first) made.squared_scale[j] = c * c + s * s;
+    }
+    return made;
+  }
+};
+
+/// Norms and rotates the heads of one token whose channels are all rotated, for a constant number of pairs: a head
+/// stays in registers. `u` are the factors of the members: as read if the norm comes first, else as written.
 template <class D, int PAIRS, Members READ, Members WRITE, Order ORDER>
 void norm_whole_heads(const Operand& operand, const CosSin& cos_sin, const typename D::T* x, typename D::T* y,
                       const HeadNorm& norm, const float* u, Prefetch prefetch) {
-  constexpr int W = vector_for(READ == Members::kWords ? PAIRS / 2 : PAIRS), L = Vec<W>::L, N = PAIRS / L;
-  F<W> cosine[N], sine[N], a[N], b[N];
-  for (int j = 0; j < N; ++j) {
-    cosine[j] = load_as<F<W>>(cos_sin.cosine + j * L);
-    sine[j] = load_as<F<W>>(cos_sin.sine() + j * L);
-  }
+  constexpr int W = vector_for(READ == Members::kWords ? PAIRS / 2 : PAIRS), N = PAIRS / Vec<W>::L;
+  const auto angles = WeightedAngles<W, N>::make(cos_sin, u, ORDER);
+  F<W> a[N], b[N];
   for (std::int64_t h = 0; h < operand.heads; ++h, x += operand.from.head, y += operand.to.head) {
     prefetch_head<2 * PAIRS* static_cast<int>(sizeof(*x))>(x, prefetch);
     load_head<D, W, N, READ>(x, a, b);
-    F<W> squares = {};
+    F<W> squares = {}, more = {};  // two sums: one would wait for itself
 #pragma GCC unroll 16
     for (int j = 0; j < N; ++j) {
       if constexpr (ORDER == Order::kNormFirst) {
-        squares += a[j] * a[j] + b[j] * b[j];
-        a[j] *= load_as<F<W>>(u + j * L);
-        b[j] *= load_as<F<W>>(u + PAIRS + j * L);
+        squares += a[j] * a[j];
+        more += b[j] * b[j];
+      } else if constexpr (ORDER == Order::kRotateFirst) {
+        squares += (a[j] * a[j] + b[j] * b[j]) * angles.squared_scale[j];
       }
-      const F<W> p = a[j] * cosine[j] - b[j] * sine[j], q = b[j] * cosine[j] + a[j] * sine[j];
-      if constexpr (ORDER == Order::kRotateFirst) squares += p * p + q * q;
+      const F<W> p = a[j] * angles.cosine1[j] - b[j] * angles.sine1[j];
+      b[j] = b[j] * angles.cosine2[j] + a[j] * angles.sine2[j];
       a[j] = p;
-      b[j] = q;
     }
-    float r = 1.0F;
-    if constexpr (ORDER != Order::kRotate) r = inverse_rms(norm, sum_of_lanes<W>(squares), 2 * PAIRS);
+    if constexpr (ORDER != Order::kRotate) {
+      const float r = inverse_rms(norm, sum_of_lanes<W>(squares + more), 2 * PAIRS);
 #pragma GCC unroll 16
-    for (int j = 0; j < N; ++j) {
-      if constexpr (ORDER == Order::kNormFirst) {
+      for (int j = 0; j < N; ++j) {
         a[j] *= r;
         b[j] *= r;
-      } else if constexpr (ORDER == Order::kRotateFirst) {
-        a[j] *= r * load_as<F<W>>(u + j * L);
-        b[j] *= r * load_as<F<W>>(u + PAIRS + j * L);
       }
     }
     store_head<D, W, N, WRITE>(y, a, b);
   }
 }
 
-/// The factors of first members, then those of second ones, in the order of load_head; without a weight they are 1.
-void factors_of_members(const HeadNorm& norm, Members members, int pairs, float* to) {
-  for (int i = 0; i < pairs; ++i) {
-    const bool words = members == Members::kWords, neighbours = members == Members::kNeighbours;
-    const int pair = !words ? i : i < pairs / 2 ? 2 * i : 2 * (i - pairs / 2) + 1;
-    const float* u = norm.factors;
-    to[i] = u == nullptr ? 1.0F : u[neighbours ? 2 * pair : pair];
-    to[pairs + i] = u == nullptr ? 1.0F : u[neighbours ? 2 * pair + 1 : pairs + pair];
-  }
-}
-
 template <class D, int PAIRS, Members READ, Members WRITE>
-void norm_usual_heads(const Job& job, const Block& block, Prefetch prefetch) {
+void norm_usual_heads(const Job& job, const Block& block, UsualFactors& factors, Prefetch prefetch) {
   using T = typename D::T;
-  float u[2 * PAIRS];
   for (int i = 0; i < job.num_operands; ++i) {
     const auto [x, y, operand] = Heads<T>(job, block, i);
     const HeadNorm& norm = job.norms[i];
-    factors_of_members(norm, norm.after_rope ? WRITE : READ, PAIRS, u);
+    auto* heads = norm_whole_heads<D, PAIRS, READ, WRITE, Order::kRotate>;
+    if (norm.is_given) {
+      heads = norm.after_rope ? norm_whole_heads<D, PAIRS, READ, WRITE, Order::kRotateFirst>
+                              : norm_whole_heads<D, PAIRS, READ, WRITE, Order::kNormFirst>;
+    }
+    const float* u = factors.of<READ, WRITE>(job, i);
     for (int j = 0; j < block.count; ++j) {
-      const T* from = x + j * operand.from.token;
-      T* to = y + j * operand.to.token;
-      if (!norm.is_given) {
-        norm_whole_heads<D, PAIRS, READ, WRITE, Order::kRotate>(operand, block[j], from, to, norm, u, prefetch);
-      } else if (norm.after_rope) {
-        norm_whole_heads<D, PAIRS, READ, WRITE, Order::kRotateFirst>(operand, block[j], from, to, norm, u, prefetch);
-      } else {
-        norm_whole_heads<D, PAIRS, READ, WRITE, Order::kNormFirst>(operand, block[j], from, to, norm, u, prefetch);
-      }
+      heads(operand, block[j], x + j * operand.from.token, y + j * operand.to.token, norm, u, prefetch);
     }
   }
 }
 
 template <class D, Members READ, Members WRITE>
-void norm_usual_block(const Job& job, const Block& block, Prefetch prefetch) {
+void norm_usual_block(const Job& job, const Block& block, UsualFactors& factors, Prefetch prefetch) {
   with_usual_pairs(job.spec->rotation.num_pairs,
-                   [&](auto pairs) { norm_usual_heads<D, pairs(), READ, WRITE>(job, block, prefetch); });
+                   [&](auto pairs) { norm_usual_heads<D, pairs(), READ, WRITE>(job, block, factors, prefetch); });
 }
 
 template <class D, bool READ, bool WRITE>
-void norm_heads(const Job& job, const Block& block, const HeadCopies& copies, Prefetch prefetch) {
+void norm_heads(const Job& job, const Block& block, const HeadCopies& copies, UsualFactors& factors,
+                Prefetch prefetch) {
   using T = typename D::T;
   constexpr Members read = READ ? Members::kNeighbours : Members::kHalves;
   constexpr Members write = WRITE ? Members::kNeighbours : Members::kHalves;
-  if (has_usual_heads(job)) return norm_usual_block<D, read, write>(job, block, prefetch);
+  if (has_usual_heads(job)) return norm_usual_block<D, read, write>(job, block, factors, prefetch);
   const auto place = [&block](const Strides& s) { return block.batch * s.batch + block.token * s.token; };
   for (int i = 0; i < job.num_operands; ++i) {
     const Operand& operand = job.operands[i];
@@ -348,18 +384,18 @@ void norm_heads(const Job& job, const Block& block, const HeadCopies& copies, Pr
 
 /// Norms and rotates all heads of a block of tokens.
 template <class D>
-void norm_block(const Job& job, const Flags& flags, const Block& block, ThreadState& thread) {
+void norm_block(const Job& job, const Flags& flags, const Block& block, UsualFactors& factors, ThreadState& thread) {
   if constexpr (std::is_same_v<D, BFloat16>) {
-    if (flags.split) return norm_usual_block<D, Members::kWords, Members::kWords>(job, block, flags.prefetch);
+    if (flags.split) return norm_usual_block<D, Members::kWords, Members::kWords>(job, block, factors, flags.prefetch);
   }
   const bool read_pairs = flags.read_pairs, write_pairs = flags.write_pairs;
   const HeadCopies copies(thread, job.spec->rotation.head_dim);
   if (read_pairs && write_pairs) {
-    norm_heads<D, true, true>(job, block, copies, flags.prefetch);
+    norm_heads<D, true, true>(job, block, copies, factors, flags.prefetch);
   } else if (read_pairs) {
-    norm_heads<D, true, false>(job, block, copies, flags.prefetch);
+    norm_heads<D, true, false>(job, block, copies, factors, flags.prefetch);
   } else {
-    norm_heads<D, false, false>(job, block, copies, flags.prefetch);
+    norm_heads<D, false, false>(job, block, copies, factors, flags.prefetch);
   }
 }
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from support import normed
+from support import normed, tolerances
 from support.cases import config_of
 from support.direct_compared import refuse_all
 from support.normed import CALLS, EVERY_CALL, NormedCall, rotated_after_norm
@@ -49,6 +49,24 @@ def test_every_form_has_the_same_bits(call, backend):
     rk.apply_rope_(made.q, made.k, made.positions, config_of(call.case), **options)
     assert torch.equal(made.q, wanted[0])
     assert made.k is None or torch.equal(made.k, wanted[1])
+
+
+@pytest.mark.parametrize("after_rope", [False, True])
+@pytest.mark.parametrize("table_dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("pairing", ["half", "interleaved", "interleaved_to_half"])
+@pytest.mark.parametrize("head_dim", [24, 64, 128, 256])
+def test_rounded_tables(head_dim, pairing, table_dtype, after_rope, backend):
+    """cos^2 + sin^2 is another number for each pair then, and heads may be large where it is far from 1."""
+    config = rk.RopeConfig(head_dim=head_dim, table_dtype=table_dtype, pairing=pairing)
+    positions = torch.arange(40)
+    q = torch.randn(1, 40, 3, head_dim)
+    q[0, 1:, 0, 1] *= 50.0
+    norm = rk.HeadNorm(torch.randn(head_dim), 1e-6, after_rope=after_rope)
+    x = q if after_rope else normed.normed_exactly(q, norm).float()
+    rotated = rk.apply_rope(x, None, positions, config)[0]  # by the same table: an entry at a tie may round either way
+    expected = normed.normed_exactly(rotated, norm) if after_rope else rotated
+    got = rk.apply_rope(q, None, positions, config, q_norm=norm)[0]
+    assert (got - expected).abs().max() <= tolerances.CONTRACT_EPS * expected.abs().max()
 
 
 @pytest.mark.parametrize("after_rope", [False, True])
