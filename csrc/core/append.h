@@ -42,6 +42,7 @@ struct Append {
   std::int64_t v_heads = 0, v_width = 0;
   Strides v_strides;
   HeadNorm v_norm;
+  bool k_streaming = false, v_streaming = false;  // on the CPU: rows go to the cache by non-temporal stores
 };
 
 }  // namespace rope

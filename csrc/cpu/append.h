@@ -5,6 +5,9 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
 
 #include "core/append.h"
 #include "core/job.h"
@@ -36,16 +39,30 @@ struct Rows {
   }
 };
 
+/// Copies bytes; a streaming copy needs whole, aligned cache lines at `to`.
+template <bool STREAM>
+ROPE_INLINE void copy_bytes(void* to, const void* from, std::size_t size) {
+  if constexpr (!STREAM) {
+    std::memcpy(to, from, size);
+  } else {
+    using V = typename Vec<ROPE_VECTOR>::U;
+    auto* const bytes = static_cast<char*>(to);
+    for (std::size_t i = 0; i < size; i += sizeof(V)) {
+      store_as<true>(bytes + i, load_as<V>(static_cast<const char*>(from) + i));
+    }
+  }
+}
+
 /// Stores one token's heads as they are.
-template <class T>
+template <bool STREAM, class T>
 ROPE_INLINE void copy_heads(const T* from, std::int64_t stride, std::int64_t heads, int width, T* to,
                             std::int64_t to_stride) {
   const auto size = static_cast<std::size_t>(width) * sizeof(T);
   if (stride == width && to_stride == width) {
-    std::memcpy(to, from, size * static_cast<std::size_t>(heads));
+    copy_bytes<STREAM>(to, from, size * static_cast<std::size_t>(heads));
     return;
   }
-  for (std::int64_t h = 0; h < heads; ++h) std::memcpy(to + h * to_stride, from + h * stride, size);
+  for (std::int64_t h = 0; h < heads; ++h) copy_bytes<STREAM>(to + h * to_stride, from + h * stride, size);
 }
 
 /// Stores one token's heads after a norm, or in 8 bits.
@@ -69,7 +86,7 @@ void convert_heads(const typename D::T* from, std::int64_t stride, std::int64_t 
 /// Stores tokens [first, last) that have a slot.
 template <class D>
 void store_rows(const Append& append, const Rows<D>& rows, const HeadNorm& norm, const PagedCache& cache,
-                std::int64_t first, std::int64_t last, ThreadState& thread) {
+                bool streaming, std::int64_t first, std::int64_t last, ThreadState& thread) {
   const Slots& slots = append.slots;
   const Packed& packed = append.job.packed;
   last = std::min(last, slots.count);
@@ -82,7 +99,8 @@ void store_rows(const Append& append, const Rows<D>& rows, const HeadNorm& norm,
     const std::int64_t to = slot / slots.page_size * cache.page + slot % slots.page_size * cache.entry;
     if (as_is) {
       auto* data = static_cast<typename D::T*>(cache.data);
-      copy_heads(rows.at(flat), rows.strides.head, rows.heads, rows.width, data + to, cache.head);
+      const auto copy = streaming ? copy_heads<true, typename D::T> : copy_heads<false, typename D::T>;
+      copy(rows.at(flat), rows.strides.head, rows.heads, rows.width, data + to, cache.head);
     } else {
       convert_heads<D>(rows.at(flat), rows.strides.head, rows.heads, norm, cache, to, copies);
     }
@@ -123,7 +141,8 @@ void store_quantised_k(const Append& append, std::int64_t first, std::int64_t la
   of_k.dtype = DType::kFloat32;
   of_k.in_place = true;
   rotate(of_k, first, last, thread);
-  store_rows<Float32>(append, {wide, to, k.heads, head_dim, job.tokens}, {}, append.k_cache, first, last, thread);
+  store_rows<Float32>(append, {wide, to, k.heads, head_dim, job.tokens}, {}, append.k_cache, false, first, last,
+                      thread);
 }
 
 /// Rotates q, and k to where it is stored from.
@@ -145,12 +164,12 @@ void append_chunk(const Append& append, std::int64_t first, std::int64_t last, T
   rotate(job, first, last, thread);
   if (has_k && !quantised) {
     const Rows<D> rows{static_cast<const T*>(k.out), k.to, k.heads, job.spec->rotation.head_dim, job.tokens};
-    store_rows<D>(append, rows, {}, append.k_cache, first, last, thread);
+    store_rows<D>(append, rows, {}, append.k_cache, append.k_streaming, first, last, thread);
   }
   if (append.v_cache.data != nullptr) {
     const Rows<D> rows{static_cast<const T*>(append.v), append.v_strides, append.v_heads,
                        static_cast<int>(append.v_width), job.tokens};
-    store_rows<D>(append, rows, append.v_norm, append.v_cache, first, last, thread);
+    store_rows<D>(append, rows, append.v_norm, append.v_cache, append.v_streaming, first, last, thread);
   }
 }
 
@@ -164,6 +183,9 @@ void append_range(const Append& append, std::int64_t first, std::int64_t last, T
     if (thread.rows.size() * sizeof(float) < bytes) thread.rows.resize(bytes / sizeof(float));
   }
   for (; first < last; first += chunk) append_chunk<D>(append, first, std::min(first + chunk, last), thread);
+#if defined(__x86_64__)
+  if (append.k_streaming || append.v_streaming) _mm_sfence();
+#endif
 }
 
 }  // namespace

@@ -10,7 +10,8 @@
 namespace rope::ops {
 namespace {
 
-constexpr std::int64_t kStreamingBytes = 8 << 20;  // larger than what the caches could keep for the next reader
+constexpr std::int64_t kStreamingBytes = 8 << 20;         // larger than what the caches could keep for the next reader
+constexpr std::int64_t kStreamingAppendBytes = 64 << 20;  // attention reads the cache next: only past the last level
 constexpr std::int64_t kBytesPerThread = 128 << 10;
 
 bool divides(const Strides& s, std::int64_t by) { return (s.batch | s.token | s.head) % by == 0; }
@@ -21,6 +22,13 @@ bool is_aligned(const void* address, std::uintptr_t bytes) {
 
 bool aligned(const Operand& r, std::uintptr_t bytes, std::int64_t elements) {
   return is_aligned(r.in, bytes) && is_aligned(r.out, bytes) && divides(r.from, elements) && divides(r.to, elements);
+}
+
+/// Whether each row of a cache is whole cache lines, and holds what it is given.
+bool is_streamable(const PagedCache& cache, std::int64_t width, std::int64_t size) {
+  const std::int64_t line = 64 / size;
+  return cache.data != nullptr && cache.stored == Stored::kAsIs && is_aligned(cache.data, 64) && width % line == 0 &&
+         divides({cache.page, cache.entry, cache.head}, line);
 }
 
 /// Calls `body(first, last)` for ranges of tokens of `bytes` each, on torch's threads if they are many. A range has at
@@ -73,6 +81,9 @@ void launch_append_cpu(Append& append) {
     job.in_place = job.in_place || operand.is_in_place();
   }
   if (tokens == 0 || bytes == 0) return;
+  const bool past_caches = tokens * bytes > kStreamingAppendBytes;
+  append.k_streaming = past_caches && is_streamable(append.k_cache, head_dim, size);
+  append.v_streaming = past_caches && !append.v_norm.is_given && is_streamable(append.v_cache, append.v_width, size);
   in_parallel(tokens, bytes, 1, [&append](std::int64_t first, std::int64_t last) { append_cpu(append, first, last); });
 }
 

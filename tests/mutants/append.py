@@ -35,6 +35,13 @@ MUTANTS = [
     ),
     *in_file(
         "cpu",
+        "csrc/ops/launch_cpu.cpp",
+        ("mask", "is_aligned(cache.data, 64) && ", "", "caches that are not aligned are streamed to"),
+        ("bound", "width % line == 0 &&", "true &&", "rows that end within a cache line are streamed whole"),
+        ("mask", "divides({cache.page, cache.entry, cache.head}, line)", "true", "unaligned rows are streamed"),
+    ),
+    *in_file(
+        "cpu",
         "csrc/ops/append_job.h",
         ("bound", "if (slots[i] >= end) return false;", "if (slots[i] > end) return false;",
          "a slot just past the cache is taken"),

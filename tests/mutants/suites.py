@@ -58,6 +58,7 @@ SUITES: dict[str, list[Stage]] = {
             (
                 f"{_BACKENDS}/test_native.py",
                 "tests/api/test_append.py",
+                f"{_BACKENDS}/test_streaming_append.py",
                 "tests/api/test_cached.py",
                 "tests/api/test_apply.py",
                 "tests/api/test_norms.py",
