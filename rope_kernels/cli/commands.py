@@ -131,15 +131,16 @@ def plot(
 @app.command(epilog=EXIT_CODES)
 def demo(
     as_json: AsJson = False,
+    everything: Annotated[bool, typer.Option("--all", help="All models, and calls of a server.")] = False,
     only: Annotated[list[str] | None, typer.Option(help="A shipped config, by name; may be repeated.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Also draw wavelengths and errors to this PNG file.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda; by default cuda if there is one.")] = None,
 ) -> None:
-    """Rotate q and k of every shipped model at the end of its context, and show errors and times."""
+    """Rotate q and k of shipped models at the end of their contexts, and show errors and times beside transformers'."""
     from ..environment import describe
     from ..measuring.accuracy import CONTRACT
     from ..measuring.models import shipped_layers
-    from .demo import ROUNDS, measure
+    from .demo import ROUNDS, SHORT, measure
     from .demo_report import WIDTH, demo_report, serving_report
     from .serving import serving_rows
 
@@ -147,10 +148,10 @@ def demo(
         if plot is not None:
             check_png(plot, "--plot")
         target, backend = device_and_backend(device)
-        todo = shipped_layers(only or ())
+        todo = shipped_layers(only or (() if everything else SHORT))
         with progress("checking, then timing", len(todo) * (1 + ROUNDS), hidden=as_json) as advance:
             rows = measure(todo, target, backend, advance)
-            serving = serving_rows(todo, target)
+            serving = serving_rows(todo, target) if everything else []
     machine = describe()
     if as_json:
         results = {"results": [asdict(row) for row in rows], "serving": [asdict(row) for row in serving]}
@@ -159,7 +160,8 @@ def demo(
         terminal = Console()
         console = terminal if terminal.is_terminal else Console(width=WIDTH)
         console.print(demo_report(rows, machine, console.width))
-        console.print("", serving_report(serving), sep="\n")
+        if serving:
+            console.print("", serving_report(serving), sep="\n")
     if plot is not None:
         from .plotting import draw
 

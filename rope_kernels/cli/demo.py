@@ -1,4 +1,4 @@
-"""``rope-kernels demo``: rotates q and k of every shipped model at the end of its context; errors and times."""
+"""``rope-kernels demo``: rotates q and k of shipped models at the end of their contexts; errors and times."""
 
 from __future__ import annotations
 
@@ -15,10 +15,12 @@ from ..api.apply import apply_rope
 from ..measuring import exact
 from ..measuring.accuracy import relative_error
 from ..measuring.models import ModelLayers
-from ..measuring.peers import PeerError, transformers_rotation
+from ..measuring.peers import PeerError, PeerRotation, transformers_rotation
 
-__all__ = ["DECODE_BATCH", "PREFILL_TOKENS", "ROUNDS", "DemoRow", "measure"]
+__all__ = ["DECODE_BATCH", "PREFILL_TOKENS", "ROUNDS", "SHORT", "DemoRow", "Times", "measure"]
 
+SHORT = ("llama-3.1-8b", "phi-3.5-mini", "deepseek-v3", "qwen2-vl-7b-text", "gpt-oss-20b")
+"""The models of the short demo: a rope type each."""
 PREFILL_TOKENS = 512
 DECODE_BATCH = 8
 ROUNDS = 9
@@ -26,11 +28,21 @@ _DECODE_CALLS = 10
 
 
 @dataclass
+class Times:
+    """Microseconds of a call, and of transformers' for the same q and k; ``faster`` is the ratio of their rounds."""
+
+    ours_us: float
+    transformers_us: float | None
+    faster: float | None
+
+
+@dataclass
 class DemoRow:
     """One row of the demo's table, and one object of its JSON.
 
-    Errors are ``max |y - exact| / max |x|`` with float32 q and k; times are medians with bfloat16 q and k.
-    ``transformers_note`` says why ``transformers_max_error`` is ``None``.
+    Errors are ``max |y - exact| / max |x|`` with float32 q and k; times are medians with bfloat16 q and k, ours of
+    angles and rotation, transformers' of ``apply_rotary_pos_emb`` alone, by a table that is there.
+    ``transformers_note`` says why what is of transformers is ``None``.
     """
 
     model: str
@@ -47,8 +59,8 @@ class DemoRow:
     max_error: float
     transformers_max_error: float | None
     transformers_note: str | None
-    prefill_us_per_token: float = field(default=0.0)
-    decode_us_per_token: float = field(default=0.0)
+    prefill: Times = field(default_factory=lambda: Times(0.0, None, None))
+    decode: Times = field(default_factory=lambda: Times(0.0, None, None))
 
 
 def measure(
@@ -62,30 +74,37 @@ def measure(
         backend: name of the backend that will run, for the rows.
         done: called ``len(todo) * (1 + ROUNDS)`` times, for a progress bar.
     """
-    rows = []
+    rows, timed = [], []
     for layers in todo:
-        rows.append(_checked(layers, device, backend))
+        peer, note = _peer(layers)
+        rows.append(_checked(layers, device, backend, peer, note))
+        timed.append(
+            (_Timed(layers, peer, PREFILL_TOKENS, 1, 1, device),
+             _Timed(layers, peer, 1, DECODE_BATCH, _DECODE_CALLS, device))
+        )  # fmt: skip
         done()
-    timed = [(_Timed(layers, PREFILL_TOKENS, 1, 1, device), _Timed(layers, 1, DECODE_BATCH, _DECODE_CALLS, device))
-             for layers in todo]  # fmt: skip
     for _ in range(ROUNDS):
         for prefill, decode in timed:
             prefill.run()
             decode.run()
             done()
     for row, (prefill, decode) in zip(rows, timed, strict=True):
-        row.prefill_us_per_token = prefill.microseconds_per_token()
-        row.decode_us_per_token = decode.microseconds_per_token()
+        row.prefill, row.decode = prefill.times(), decode.times()
     return rows
 
 
-def _checked(layers: ModelLayers, device: torch.device, backend: str) -> DemoRow:
-    """The row of some layers, with errors and without times."""
-    peer, note = None, None
+def _peer(layers: ModelLayers) -> tuple[PeerRotation | None, str | None]:
+    """transformers' rotation, or why there is none."""
     try:
-        peer = transformers_rotation(layers.source, layers.layer_type)
+        return transformers_rotation(layers.source, layers.layer_type), None
     except PeerError as error:
-        note = str(error)
+        return None, str(error)
+
+
+def _checked(
+    layers: ModelLayers, device: torch.device, backend: str, peer: PeerRotation | None, note: str | None
+) -> DemoRow:
+    """The row of some layers, with errors and without times."""
     own_errors: list[float] = []
     peer_errors: list[float] = []
     for tokens, batch in ((PREFILL_TOKENS, 1), (1, DECODE_BATCH)):
@@ -105,26 +124,39 @@ def _checked(layers: ModelLayers, device: torch.device, backend: str) -> DemoRow
 
 
 class _Timed:
-    """One call at one shape, warmed up, and the seconds of each of its runs."""
+    """One call at one shape, ours and transformers', both warmed up, and the seconds of each of their runs."""
 
-    def __init__(self, layers: ModelLayers, tokens: int, batch: int, calls: int, device: torch.device) -> None:
-        self._q, self._k = layers.inputs(tokens, batch, device, torch.bfloat16)
-        self._positions = layers.positions(tokens, batch, device)
-        self._config, self._calls, self._tokens = layers.config, calls, tokens * batch
-        self._seconds: list[float] = []
+    def __init__(
+        self, layers: ModelLayers, peer: PeerRotation | None, tokens: int, batch: int, calls: int, device: torch.device
+    ) -> None:
+        q, k = layers.inputs(tokens, batch, device, torch.bfloat16)
+        positions = layers.positions(tokens, batch, device)
+        self._calls, self._device = calls, device
+        self._sides: list[Callable[[], object]] = [lambda: apply_rope(q, k, positions, layers.config)]
+        if peer is not None:
+            cos, sin = peer.table(q, positions)
+            self._sides.append(lambda: peer.apply(q, k, cos, sin))
+        self._seconds: list[list[float]] = [[] for _ in self._sides]
         self.run()
-        self._seconds.clear()
+        for seconds in self._seconds:
+            seconds.clear()
 
+    @torch.no_grad()
     def run(self) -> None:
-        _wait(self._q.device)
-        start = time.perf_counter()
-        for _ in range(self._calls):
-            apply_rope(self._q, self._k, self._positions, self._config)
-        _wait(self._q.device)
-        self._seconds.append(time.perf_counter() - start)
+        for call, seconds in zip(self._sides, self._seconds, strict=True):
+            _wait(self._device)
+            start = time.perf_counter()
+            for _ in range(self._calls):
+                call()
+            _wait(self._device)
+            seconds.append((time.perf_counter() - start) / self._calls)
 
-    def microseconds_per_token(self) -> float:
-        return statistics.median(self._seconds) / (self._calls * self._tokens) * 1e6
+    def times(self) -> Times:
+        ours, *peers = self._seconds
+        us = [statistics.median(seconds) * 1e6 for seconds in self._seconds]
+        if not peers:
+            return Times(us[0], None, None)
+        return Times(us[0], us[1], statistics.median(b / a for a, b in zip(ours, peers[0], strict=True)))
 
 
 def _wait(device: torch.device) -> None:

@@ -6,18 +6,19 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from rich import box
-from rich.console import Group
+from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
 from ..measuring.accuracy import CONTRACT
-from .demo import DECODE_BATCH, PREFILL_TOKENS, ROUNDS, DemoRow
+from .demo import DECODE_BATCH, PREFILL_TOKENS, ROUNDS, DemoRow, Times
 from .serving import ServingRow
 
 __all__ = ["WIDTH", "demo_report", "info_report", "serving_report"]
 
 WIDTH = 108
-"""Width of the whole table, in characters. A narrower terminal gets only the columns marked ``_Column.always``."""
+"""Width of what is not printed on a terminal, in characters. Where a table does not fit, it has only the columns marked
+``_Column.always``."""
 
 
 class _Column(NamedTuple):
@@ -35,29 +36,46 @@ def _peer_error(row: DemoRow) -> str:
     return "-" if row.transformers_max_error is None else f"{row.transformers_max_error:.1e}"
 
 
+def _us(value: float | None) -> str:
+    return "-" if value is None else f"{value:,.1f}" if value < 100 else f"{value:,.0f}"
+
+
+def _faster(times: Times) -> str:
+    return "-" if times.faster is None else f"{times.faster:.1f}x"
+
+
 _COLUMNS = (
     _Column("model", lambda row: row.label, is_number=False),
-    _Column("rope type", lambda row: row.rope_type, is_number=False),
-    _Column("backend", lambda row: row.backend, always=False, is_number=False),
-    _Column("q/k heads\nx dim", lambda row: f"{row.q_heads}/{row.kv_heads}x{row.head_dim}", always=False),
-    _Column("context", lambda row: f"{row.context:,}"),
-    _Column("max\nerror", _own_error),
-    _Column("trans-\nformers", _peer_error),
-    _Column("prefill\nµs/token", lambda row: f"{row.prefill_us_per_token:.1f}"),
-    _Column("decode\nµs/token", lambda row: f"{row.decode_us_per_token:.1f}"),
+    _Column("rope type", lambda row: row.rope_type, always=False, is_number=False),
+    _Column("context", lambda row: f"{row.context:,}", always=False),
+    _Column("error\ntrans-\nformers", _peer_error),
+    _Column("error\n\nours", _own_error),
+    _Column("decode\ntrans-\nformers", lambda row: _us(row.decode.transformers_us), always=False),
+    _Column("decode\n\nours", lambda row: _us(row.decode.ours_us), always=False),
+    _Column("decode\n\nfaster", lambda row: _faster(row.decode)),
+    _Column("prefill\ntrans-\nformers", lambda row: _us(row.prefill.transformers_us), always=False),
+    _Column("prefill\n\nours", lambda row: _us(row.prefill.ours_us), always=False),
+    _Column("prefill\n\nfaster", lambda row: _faster(row.prefill)),
 )
 
 
 def demo_report(rows: Sequence[DemoRow], machine: Mapping[str, Any], width: int = WIDTH) -> Group:
     """The demo's table with its legend and footnotes, for a terminal of ``width`` characters."""
-    narrow = width < WIDTH
-    columns = [column for column in _COLUMNS if column.always or not narrow]
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 0 if narrow else 1, 0, 0), pad_edge=False)
+    whole = _table(rows, _COLUMNS)
+    narrow = Console(width=1000).measure(whole).maximum > width
+    table = _table(rows, [column for column in _COLUMNS if column.always]) if narrow else whole
+    return Group(table, "", *(Text(line, style="dim") for line in _legend(rows, machine)))
+
+
+def _table(rows: Sequence[DemoRow], columns: Sequence[_Column]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 0, 0, 0), pad_edge=False)
     for column in columns:
-        table.add_column(column.header, justify="right" if column.is_number else "left", no_wrap=True)
+        table.add_column(
+            column.header, justify="right" if column.is_number else "left", no_wrap=True, vertical="bottom"
+        )
     for row in rows:
         table.add_row(*(column.cell(row) for column in columns))
-    return Group(table, "", *(Text(line, style="dim") for line in _legend(rows, machine)))
+    return table
 
 
 def _legend(rows: Sequence[DemoRow], machine: Mapping[str, Any]) -> list[str]:
@@ -69,11 +87,11 @@ def _legend(rows: Sequence[DemoRow], machine: Mapping[str, Any]) -> list[str]:
         f"transformers, {', '.join(found) if len(found) < len(rows) else 'all'}: {why}." for why, found in notes.items()
     ]
     return [
-        f"max error: max |y - exact| / max |x| in fp32 at the end of the context; contract {CONTRACT:.0e}.",
-        "transformers: the same of the model's own rotary embedding and apply_rotary_pos_emb.",
+        f"error: max |y - exact| / max |x| in fp32 at the end of the context; contract {CONTRACT:.0e}.",
+        f"decode, prefill: µs per layer in bf16, {DECODE_BATCH} sequences of one token, {PREFILL_TOKENS} tokens.",
+        "Ours computes the angles, too; transformers' is apply_rotary_pos_emb by a table that is there.",
         *missing,
-        f"Times of this run: bf16, medians of {ROUNDS} rounds, prefill of {PREFILL_TOKENS} tokens,",
-        f"decode of {DECODE_BATCH} sequences; backend {', '.join(sorted({row.backend for row in rows}))}, "
+        f"Medians of {ROUNDS} rounds of this run; backend {', '.join(sorted({row.backend for row in rows}))}, "
         f"torch {machine['torch']},",
         f"{machine['cuda_device'] or machine['processor']}, {machine['threads']} threads.",
     ]

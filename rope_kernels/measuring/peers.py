@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
@@ -13,9 +14,9 @@ from torch import Tensor
 
 from ..environment import version_of
 
-__all__ = ["PeerError", "bound", "transformers_rotation"]
+__all__ = ["PeerError", "PeerRotation", "bound", "transformers_rotation"]
 
-Rotate = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+Pair = tuple[Tensor, Tensor]
 
 # Models without code in transformers, and the model that has the same rotation.
 _SAME_ROTATION = {"internlm2": "llama"}
@@ -25,12 +26,29 @@ class PeerError(RuntimeError):
     """transformers cannot rotate this config; the message says why."""
 
 
+@dataclass(frozen=True)
+class PeerRotation:
+    """A library's rotation in its two steps: a model makes the table once, and each layer applies it.
+
+    Attributes:
+        table: (q, positions) -> (cos, sin).
+        apply: (q, k, cos, sin) -> (q, k) rotated.
+    """
+
+    table: Callable[[Tensor, Tensor], Pair]
+    apply: Callable[[Tensor, Tensor, Tensor, Tensor], Pair]
+
+    def __call__(self, q: Tensor, k: Tensor, positions: Tensor) -> Pair:
+        """(q, k) rotated, by a table that is made for this call."""
+        return self.apply(q, k, *self.table(q, positions))
+
+
 def bound(dtype: torch.dtype, last_position: int) -> float:
     """Error that a peer may have, relative to the largest value: tables are in q's dtype, angles in float32."""
     return 3 * torch.finfo(dtype).eps + 2.0**-22 * (last_position + 1)
 
 
-def transformers_rotation(source: Mapping[str, Any], layer_type: str) -> Rotate:
+def transformers_rotation(source: Mapping[str, Any], layer_type: str) -> PeerRotation:
     """transformers' rotary embedding and ``apply_rotary_pos_emb`` of the config's own model.
 
     Args:
@@ -38,7 +56,7 @@ def transformers_rotation(source: Mapping[str, Any], layer_type: str) -> Rotate:
         layer_type: which layers, if the model's embedding distinguishes them.
 
     Returns:
-        A function of q and k (batch, tokens, heads, head_dim) and positions (batch, tokens) or (axes, batch, tokens).
+        For q and k (batch, tokens, heads, head_dim) and positions (batch, tokens) or (axes, batch, tokens).
 
     Raises:
         PeerError: transformers is missing, or this version cannot build the model's rotary embedding.
@@ -52,13 +70,12 @@ def transformers_rotation(source: Mapping[str, Any], layer_type: str) -> Rotate:
     except (ImportError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise PeerError(f"this transformers cannot build it: {type(error).__name__}: {error}") from error
     extra = {"layer_type": layer_type} if "layer_type" in inspect.signature(embedding.forward).parameters else {}
-    apply = _apply_function(config, modeling)
 
-    def rotate(q: Tensor, k: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+    def table(q: Tensor, positions: Tensor) -> Pair:
         cos, sin = embedding.to(q.device)(q, positions, **extra)
-        return apply(q, k, cos, sin)
+        return cos, sin
 
-    return rotate
+    return PeerRotation(table, _apply_function(config, modeling))
 
 
 def _config(source: Mapping[str, Any]) -> Any:

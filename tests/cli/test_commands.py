@@ -170,7 +170,8 @@ def test_demo_table(run):
 
 
 def test_demo_json(run):
-    result = json.loads(run("demo", "--only", "gpt-neox-20b", "--json").stdout)
+    assert json.loads(run("demo", "--only", "gpt-neox-20b", "--json").stdout)["serving"] == []
+    result = json.loads(run("demo", "--all", "--only", "gpt-neox-20b", "--json").stdout)
     assert result.keys() == {"machine", "contract", "results", "serving"}
     [row] = result["results"]
     assert [row["call"] for row in result["serving"]] == ["shift_ by -1,024"]

@@ -52,8 +52,11 @@ def test_errors_at_the_end_of_every_context():
         # Far more would be another rotation, not fp32 phases.
         assert row.transformers_max_error is not None, row
         assert row.max_error < row.transformers_max_error < 0.05, row
-        assert row.prefill_us_per_token > 0
-        assert row.decode_us_per_token > 0
+        for times in (row.prefill, row.decode):
+            assert times.ours_us > 0
+            assert times.transformers_us is not None, row
+            assert times.faster is not None, row
+            assert times.faster == pytest.approx(times.transformers_us / times.ours_us)  # of one round
 
 
 @pytest.mark.usefixtures("brief")
@@ -62,6 +65,8 @@ def test_without_transformers_the_row_says_so(monkeypatch):
     [row] = demo.measure(models.shipped_layers(["gpt-neox-20b"]), CPU, "reference")
     assert row.transformers_max_error is None
     assert row.transformers_note == "transformers is not installed"
+    assert row.decode.ours_us > 0
+    assert row.decode.transformers_us is row.decode.faster is None
     legend = report._legend([row], {"cuda_device": None, "processor": "x", "threads": 1, "torch": "2"})
     assert "transformers, all: transformers is not installed." in legend
 
@@ -95,20 +100,29 @@ def test_exact_rotation_by_hand():
         assert got == pytest.approx(want, abs=1e-15)
 
 
-def test_a_narrow_terminal_gets_the_columns_that_fit():
+@pytest.mark.parametrize("width", [60, 80, report.WIDTH])
+@pytest.mark.parametrize("peer", [True, False])
+def test_numbers_are_whole_at_every_width(width, peer):
+    times = demo.Times(12345.6, 123456.7 if peer else None, 1234.5 if peer else None)
     row = demo.DemoRow(
         "m", "full_attention", "gemma-3-27b-text sliding", "proportional", "half", "reference",
-        32, 32, 128, 128, 163840, 1e-7, None, "no", 1234.5, 1234.5,
+        32, 32, 128, 128, 163840, 1e-7, 3e-3 if peer else None, None if peer else "no", times, times,
     )  # fmt: skip
     machine = {"cuda_device": None, "processor": "x", "threads": 1, "torch": "2"}
-    for width in (80, report.WIDTH):
-        console = Console(width=width)
-        with console.capture() as capture:
-            console.print(report.demo_report([row], machine, width))
-        lines = capture.get().splitlines()
-        assert max(map(len, lines)) <= width
-        assert "…" not in capture.get()
-        assert any("gemma-3-27b-text sliding" in line and "1234.5" in line for line in lines)
+    console = Console(width=width)
+    with console.capture() as capture:
+        console.print(report.demo_report([row], machine, width))
+    lines = capture.get().splitlines()
+    assert max(map(len, lines)) <= width
+    assert "…" not in capture.get()
+    [shown] = [line for line in lines if "gemma-3-27b-text sliding" in line]
+    assert ("1.0e-07" in shown, "1234.5x" in shown, "12,346" in shown) == (True, peer, width == report.WIDTH)
+
+
+def test_the_short_demo_has_a_rope_type_per_row():
+    layers = models.shipped_layers(demo.SHORT)
+    assert len(layers) == len(demo.SHORT)
+    assert {"llama3", "longrope", "yarn", "mrope"} <= {case.config.rope_type for case in layers}
 
 
 def test_lengths_in_a_batch_and_keys_that_move():
