@@ -87,13 +87,25 @@ def rotate_unchecked(
         )
         and not positions.is_floating_point()
     )  # fmt: skip
-    if not reaches_library:
+    if not reaches_library or is_transformed() or _is_tracing():
         return None
+    args = _new_tuple(Arguments, (positions, None, None, None, None, text))
     try:
-        q_out, k_out = _rotate_usual(q, k, _new_tuple(Arguments, (positions, None, None, None, None, text)))
-    except Exception:
+        q_out, k_out = _record_unchecked(q, k, args) if needs_gradient(q, k) else _attempted(q, k, args)
+    except _RefusedError:
         return None
     return q_out, None if k is None else k_out
+
+
+class _RefusedError(Exception):
+    """The library cannot do a call. Exceptions of others, as of a hook on saved tensors, are not ours to catch."""
+
+
+def _attempted(q: Tensor, k: Tensor | None, args: Arguments) -> tuple[Tensor, Tensor | None]:
+    try:
+        return _unrecorded(q, k, args)
+    except Exception as error:
+        raise _RefusedError from error
 
 
 def differentiates_positions(positions: Tensor | None) -> bool:
@@ -230,8 +242,19 @@ class _Eager(torch.autograd.Function):
         return *adjoint_gradients(ctx, *grads), None
 
 
+class _Unchecked(_Eager):
+    """Raises :class:`_RefusedError` where the library cannot do the call."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor | None, args: Arguments) -> tuple[Tensor, Tensor | None]:
+        save_rotation(ctx, k, args)
+        ctx.set_materialize_grads(False)
+        return _attempted(q, k, args)
+
+
 # Function.apply checks for transforms, which takes as long as a decode step. There are none here.
 _record = super(torch.autograd.Function, _Eager).apply
+_record_unchecked = super(torch.autograd.Function, _Unchecked).apply
 
 
 class _Transformable(torch.autograd.Function):
