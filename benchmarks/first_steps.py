@@ -1,6 +1,6 @@
 """How long a newcomer waits: ``python -m benchmarks.first_steps [--source URL] [--json]``.
 
-Clones the project into an empty home without a package cache, then does README's first steps up to its attention layer.
+Clones the project into an empty home without a package cache, then does the first steps up to an attention layer.
 Prints the table of docs/getting-started.md.
 """
 
@@ -23,7 +23,7 @@ IN_VENV = ". .venv/bin/activate && "
 STEPS = (
     ("`make demo`", "make demo"),
     ("`make demo`, again", "make demo"),
-    ("README's attention layer, saved as `layer.py`: `python layer.py`", f"{IN_VENV}python layer.py"),
+    ("the attention layer of `docs/attention.md`, saved as `layer.py`: `python layer.py`", f"{IN_VENV}python layer.py"),
     ("`rope-kernels explain llama-3.1-8b`", f"{IN_VENV}rope-kernels explain llama-3.1-8b"),
     ("`rope-kernels plot llama-3.1-8b`", f"{IN_VENV}rope-kernels plot llama-3.1-8b"),
     ("`rope-kernels bench`", f"{IN_VENV}rope-kernels bench"),
@@ -64,9 +64,9 @@ def main(
         home.mkdir()
         env = environment(home)
         seconds = {"`git clone`": timed(f"git clone -q {source} {clone}", home, env)}
-        readme = (clone / "README.md").read_text(encoding="utf-8")
-        first_block = re.search(r"^```python\n(.*?)^```", readme, re.MULTILINE | re.DOTALL)
-        assert first_block, "README.md holds no Python"
+        page = (clone / "docs" / "attention.md").read_text(encoding="utf-8")
+        first_block = re.search(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+        assert first_block, "docs/attention.md holds no Python"
         (clone / "layer.py").write_text(first_block[1], encoding="utf-8")
         for name, command in STEPS:
             seconds[name] = timed(command, clone, env)

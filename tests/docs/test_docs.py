@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import re
 import xml.etree.ElementTree as ET
@@ -13,6 +14,7 @@ from support.documents import ROOT, blocks_of
 import rope_kernels
 from rope_kernels import ROPE_TYPES
 from rope_kernels.cli import commands as cli
+from rope_kernels.config.fields import OTHER_NAMES, RopeFields
 from rope_kernels.measuring import curves
 
 DOCS = ROOT / "docs"
@@ -48,7 +50,8 @@ def test_block_runs(block):
 
 def test_every_page_is_in_the_navigation():
     settings = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
-    assert sorted(page for entry in settings["nav"] for page in entry.values()) == sorted(PAGES)
+    sections = [pages for section in settings["nav"] for pages in section.values()]
+    assert sorted(page for pages in sections for entry in pages for page in entry.values()) == sorted(PAGES)
 
 
 def test_every_picture_is_shown_and_every_shown_one_is_drawn(pictures):
@@ -78,6 +81,29 @@ def test_every_rope_type_has_its_formula_keys_picture_and_source():
             continue  # the caller's own table has no keys and no paper
         assert all(f"`{key}`" in text for key in kind.required), name
         assert re.search(r"arxiv\.org/abs/\d{4}\.\d{5}|transformers|HunYuan", text), name
+
+
+def test_the_summary_of_rope_types_names_the_keys_that_each_needs():
+    rows = re.findall(r"^\| \[(\w+)\]\(#\w+\) \| ([^|]*)\|", PAGES["rope-types.md"], re.MULTILINE)
+    assert {name: set(re.findall(r"\w+", keys)) for name, keys in rows} == {
+        n: set(k.required) for n, k in TYPES.items()
+    }
+
+
+def test_every_field_of_a_config_is_listed_with_its_default_and_its_types():
+    rows = [line.strip("| ").split(" | ") for line in PAGES["config.md"].splitlines() if line.startswith("| `")]
+    shown = {row[0].strip("`"): row[1:] for row in rows if len(row) == 5}
+    assert list(shown) == [f.name for f in dataclasses.fields(RopeFields)]
+    for f in dataclasses.fields(RopeFields):
+        _, default, readers, _ = shown[f.name]
+        if f.default is not dataclasses.MISSING:
+            assert default.strip("`") == ("" if f.default is None else repr(f.default)), f.name
+        needing = {name for name, kind in TYPES.items() if f.name in kind.required}
+        reading = needing | {name for name, kind in TYPES.items() if f.name in kind.optional}
+        assert set(re.findall(r"\*\*(\w+)\*\*", readers)) >= needing or readers.startswith("all"), f.name
+        if readers[:3] not in ("all", "**d"):
+            assert set(re.findall(r"\w+", readers)) == reading, f.name
+    assert {row[0].strip("`") for row in rows if len(row) == 2} == set(OTHER_NAMES)
 
 
 def test_every_public_name_is_on_the_api_page():

@@ -1,4 +1,4 @@
-"""docs/install.md: its variables are those that the sources read, its messages and commands those that there are."""
+"""docs/install.md, environment.md, errors.md: variables that sources read, messages and commands that there are."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from support.documents import ROOT
 
 import rope_kernels
 
-PAGE = (ROOT / "docs" / "install.md").read_text(encoding="utf-8")
+PAGE, VARIABLES, ERRORS = (
+    (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8") for name in ("install", "environment", "errors")
+)
 SOURCES = [
     ROOT / "setup.py",
     *(ROOT / "native_build").glob("*.py"),
@@ -21,14 +23,21 @@ TEXT = "\n".join(path.read_text(encoding="utf-8") for path in SOURCES)
 READS = r'(?:environ\.get\(|environ\[|getenv\(|_switch\()"(\w+)"|^VARIABLE = "(\w+)"'
 ELSEWHERE = {"unsupported GNU version", "cannot find -ltorch_cpu", "backend native"}
 """Words of compilers, and the first column of `rope-kernels info`."""
-ROWS = [line.strip("| ").split(" | ") for line in PAGE.splitlines() if line.startswith("| ")]
-MESSAGES = [row[0] for row in ROWS[[row[0] for row in ROWS].index("message") + 1 :] if row[0] != "line"]
+
+
+def rows_of(page):
+    return [line.strip("| ").split(" | ") for line in page.splitlines() if line.startswith("| ")]
+
+
+INSTALL = [row[0] for row in rows_of(PAGE)]
+MESSAGES = [message for message in INSTALL[INSTALL.index("message") + 1 :] if message != "line"]
+MESSAGES += [row[0] for row in rows_of(ERRORS) if ":" in row[0]]
 
 
 def test_variables_are_those_that_are_read():
     read = {name for names in re.findall(READS, TEXT, re.MULTILINE) for name in names if name}
     assert read >= {"ROPE_KERNELS_BACKEND", "ROPE_KERNELS_NATIVE", "CXX"}
-    assert {row[0].strip("`") for row in ROWS if re.fullmatch(r"`[A-Z_]+`", row[0])} == read
+    assert {row[0].strip("`") for row in rows_of(VARIABLES) if re.fullmatch(r"`[A-Z_]+`", row[0])} == read
 
 
 def test_every_way_of_reading_is_known():
@@ -40,7 +49,7 @@ def test_every_way_of_reading_is_known():
 
 
 def test_no_other_variable_of_the_project_is_named_anywhere():
-    known = {*re.findall(r"ROPE_KERNELS_[A-Z]+", PAGE)}
+    known = {*re.findall(r"ROPE_KERNELS_[A-Z]+", VARIABLES)}
     for path in (*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / ".github" / "workflows" / "ci.yml"):
         assert {*re.findall(r"ROPE_KERNELS_[A-Z]+", path.read_text(encoding="utf-8"))} <= known, path
 
@@ -48,7 +57,7 @@ def test_no_other_variable_of_the_project_is_named_anywhere():
 @pytest.mark.parametrize("message", MESSAGES)
 def test_messages_are_those_of_the_sources(message):
     """Part by part: what a message names is left out, and words by themselves."""
-    parts = [part.strip() for part in re.split(r"\.\.\.|\d[\d.]*|[:,=]|\bbut\b|--[\w-]+", message)]
+    parts = [part.strip() for part in re.split(r"\.\.\.|\d[\d.]*|[:;,=]|\bbut\b|--[\w-]+", message)]
     unknown = [part for part in parts if " " in part and part not in TEXT]
     assert not {*unknown} - ELSEWHERE
 

@@ -18,9 +18,10 @@ class Block:
     def __init__(self, file: str, number: int, text: str) -> None:
         self.name, self.text = f"{file}, block {number}", text
 
-    def run(self) -> None:
-        """Execute it, as a module of its own, which torch.compile may import by its name."""
+    def run(self, **given: object) -> None:
+        """Execute it as a module of its own, which torch.compile may import by its name; it has the names ``given``."""
         module = ModuleType("document")
+        module.__dict__.update(given)
         sys.modules[module.__name__] = module
         try:
             exec(compile(self.text, self.name, "exec"), module.__dict__)
