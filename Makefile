@@ -14,11 +14,12 @@ DEMO_INSTALLED := .venv/.demo-installed
 DEMO_READY := $(or $(wildcard $(READY)),.venv/.demo-ready)
 HOST := build/host/venv
 ENGINES := build/engines/venv
+SITE := build/site-check/venv
 CPP_SOURCES := $(shell find csrc tests/cpp tests/emulation/cuda -name "*.c" -o -name "*.cpp" -o -name "*.h" -o -name "*.cu" -o -name "*.cuh")
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-all test-calls test-full test-engines test-oldest test-newest cpp-test bench bench-check gpu-check
-.PHONY: host-check mutants docs lint format clean
+.PHONY: host-check mutants docs docs-check lint format clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -76,6 +77,9 @@ mutants: $(READY) ## Plant mistakes in copies of the kernels, one at a time, and
 docs: $(READY) .venv/.docs ## Build the pages into build/site; warnings are errors
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
+docs-check: docs $(SITE)/.created ## Opt-in, needs chromium: look at the pages in a browser, at two widths, light and dark
+	ROPE_KERNELS_TEST_SITE=1 $(SITE)/bin/python -m pytest -q tests/site
+
 lint: $(READY) ## Check style, formatting and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -97,6 +101,12 @@ $(ENGINES)/.created: tests/engines/requirements.txt $(INSTALLED)
 	$(PYTHON) -m venv $(ENGINES)
 	$(ENGINES)/bin/python -c 'import sysconfig; from pathlib import Path; own = Path(sysconfig.get_path("purelib")); (own / "beside.pth").write_text(str(Path(".venv", *own.parts[-3:]).resolve()) + "\n")'
 	$(ENGINES)/bin/python -m pip --quiet --disable-pip-version-check install --no-deps -r tests/engines/requirements.txt
+	@touch $@
+
+$(SITE)/.created: tests/site/requirements.txt $(INSTALLED)
+	$(PYTHON) -m venv $(SITE)
+	$(SITE)/bin/python -c 'import sysconfig; from pathlib import Path; own = Path(sysconfig.get_path("purelib")); (own / "beside.pth").write_text(str(Path(".venv", *own.parts[-3:]).resolve()) + "\n")'
+	$(SITE)/bin/python -m pip --quiet --disable-pip-version-check install --no-deps -r tests/site/requirements.txt
 	@touch $@
 
 $(HOST)/.created: tests/host/requirements.txt
