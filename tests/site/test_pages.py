@@ -72,7 +72,8 @@ def test_what_is_too_wide_scrolls_in_itself(view, page):
     if view.viewport_size["width"] == SCREENS["screen"][0]:
         scrolling = view.evaluate(
             """[...document.querySelectorAll("article pre > code, article table")]
-               .filter(e => e.checkVisibility() && e.scrollWidth > e.clientWidth + 1).map(e => e.textContent.trim().slice(0, 60))"""
+               .filter(e => e.checkVisibility() && e.scrollWidth > e.clientWidth + 1)
+               .map(e => e.textContent.trim().slice(0, 60))"""
         )
         assert scrolling == []
 
