@@ -154,7 +154,7 @@ def draw_errors(axes: Any, errors: Errors, context: int | None) -> None:
             errors.positions, errors.transformers, color=_THEIRS, linewidth=2,
             label="transformers: fp32 table, fp32 rotation",
         )  # fmt: skip
-    axes.plot(errors.positions, errors.ours, color=_OURS, linewidth=2, label="rope_kernels: phases in turns")
+    axes.plot(errors.positions, errors.ours, color=_OURS, linewidth=2, label="rope_kernels: exact phases")
     axes.axhline(2**-8, color=GREY, linewidth=1, linestyle="--", label="rounding to bf16, $2^{-8}$")
     axes.axhline(CONTRACT, color=_OURS, linewidth=1, linestyle="--", label=f"contract, {CONTRACT:.0e}")
     if context:
