@@ -94,7 +94,7 @@ def shift_(
     Do not shift 16-bit keys again and again: each call rounds, and a step too small for the dtype is lost. After 500
     shifts by -1 the slow pairs of bf16 keys have hardly moved, and the keys are off by a quarter of their norm; after
     one shift by -500 they are off by two roundings. Keep the unrotated keys and rotate them to their present positions,
-    or keep the keys as first rotated and shift a copy by the sum ("A sliding window" in docs/integrations.md).
+    or keep the keys as first rotated and shift a copy by the sum ("A sliding window" in docs/long-context.md).
 
     Args:
         k: rotated keys, in a layout and dtype of :func:`apply_rope`.

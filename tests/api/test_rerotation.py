@@ -112,7 +112,7 @@ def test_keys_are_rounded_once(dtype, view):
 
 @pytest.mark.parametrize(("dtype", "lost"), [(torch.bfloat16, 0.2), (torch.float16, 0.02)], ids=str)
 def test_keys_in_16_bits_are_shifted_once_or_rotated_anew(dtype, lost):
-    """docs/integrations.md has these figures: 0.25 and 0.035 after 500 shifts, half an ulp by rotating anew."""
+    """docs/long-context.md has these figures: 0.25 and 0.035 after 500 shifts, half an ulp by rotating anew."""
     config, positions = rk.RopeConfig(head_dim=64), torch.arange(64) + 1000
     plain = torch.randn(1, 64, 4, 64, generator=torch.Generator().manual_seed(0)).to(dtype)
     first = rotated(plain, positions, config)

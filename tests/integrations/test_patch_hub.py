@@ -139,7 +139,7 @@ def test_the_call_of_the_documents_reaches_our_kernel() -> None:
 
 def test_the_documents_name_the_versions_that_transformers_accepts() -> None:
     """Those of one release of transformers, which the page names."""
-    page = " ".join((ROOT / "docs/integrations.md").read_text(encoding="utf-8").split())
+    page = " ".join((ROOT / "docs/transformers.md").read_text(encoding="utf-8").split())
     named = re.search(r"`kernels`; (\S+) takes (\S+) and newer, below (\S+)\.", page)
     assert named
     least, beyond = import_utils.KERNELS_MIN_VERSION, import_utils.KERNELS_MAX_VERSION.removesuffix(".0")

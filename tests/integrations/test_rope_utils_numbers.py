@@ -39,7 +39,7 @@ def side(request: pytest.FixtureRequest) -> Any:
 @pytest.mark.parametrize("theta", [10000.0, 5e5, 1e6, 1e7])
 @pytest.mark.parametrize("head_dim", [64, 96, 128, 256])
 def test_the_default_table_is_rounded_once(head_dim: int, theta: float) -> None:
-    """docs/integrations.md has these figures. In heads of 96 transformers' exponents 2 j / 96 are rounded, too."""
+    """docs/transformers.md has these figures. In heads of 96 transformers' exponents 2 j / 96 are rounded, too."""
     config = LlamaConfig(head_dim=head_dim, rope_parameters={"rope_type": "default", "rope_theta": theta})
     mine = ours.ROPE_INIT_FUNCTIONS["default"](config)[0].double()
     powers = [mpmath.mpf(theta) ** (mpmath.mpf(-2 * j) / head_dim) for j in range(head_dim // 2)]
