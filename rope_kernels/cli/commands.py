@@ -231,17 +231,25 @@ def bench(
 
 
 @app.command(epilog=EXIT_CODES)
-def coverage(as_json: AsJson = False) -> None:
-    """List the models of the installed transformers that patch_model() can accelerate, and why others cannot be."""
+def coverage(
+    library: Annotated[str, typer.Option(help="transformers, diffusers or timm.")] = "transformers",
+    as_json: AsJson = False,
+) -> None:
+    """List the models of an installed library that we can accelerate, and why others cannot be."""
+    from ..integrations.tables import coverage as by_table
     from ..integrations.transformers import coverage as probe
 
+    allowed = ("transformers", *by_table.LIBRARIES)
+    if library not in allowed:
+        raise typer.BadParameter(f"got {library!r}, allowed are {', '.join(allowed)}", param_hint="--library")
     with errors_as_exit_codes():
         try:
-            files = probe.modeling_files()
+            files = probe.modeling_files() if library == "transformers" else by_table.model_files(library)
         except ImportError as error:
-            raise LacksError(f"{error}; pip install transformers") from error
+            raise LacksError(f"{error}; pip install {library}") from error
         with progress("probing", len(files), hidden=as_json) as advance:
-            counted = probe.summary(probe.coverage(advance))
+            found = probe.coverage(advance) if library == "transformers" else by_table.coverage(library, advance)
+            counted = probe.summary(found, library)
     if as_json:
         print_json(counted)
     else:

@@ -102,7 +102,7 @@ def _modules_of(code: Any) -> Iterator[type]:
             yield value
 
 
-def summary(found: list[FileCoverage]) -> dict[str, Any]:
+def summary(found: list[FileCoverage], library: str = "transformers") -> dict[str, Any]:
     """Counts, the files of every convention, and the other files with the reasons; for JSON."""
     covered = [file for file in found if file.is_covered]
     by_convention: dict[str, list[str]] = {}
@@ -110,7 +110,8 @@ def summary(found: list[FileCoverage]) -> dict[str, Any]:
         for convention in file.conventions:
             by_convention.setdefault(convention, []).append(file.name)
     return {
-        "transformers": version("transformers"),
+        "library": library,
+        library: version(library),
         "files": len(found),
         "covered": len(covered),
         "conventions": dict(sorted(by_convention.items(), key=lambda item: -len(item[1]))),
@@ -121,9 +122,8 @@ def summary(found: list[FileCoverage]) -> dict[str, Any]:
 
 def as_text(counted: dict[str, Any], width: int = 110) -> str:
     """The :func:`summary` as text: each convention with its files, then the other files and why."""
-    lines = [
-        f"transformers {counted['transformers']}: {counted['covered']} of {counted['files']} files with RoPE covered"
-    ]
+    library = counted["library"]
+    lines = [f"{library} {counted[library]}: {counted['covered']} of {counted['files']} files with RoPE covered"]
     for convention, files in counted["conventions"].items():
         lines += ["", f"{convention}: {len(files)}", *_wrapped(", ".join(files), width)]
     if counted["not_covered"]:

@@ -26,6 +26,10 @@ from .rotary import is_rotary, probe_rotary
 __all__ = ["patch_model", "unpatch_model"]
 
 NEWEST_KNOWN = (5, 23)
+_OTHERS = {
+    "diffusers": "it is a model of diffusers: call rope_kernels.integrations.diffusers.patch_diffusers",
+    "timm": "it is a model of timm: call rope_kernels.integrations.timm.patch_timm",
+}
 _HEAD_DIMS = ("head_dim", "attention_head_size", "head_size", "qk_rope_head_dim", "rotary_ndims")
 
 
@@ -115,6 +119,9 @@ def _warn_of_nothing(model: nn.Module, report: PatchReport) -> None:
         refuse_without_rope(values, strict=True)
     except RopeConfigError as error:
         reasons = [str(error)]
+    library = type(model).__module__.partition(".")[0]
+    if library in _OTHERS:
+        reasons = [_OTHERS[library]]
     why = reasons or ["no module calls an apply function, and none looks like a rotary embedding"]
     warnings.warn(f"patch_model: nothing was patched in {type(model).__name__}: {why[0]}", stacklevel=3)
 

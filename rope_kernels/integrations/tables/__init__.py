@@ -1,0 +1,1 @@
+"""Models that rotate by tables of their own: measuring their functions, then replacing them by the table kernel."""

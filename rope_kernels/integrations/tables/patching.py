@@ -1,0 +1,75 @@
+"""Patches the modules and attention processors of a model that rotate by a table, and reports what was done."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+from torch import nn
+
+from ..transformers.report import Entry, PatchReport
+from .binding import Binding, binding_of
+from .patched_class import own_class, patch_object, replaced_by_others, unpatch_object
+
+__all__ = ["TableReport", "patch_rotating", "unpatch_rotating"]
+
+
+class TableReport(PatchReport):
+    """What was replaced in each module or attention processor, and why others were skipped; ``print`` it.
+
+    Attributes:
+        entries: one per module and per processor that rotates.
+    """
+
+    def __str__(self) -> str:
+        """A line per module, and the counts; layers that differ only by number share a line."""
+        lines = super().__str__().splitlines()[:-1]
+        count = Counter(entry.action for entry in self.entries)
+        patched = count["rotation"]
+        layers = (
+            f"{patched} attention layer{'' if patched == 1 else 's'} rotate{'s' if patched == 1 else ''} by the kernel"
+        )
+        return "\n".join([*lines, f"patched: {layers}; {len(self.entries) - patched} skipped"])
+
+
+def patch_rotating(model: nn.Module) -> TableReport:
+    """Make the modules of a model and their processors call the table kernel; a patched model is patched again."""
+    unpatch_rotating(model)
+    bindings: dict[type, Binding] = {}
+    entries = []
+    for name, thing in _things(model):
+        own = own_class(type(thing))
+        if own not in bindings:
+            bindings[own] = binding_of(own)
+        binding = bindings[own]
+        if binding.rotates:
+            entries.append(_patched(name, thing, binding))
+    return TableReport(tuple(entries))
+
+
+def unpatch_rotating(model: nn.Module) -> None:
+    """Undo :func:`patch_rotating`."""
+    for _, thing in _things(model):
+        unpatch_object(thing)
+
+
+def _things(model: nn.Module) -> Iterator[tuple[str, Any]]:
+    """Every module, and every attention processor that is no module, once, by name."""
+    seen: set[int] = set()
+    for name, module in model.named_modules():
+        yield name, module
+        processor = module.__dict__.get("processor")
+        if id(processor) not in seen and hasattr(processor, "__dict__") and not isinstance(processor, type):
+            seen.add(id(processor))
+            yield f"{name}.processor".lstrip("."), processor
+
+
+def _patched(name: str, thing: Any, binding: Binding) -> Entry:
+    kind = type(thing).__name__
+    reasons = "; ".join(f"{key}: {why}" for key, why in binding.reasons.items())
+    foreign = replaced_by_others(thing, binding.methods)
+    if foreign is not None or not binding.methods:
+        return Entry(name, kind, "left alone", reason=foreign or reasons)
+    patch_object(thing, binding.methods)
+    return Entry(name, kind, "rotation", ", ".join(binding.measured), "; ".join(binding.conventions), reasons)

@@ -1,0 +1,49 @@
+"""patch_timm: the table kernel in the vision transformers of timm, for training and inference."""
+
+from __future__ import annotations
+
+import warnings
+
+from torch import nn
+
+from .tables.patching import TableReport, patch_rotating, unpatch_rotating
+
+__all__ = ["patch_timm", "unpatch_timm"]
+
+
+def patch_timm(model: nn.Module) -> TableReport:
+    """Make a model of timm rotate q and k with our table kernel, without a change to its code or its weights.
+
+    timm has one function for this, ``apply_rot_embed_cat``, and tables of several kinds: ``RotaryEmbeddingCat``,
+    ``RotaryEmbeddingDinoV3``, ``RotaryEmbeddingMRope`` and, with frequencies that are learned for each head,
+    ``RotaryEmbeddingMixed``, whose gradients the kernel returns. The function is measured on random tensors first, as
+    :func:`~rope_kernels.integrations.diffusers.patch_diffusers` does it. Training, ``torch.compile``,
+    ``copy.deepcopy`` and pickle work as before.
+
+    Args:
+        model: a model of timm, or any module whose modules rotate by a table.
+
+    Returns:
+        What was replaced in each module, and what was skipped and why.
+
+    Raises:
+        TypeError: ``model`` is not a module.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: got {type(model).__name__}, must be a torch.nn.Module")
+    report = patch_rotating(model)
+    if not report.patched:
+        reasons = [f"{entry.module}: {entry.reason}" for entry in report.entries]
+        why = reasons or ["none of its modules calls a function that rotates"]
+        warnings.warn(f"patch_timm: nothing was patched in {type(model).__name__}: {why[0]}", stacklevel=2)
+    return report
+
+
+def unpatch_timm(model: nn.Module) -> nn.Module:
+    """Undo :func:`patch_timm`; the model's outputs are again bit for bit as before.
+
+    Returns:
+        The model.
+    """
+    unpatch_rotating(model)
+    return model
