@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...api.cached import apply_rope_cached_
 from ...api.table import apply_rotary_pos_emb
 from .conventions import Convention, Key, Signature, structure_of
 from .steps import Prepared, prepared
@@ -102,6 +103,8 @@ def _fits(x: Tensor, table: Prepared) -> bool:
 
 def _rotated(views: Sequence[Tensor], table: Prepared, pairing: str, swapped: bool) -> list[Tensor]:
     """Rotate tensors of four axes: in one call if their shapes allow it."""
+    if table.halves is not None and not (torch.is_grad_enabled() and any(x.requires_grad for x in views)):
+        return [_by_halves(x, table.halves, table.tokens, pairing) for x in views]
     cos, sin, axis = table.cos, table.sin, table.tokens
     where = (2 if axis != 2 else 1) - (cos.dim() == 2)
     flat = views
@@ -117,3 +120,12 @@ def _rotated(views: Sequence[Tensor], table: Prepared, pairing: str, swapped: bo
     sizes = [(x.shape[2], x.shape[1]) if swapped else (x.shape[1], x.shape[2]) for x in views]
     apart = [y.squeeze(2).unflatten(1, size) for y, size in zip(made, sizes, strict=True)]
     return [y.transpose(1, 2) for y in apart] if swapped else apart
+
+
+def _by_halves(x: Tensor, halves: tuple[Tensor, Tensor, Tensor], axis: int, pairing: str) -> Tensor:
+    """Rotate by a table with one entry per pair: the call of serving engines, at positions 0, 1, ..."""
+    positions, cos, sin = halves
+    out = torch.empty_like(x)
+    layout, interleaved = "bshd" if axis == 1 else "bhsd", pairing == "interleaved"
+    apply_rope_cached_(x, None, positions, (cos, sin), interleaved=interleaved, layout=layout, out=(out, None))
+    return out

@@ -25,6 +25,7 @@ class Prepared(NamedTuple):
         sizes: of the table by the axes of x, which has four.
         insert: where x of three axes gets the fourth; -1 if it has four.
         tokens: the axis of x with its tokens; 0 if each head has a table, and heads count as tokens.
+        halves: for wide heads on a CPU, (positions, cos, sin): 0, 1, ... and the table with one entry per pair.
     """
 
     cos: Tensor
@@ -32,7 +33,11 @@ class Prepared(NamedTuple):
     sizes: tuple[int, int, int]
     insert: int
     tokens: int
+    halves: tuple[Tensor, Tensor, Tensor] | None = None
 
+
+WIDE = 1024
+"""Heads of so many channels, such as LTX's single one, are so wide that the table is as long to read as x."""
 
 _kept = WeakTensorKeyDictionary()
 
@@ -60,9 +65,22 @@ def prepared(convention: Convention, tables: Sequence[Tensor], swapped: bool) ->
         made = _prepare(convention, tables, swapped)
         if made is not None:
             # A kept view of the table would keep the table, too.
-            made = made._replace(cos=_apart(made.cos, tables), sin=_apart(made.sin, tables))
+            made = made._replace(
+                cos=_apart(made.cos, tables), sin=_apart(made.sin, tables), halves=_halves(made, convention.pairing)
+            )
     kept[convention, swapped] = (version, weakref.ref(last), made)
     return made
+
+
+def _halves(made: Prepared, pairing: str) -> tuple[Tensor, Tensor, Tensor] | None:
+    """The table with one entry per pair, if both members have the same, and if reading the rest would take long."""
+    width = made.cos.shape[-1]
+    if made.cos.dim() != 2 or made.tokens == 0 or width < WIDE or width % 2 or made.cos.device.type != "cpu":
+        return None
+    sides = [(t[:, 0::2], t[:, 1::2]) if pairing == "interleaved" else t.chunk(2, -1) for t in (made.cos, made.sin)]
+    if not all(torch.equal(first, second) for first, second in sides):
+        return None
+    return torch.arange(made.cos.shape[0]), sides[0][0].contiguous(), sides[1][0].contiguous()
 
 
 def _apart(made: Tensor, tables: Sequence[Tensor]) -> Tensor:
