@@ -323,7 +323,7 @@ def test_what_is_skipped_has_a_reason(code: Any, name: str, reason: str) -> None
     assert not report.patched
     assert report.left_alone[0].reason.startswith(reason)
     assert torch.equal(model(X), before)
-    assert "patched: 0 attention layers rotate by the kernel; 1 skipped" in str(report)
+    assert "patched: 0 modules rotate by the kernel; 1 skipped" in str(report)
 
 
 def test_a_model_without_rotation_says_so() -> None:
@@ -348,7 +348,7 @@ def test_the_report_groups_layers(code: Any) -> None:
     text = str(patch_diffusers(of(code, "Global", "Global", "OwnAttention", "Odd")))
     assert "layers.*.processor (2)  Global: rotation apply_rotary_emb [interleaved" in text
     assert "layers.2  OwnAttention: rotation apply_rotary_emb" in text
-    assert text.endswith("patched: 3 attention layers rotate by the kernel; 1 skipped")
+    assert text.endswith("patched: 3 modules rotate by the kernel; 1 skipped")
 
 
 def test_patch_model_names_the_function_for_such_a_model(code: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,10 +27,9 @@ class TableReport(PatchReport):
         lines = super().__str__().splitlines()[:-1]
         count = Counter(entry.action for entry in self.entries)
         patched = count["rotation"]
-        layers = (
-            f"{patched} attention layer{'' if patched == 1 else 's'} rotate{'s' if patched == 1 else ''} by the kernel"
-        )
-        return "\n".join([*lines, f"patched: {layers}; {len(self.entries) - patched} skipped"])
+        words = "module rotates" if patched == 1 else "modules rotate"
+        skipped = len(self.entries) - patched
+        return "\n".join([*lines, f"patched: {patched} {words} by the kernel; {skipped} skipped"])
 
 
 def patch_rotating(model: nn.Module) -> TableReport:
