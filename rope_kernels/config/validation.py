@@ -175,11 +175,25 @@ def resolve_axis_map(config: RopeFields) -> str | None:
         raise RopeConfigError(
             "mrope_section", f"got {list(config.mrope_section or ())}, axis_map {name!r} has no sections"
         )
-    if name == "contiguous" and len(config.mrope_section or ()) > 3:
-        raise RopeConfigError("mrope_section", f"got {list(config.mrope_section or ())}, must have at most 3 sections")
+    if sections:
+        _check_number_of_sections(config, name)
     if not sections and name in MROPE_MAPS:
         raise RopeConfigError("mrope_section", f"missing; axis_map {name!r} needs it")
     return name
+
+
+def _check_number_of_sections(config: RopeFields, name: str) -> None:
+    """Models have three sections at most; a table of frequencies may be of ladders for any number of axes."""
+    found = list(config.mrope_section or ())
+    if config.rope_type == "inv_freq":
+        return
+    more = "; only RopeConfig.from_inv_freq takes more"
+    if name == "contiguous" and len(found) > 3:
+        raise RopeConfigError("mrope_section", f"got {found}, must have at most 3 sections{more}")
+    if name == "interleaved" and len(found) != 3:
+        raise RopeConfigError(
+            "mrope_section", f"got {found}; three sections are needed{more.replace('more', 'others')}"
+        )
 
 
 def _kind(config: RopeFields) -> RopeType:

@@ -81,10 +81,11 @@ class Rotation:
 def axis_map(name: str, num_pairs: int, mrope_section: Sequence[int] = ()) -> AxisMap:
     """The axis and frequency of each of ``num_pairs`` pairs in a named scheme.
 
-    Sources are the modeling files of transformers 5.23: ``contiguous`` Qwen2-VL, ``interleaved`` Qwen3-VL,
-    ``ernie`` Ernie 4.5 VL (height and width alternate, then time), ``qwen_vision`` Qwen2-VL's vision tower (the
-    index restarts per axis), ``pixtral`` (the axes take the even and the odd frequencies of one ladder), ``kimi``
-    Kimi K2.5 (axes alternate, width first), ``gemma4_vision`` (each half of the head has its own axis and pairs).
+    ``contiguous`` and ``interleaved`` take any number of sections. Sources are the modeling files of transformers 5.23:
+    ``contiguous`` Qwen2-VL, ``interleaved`` Qwen3-VL, ``ernie`` Ernie 4.5 VL (height and width alternate, then time),
+    ``qwen_vision`` Qwen2-VL's vision tower (the index restarts per axis), ``pixtral`` (the axes take the even and the
+    odd frequencies of one ladder), ``kimi`` Kimi K2.5 (axes alternate, width first), ``gemma4_vision`` (each half of
+    the head has its own axis and pairs).
 
     Raises:
         RopeConfigError: unknown name, or sections that do not fit ``num_pairs``.
@@ -116,14 +117,13 @@ def _sections(num_pairs: int, mrope_section: Sequence[int]) -> Sequence[int]:
 
 
 def _contiguous(num_pairs: int, sections: Sequence[int]) -> tuple[int, ...]:
-    return tuple(s % 3 for s, size in enumerate(sections) for _ in range(size))
+    return tuple(axis for axis, size in enumerate(sections) for _ in range(size))
 
 
 def _interleaved(num_pairs: int, sections: Sequence[int]) -> tuple[int, ...]:
-    _three(sections)
-    axes = [0] * num_pairs
-    for axis in (1, 2):
-        for i in range(axis, min(3 * sections[axis], num_pairs), 3):
+    axes, count = [0] * num_pairs, len(sections)
+    for axis in range(1, count):
+        for i in range(axis, min(count * sections[axis], num_pairs), count):
             axes[i] = axis
     return tuple(axes)
 

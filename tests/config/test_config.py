@@ -235,6 +235,10 @@ class TestFromInvFreq:
     def test_axes(self) -> None:
         text = RopeConfig.from_inv_freq([4.0, 3.0, 2.0, 1.0], mrope_section=[1, 1, 2])
         assert (text.num_axes, text.axis_map, text.rotary_dim) == (3, "contiguous", 8)
+        four = RopeConfig.from_inv_freq([4.0, 3.0, 2.0, 1.0], mrope_section=[1, 1, 1, 1])
+        assert (four.num_axes, four.rotation().axis) == (4, (0, 1, 2, 3))
+        two = RopeConfig.from_inv_freq([4.0, 3.0, 2.0, 1.0], mrope_section=[2, 2], axis_map="interleaved")
+        assert (two.num_axes, two.rotation().axis) == (2, (0, 1, 0, 1))
         vision = RopeConfig.from_inv_freq([2.0, 1.0], axis_map="kimi", head_dim=8)
         assert vision.inv_freq().tolist() == [2.0, 2.0, 1.0, 1.0]
         assert vision.rotation().axis == (1, 0, 1, 0)

@@ -117,7 +117,16 @@ HARD: list[tuple[dict[str, Any], str, list[str]]] = [
     ({**LONG, "short_factor": [1.0] * 31}, "short_factor", ["31 entries", "one per frequency, 32"]),
     ({**LONG, "long_factor": [1.0] * 33}, "long_factor", ["33 entries", "one per frequency, 32"]),
     ({"mrope_section": [8, 12, 11]}, "mrope_section", ["[8, 12, 11]", "sum 31", "= 32"]),
-    ({"mrope_section": [8, 8, 8, 8]}, "mrope_section", ["[8, 8, 8, 8]", "at most 3 sections"]),
+    (
+        {"mrope_section": [8, 8, 8, 8]},
+        "mrope_section",
+        ["[8, 8, 8, 8]", "at most 3 sections", "from_inv_freq takes more"],
+    ),
+    (
+        {"mrope_section": [16, 16], "axis_map": "interleaved"},
+        "mrope_section",
+        ["[16, 16]", "three sections are needed", "from_inv_freq takes others"],
+    ),
     ({"axis_map": "qwen_vision"}, "axis_map", ["'qwen_vision'", "allowed with default are contiguous"]),
     ({"rope_type": "axial", "axis_map": "ernie"}, "axis_map", ["'ernie'", "allowed with axial"]),
     ({"rope_type": "axial", "mrope_section": [16, 16]}, "mrope_section", ["[16, 16]", "no sections"]),

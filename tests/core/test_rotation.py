@@ -147,7 +147,7 @@ def test_axial_maps_share_the_pairs_evenly(name: str, pairs: int) -> None:
     [
         ("spiral", 8, (), r"^axis_map: got 'spiral', allowed are contiguous, interleaved, ernie, qwen_vision"),
         ("contiguous", 8, (2, 3), r"^mrope_section: got \[2, 3\], sum 5; must sum to rotary_dim / 2 = 8"),
-        ("interleaved", 8, (4, 4), r"^mrope_section: got \[4, 4\]; three sections"),
+        ("ernie", 8, (4, 4), r"^mrope_section: got \[4, 4\]; three sections"),
         ("ernie", 8, (2, 3, 3), r"^mrope_section: got \[2, 3, 3\]; ernie needs height and width sections of one size"),
         ("kimi", 7, (), r"^head_dim: 7 pairs cannot be shared by two axes; head_dim must be a multiple of 4"),
     ],

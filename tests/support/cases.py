@@ -51,6 +51,14 @@ CONFIGS = {
     "mrope_ernie": dict(
         head_dim=64, rope_type="mrope", mrope_section=[11, 11, 10], axis_map="ernie", pairing="interleaved"
     ),
+    "four_ladders": dict(
+        head_dim=64, inv_freq=[2000.0 ** (-i / 8) for _ in range(4) for i in range(8)], mrope_section=[8, 8, 8, 8],
+        pairing="interleaved",
+    ),
+    "two_ladders": dict(
+        head_dim=64, inv_freq=[(100.0 + j) ** (-i / 16) for i in range(16) for j in range(2)], mrope_section=[16, 16],
+        axis_map="interleaved", pairing="interleaved",
+    ),
     "axial_qwen": dict(head_dim=80, rope_type="axial", axis_map="qwen_vision"),
     "axial_pixtral": dict(head_dim=64, rope_type="axial", axis_map="pixtral"),
     "axial_kimi": dict(head_dim=72, rope_type="axial", axis_map="kimi"),

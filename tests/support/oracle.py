@@ -124,12 +124,12 @@ def axes(c, pairs):
         return np.zeros(pairs, dtype=int)
     if name == "interleaved":
         rows = np.zeros(pairs, dtype=int)
-        for row in (1, 2):
-            rows[row : 3 * sections[row] : 3] = row
+        for row in range(1, len(sections)):
+            rows[row : len(sections) * sections[row] : len(sections)] = row
         return rows
     if name == "ernie":
         return np.concatenate([[1, 2] * sections[0], [0] * sections[2]]).astype(int)
-    return np.repeat(np.arange(len(sections)) % 3, sections)
+    return np.repeat(np.arange(len(sections)), sections)
 
 
 def channels(c):
