@@ -62,7 +62,7 @@ gpu-check: $(READY) ## On a machine with a CUDA GPU: every case on it, beside th
 host-check: $(READY) $(HOST)/.created ## Opt-in, downloads a CUDA torch: what CUDA calls do and cost on the host, over a GPU that does nothing
 	$(HOST)/bin/python tests/host/run.py $(HOST_CHECK_ARGS)
 
-test-engines: $(READY) $(ENGINES)/.created ## Opt-in, downloads vLLM, torchtitan, onnxruntime: their layers and exports on these kernels
+test-engines: $(READY) $(ENGINES)/.created ## Opt-in, downloads vLLM, torchtitan, onnxruntime, diffusers, timm: their layers and models on these kernels
 	$(ENGINES)/bin/python tests/engines/run.py $(ENGINES_ARGS)
 
 test-oldest test-newest: test-%: build/%/venv/.created

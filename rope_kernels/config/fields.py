@@ -54,7 +54,7 @@ class RopeFields:
         high_freq_factor: llama3, turns above which a pair is unchanged.
         alpha: ntk_alpha, constant growth of theta (HunYuan).
         inv_freq_table: inv_freq, the caller's frequencies in radians per position.
-        mrope_section: pairs per position row.
+        mrope_section: pairs per position row; three at most, but any number with ``inv_freq``.
         axis_map: one of :data:`rope_kernels.rotation.AXIS_MAPS`, how the position rows share the pairs.
         pairing: one of :data:`rope_kernels.rotation.PAIRINGS`.
         phase: one of :data:`rope_kernels.rotation.PHASES`.

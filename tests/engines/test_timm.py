@@ -24,6 +24,7 @@ with torchvision_stand_in():
     )
     from timm.models.naflexvit import NaFlexVit, NaFlexVitCfg
 
+from rope_kernels import RopeConfig, apply_rope
 from rope_kernels.cli.commands import app
 from rope_kernels.integrations.tables import rotating
 from rope_kernels.integrations.timm import patch_timm, unpatch_timm
@@ -150,6 +151,19 @@ def test_the_function_itself_stays(calls: list[Any]) -> None:
     other, _ = built("eva02_tiny_patch14_224")
     other(image)
     assert not calls
+
+
+def test_the_cat_kind_is_a_config_of_two_ladders() -> None:
+    head_dim, height, width = 64, 5, 7
+    module = RotaryEmbeddingCat(head_dim, in_pixels=False, feat_shape=(height, width), ref_feat_shape=(height, width))
+    quarter = head_dim // 4
+    ladder = [10000.0 ** (-j / quarter) for j in range(quarter)]
+    cfg = RopeConfig.from_inv_freq(2 * ladder, mrope_section=[quarter, quarter], pairing="interleaved")
+    grid = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    positions = torch.stack([axis.flatten() for axis in grid])[:, None]
+    x = torch.randn(2, 3, height * width, head_dim)
+    mine = apply_rope(x, None, positions, cfg, layout="bhsd")[0]
+    torch.testing.assert_close(mine, apply_rot_embed_cat(x, module.get_embed()), **tolerances.THERE_AND_BACK)
 
 
 def test_patch_model_points_here() -> None:
