@@ -5,8 +5,11 @@
 #include <array>
 #include <atomic>
 
+#include "core/append.h"
 #include "core/job.h"
 #include "cuda/angles.cuh"
+#include "cuda/append_kernel.cuh"
+#include "cuda/append_plan.h"
 #include "cuda/launcher.h"
 #include "cuda/norm_backward.cuh"
 #include "cuda/norm_kernel.cuh"
@@ -77,11 +80,15 @@ const char* outcome(cudaError_t error) {
   return cudaGetErrorString(error != cudaSuccess ? error : pending);
 }
 
-template <class P>
-const char* launch(void (*kernel)(P), const Job& job, const Shape& shape, void* stream) {
+/// How many rows of thread slots a call has: one for each token, or for each part of the weights' gradients.
+std::int64_t slots_of(const Job& job) { return job.backward ? job.parts : job.batch * job.tokens; }
+std::int64_t slots_of(const Append& append) { return slots_of(append.job); }
+
+template <class P, class CALL>
+const char* launch(void (*kernel)(P), const CALL& call, const Shape& shape, void* stream) {
   P params;
-  fill(job, shape, params);
-  const std::int64_t slots = job.backward ? job.parts : job.batch * job.tokens;
+  fill(call, shape, params);
+  const std::int64_t slots = slots_of(call);
   const dim3 grid(static_cast<unsigned>((slots + shape.token_slots - 1) / shape.token_slots));
   const dim3 threads(static_cast<unsigned>(shape.lanes * shape.head_slots * shape.token_slots));
   void* arguments[] = {&params};
@@ -130,6 +137,33 @@ const char* launch_table(const Job& job, const Shape& shape, void* stream) {
   return launch<Tile<D, uint4, false, false, 0>, true, TableParams>(job, shape, stream);
 }
 
+template <class T, bool GENERAL, class P>
+const char* launch_rows(const Job& job, const Shape& shape, void* stream) {
+  if (job.backward) return launch(&norm_backward_kernel<T, GENERAL, P>, job, shape, stream);
+  return launch(&norm_kernel<T, GENERAL, P>, job, shape, stream);
+}
+
+template <class T, bool GENERAL, class P>
+const char* launch_rows(const Append& append, const Shape& shape, void* stream) {
+  return launch(&append_kernel<T, GENERAL, P>, append, shape, stream);
+}
+
+template <class D, bool READ_PAIRS, bool WRITE_PAIRS, class CALL>
+const char* launch_norm_pairing(const CALL& call, const Shape& shape, void* stream) {
+  using T = Tile<D, uint4, READ_PAIRS, WRITE_PAIRS, 0>;
+  if (shape.general) return launch_rows<T, true, SmallParams>(call, shape, stream);
+  return launch_rows<T, false, SmallParams>(call, shape, stream);
+}
+
+/// With a norm of q's heads, of k's or of both, for gradients, or with a cache.
+template <class D, class CALL>
+const char* launch_norm(const CALL& call, const Shape& shape, void* stream) {
+  if (shape.chunk == 0) return launch_rows<Elements<D>, true, LargeParams>(call, shape, stream);
+  if (!shape.read_pairs) return launch_norm_pairing<D, false, false>(call, shape, stream);
+  if (shape.write_pairs) return launch_norm_pairing<D, true, true>(call, shape, stream);
+  return launch_norm_pairing<D, true, false>(call, shape, stream);
+}
+
 template <class D>
 const char* launch_dtype(const Job& job, const Shape& shape, void* stream) {
   if (goes_by_rows(job)) return launch_norm<D>(job, shape, stream);
@@ -141,26 +175,9 @@ const char* launch_dtype(const Job& job, const Shape& shape, void* stream) {
   return launch_pairing<D, false, false>(job, shape, stream);
 }
 
-template <class T, bool GENERAL, class P>
-const char* launch_rows(const Job& job, const Shape& shape, void* stream) {
-  if (job.backward) return launch(&norm_backward_kernel<T, GENERAL, P>, job, shape, stream);
-  return launch(&norm_kernel<T, GENERAL, P>, job, shape, stream);
-}
-
-template <class D, bool READ_PAIRS, bool WRITE_PAIRS>
-const char* launch_norm_pairing(const Job& job, const Shape& shape, void* stream) {
-  using T = Tile<D, uint4, READ_PAIRS, WRITE_PAIRS, 0>;
-  if (shape.general) return launch_rows<T, true, SmallParams>(job, shape, stream);
-  return launch_rows<T, false, SmallParams>(job, shape, stream);
-}
-
-/// With a norm of q's heads, of k's or of both, or for gradients.
 template <class D>
-const char* launch_norm(const Job& job, const Shape& shape, void* stream) {
-  if (shape.chunk == 0) return launch_rows<Elements<D>, true, LargeParams>(job, shape, stream);
-  if (!shape.read_pairs) return launch_norm_pairing<D, false, false>(job, shape, stream);
-  if (shape.write_pairs) return launch_norm_pairing<D, true, true>(job, shape, stream);
-  return launch_norm_pairing<D, true, false>(job, shape, stream);
+const char* launch_dtype(const Append& append, const Shape& shape, void* stream) {
+  return launch_norm<D>(append, shape, stream);
 }
 
 /// Finds the multiprocessors of the current device, which is asked once.
@@ -176,23 +193,36 @@ cudaError_t find_multiprocessors(int& count) {
   return error;
 }
 
+Shape shape_for(const Job& job, int multiprocessors) {
+  return goes_by_rows(job) ? norm_shape_of(job, multiprocessors) : shape_of(job, multiprocessors);
+}
+Shape shape_for(const Append& append, int multiprocessors) { return append_shape_of(append, multiprocessors); }
+
+template <class CALL>
+const char* launch_call(const CALL& call, DType dtype, void* stream) {
+  if (is_empty(call)) return nullptr;
+  if (const char* refused = refuse(call)) return refused;
+  int multiprocessors = 0;
+  if (const cudaError_t error = find_multiprocessors(multiprocessors); error != cudaSuccess) return outcome(error);
+  const Shape shape = shape_for(call, multiprocessors);
+  switch (dtype) {
+    case DType::kFloat32:
+      return launch_dtype<Float32>(call, shape, stream);
+    case DType::kFloat16:
+      return launch_dtype<Float16>(call, shape, stream);
+    case DType::kBFloat16:
+      return launch_dtype<BFloat16>(call, shape, stream);
+  }
+  return "unknown dtype";
+}
+
 }  // namespace
 }  // namespace rope::cuda
 
 extern "C" const char* rope_launch_cuda(const rope::Job* job, void* stream) {
-  using namespace rope::cuda;
-  if (is_empty(*job)) return nullptr;
-  if (const char* refused = refuse(*job)) return refused;
-  int multiprocessors = 0;
-  if (const cudaError_t error = find_multiprocessors(multiprocessors); error != cudaSuccess) return outcome(error);
-  const Shape shape = goes_by_rows(*job) ? norm_shape_of(*job, multiprocessors) : shape_of(*job, multiprocessors);
-  switch (job->dtype) {
-    case rope::DType::kFloat32:
-      return launch_dtype<Float32>(*job, shape, stream);
-    case rope::DType::kFloat16:
-      return launch_dtype<Float16>(*job, shape, stream);
-    case rope::DType::kBFloat16:
-      return launch_dtype<BFloat16>(*job, shape, stream);
-  }
-  return "unknown dtype";
+  return rope::cuda::launch_call(*job, job->dtype, stream);
+}
+
+extern "C" const char* rope_launch_append_cuda(const rope::Append* append, void* stream) {
+  return rope::cuda::launch_call(*append, append->job.dtype, stream);
 }

@@ -77,14 +77,22 @@ struct Channels {
 template <class T>
 using ChannelsOf = Channels<typename T::Format, typename T::Unit>;
 
+/// Spans of a head's bytes that are not rotated.
+struct Rest {
+  const Span* spans;
+  int count;
+};
+
+__device__ inline Rest rest_of(const Settings& at) { return {at.copied, at.num_copied}; }
+
 /// Calls `body(place)` for each of a lane's units that are not rotated; `place` is in bytes from the head's first.
 template <class Unit, class BODY>
-__device__ inline void for_each_rest(const Settings& at, int lane, const BODY& body) {
+__device__ inline void for_each_rest(const Settings& at, const Rest& rest, int lane, const BODY& body) {
   constexpr int kSize = static_cast<int>(sizeof(Unit));
 #pragma unroll 1
-  for (int i = 0; i < at.num_copied; ++i) {
+  for (int i = 0; i < rest.count; ++i) {
 #pragma unroll 1
-    for (int place = at.copied[i].first + lane * kSize; place < at.copied[i].last;
+    for (int place = rest.spans[i].first + lane * kSize; place < rest.spans[i].last;
          place += static_cast<int>(at.lanes.by) * kSize) {
       body(place);
     }

@@ -76,7 +76,7 @@ __device__ inline void for_each_rest_gradient(const Settings& at, const RowNorm&
   using C = RestOf<T>;
   using Unit = RestUnit<T>;
   if (!head.is_live) return;
-  for_each_rest<Unit>(at, lane, [&](int place) {
+  for_each_rest<Unit>(at, rest_of(at), lane, [&](int place) {
     const int channel = place / static_cast<int>(sizeof(typename T::Format::Element));
     float z[C::kCount], h[C::kCount], u[C::kCount];
     C::unpack(*reinterpret_cast<const Unit*>(head.x + place), z);
@@ -117,7 +117,7 @@ __device__ inline float rest_squares(const Settings& at, const HeadGradient& hea
   using C = RestOf<T>;
   float sum = 0.0F;
   if (!head.is_live) return sum;
-  for_each_rest<RestUnit<T>>(at, lane, [&](int place) {
+  for_each_rest<RestUnit<T>>(at, rest_of(at), lane, [&](int place) {
     float v[C::kCount];
     C::unpack(*reinterpret_cast<const RestUnit<T>*>(head.x + place), v);
     sum += dot<C::kCount>(v, v);

@@ -118,14 +118,19 @@ struct Tile {
     }
   }
 
-  /// Rounds the members of the pairs, as they are written.
-  __device__ void pack(const float* a, const float* b) {
-    std::uint32_t words[2 * kWords];
-    float w[kElements];
+  /// The members of the pairs as they are written: those of the first chunk, then those of the second.
+  __device__ static void arrange(const float* a, const float* b, float* w) {
     for (int i = 0; i < kPairs; ++i) {
       w[WRITE_PAIRS ? 2 * i : i] = a[i];
       w[WRITE_PAIRS ? 2 * i + 1 : kPairs + i] = b[i];
     }
+  }
+
+  /// Rounds the members of the pairs.
+  __device__ void pack(const float* a, const float* b) {
+    std::uint32_t words[2 * kWords];
+    float w[kElements];
+    arrange(a, b, w);
     for (int i = 0; i < 2 * kWords; ++i) words[i] = D::pack(w + i * D::kPerWord);
     memcpy(chunk, words, sizeof words);
   }
@@ -159,6 +164,11 @@ struct Elements {
   __device__ void unpack(float* a, float* b) const {
     *a = D::widen(first);
     *b = D::widen(second);
+  }
+
+  __device__ static void arrange(const float* a, const float* b, float* w) {
+    w[0] = *a;
+    w[1] = *b;
   }
 
   __device__ void pack(const float* a, const float* b) {

@@ -24,6 +24,9 @@ void launch_append_cpu(Append& append);
 /// std::runtime_error with CUDA's message.
 void launch_cuda(Job& job, std::int32_t device_index);
 
+/// Rotates and stores on the memory of a CUDA device, as launch_cuda.
+void launch_append_cuda(Append& append, std::int32_t device_index);
+
 /// Whether a tensor is on a CUDA device.
 inline bool is_on_cuda(const View& v) { return v.device_type == aoti_torch_device_type_cuda(); }
 

@@ -17,7 +17,6 @@ from ..core.rotation import Rotation
 from ..core.spec import Spec, text_of, with_norms
 from . import choice, reference
 from .inputs import Append, Inputs, Norms
-from .storing import rotate_then_store
 
 __all__ = [
     "cuda_archs",
@@ -156,9 +155,9 @@ def rotate_append(
     q: Tensor, k: Tensor | None, q_out: Tensor, k_out: Tensor | None, inputs: Inputs, spec: Spec, norms: Norms,
     append: Append,
 ) -> None:  # fmt: skip
-    """Norm, rotate and store, on the CPU by the native operator; see :func:`.reference.rotate_append`."""
-    if not q.is_cpu:
-        rotate_then_store(rotate, rotate_norm, q, k, q_out, k_out, inputs, spec, norms, append)
+    """Norm, rotate and store by the native operator; see :func:`.reference.rotate_append`."""
+    if spec.rotation.num_pairs > _MAX_CUDA_PAIRS and q.is_cuda:
+        reference.rotate_append(q, k, q_out, k_out, inputs, spec, norms, append)
         return
     text = text_of(spec.encode(), "bshd", unscaled=inputs.unscaled)
     text = with_norms(text, norms.q, norms.k, append.v_norm)

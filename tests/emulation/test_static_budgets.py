@@ -33,8 +33,9 @@ NORM_BUDGETS = {
 }  # fmt: skip
 """The same with a norm of q and of k."""
 NORM_BACKWARD_BUDGET = 16
-CUDA_NORM_REGISTERS = {"norm_kernel": 128, "norm_backward_kernel": 168}
-"""Of the native kernels: what their launch bounds leave them, for any weight and any channels that are not rotated."""
+CUDA_ROW_REGISTERS = {"append_kernel": 128, "norm_backward_kernel": 168, "norm_kernel": 128}
+"""Of the native kernels that go through whole rows: what their launch bounds leave them, for any weight, any channels
+that are not rotated and any cache."""
 APPEND_BUDGETS = {"prefill": 5, "decode": 10}
 """The same of q, k and v where k and v are stored in a cache of their dtype; with a norm that of a norm."""
 NORM_REGISTERS = 104
@@ -226,8 +227,9 @@ def test_every_cuda_kernel_of_the_extension(target):
     assert len(kernels) > 50
     for name, (facts, _) in kernels.items():
         assert (facts.stack_bytes, facts.local_instructions) == (0, 0), name
-        if "norm_" in name:
-            check_cuda_norm(name, facts, target)
+        kernel = next((kernel for kernel in CUDA_ROW_REGISTERS if kernel in name), None)
+        if kernel is not None:
+            check_cuda_rows(kernel, name, facts, target)
             continue
         usual = "ELb0ENS" in name and ("ELb0ELb0E" in name or "ELb1ELb1E" in name)
         most = TABLE_REGISTERS if "TableParams" in name else REGISTERS if usual else GENERAL_REGISTERS
@@ -236,14 +238,14 @@ def test_every_cuda_kernel_of_the_extension(target):
         assert facts.slow_instructions == (), name
 
 
-def check_cuda_norm(name, facts, target):
+def check_cuda_rows(kernel, name, facts, target):
     """Only rows of several warps need shared memory, for the sums of each. From sm_90 on CUDA takes 1 KB beside it."""
-    kernel = "norm_backward_kernel" if "norm_backward_kernel" in name else "norm_kernel"
-    assert facts.registers <= CUDA_NORM_REGISTERS[kernel], name
+    assert facts.registers <= CUDA_ROW_REGISTERS[kernel], name
     has_wide_rows = "Elements" in name or "Float32" in name
     reserved = 1024 if int(target.removeprefix("sm_")) >= 90 else 0
     assert facts.shared_bytes <= (4 * 4 * 32 + reserved if has_wide_rows else 0), name
-    assert set(facts.slow_instructions) == {"MUFU.RSQ"}, name
+    divides = {"MUFU.RCP"} if kernel == "append_kernel" else set()  # by the scales of 8-bit caches
+    assert set(facts.slow_instructions) == {"MUFU.RSQ"} | divides, name
 
 
 @pytest.mark.parametrize("target", AMD)

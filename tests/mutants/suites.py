@@ -53,6 +53,12 @@ SUITES: dict[str, list[Stage]] = {
         Stage((f"{_BACKENDS}/test_cuda_host.py",), (_cuda_build("host"),)),
         Stage((f"{_BACKENDS}/test_cuda_norm_emulated.py",), (_cuda_build("emulated"),)),
     ],
+    "cuda-append": [
+        Stage(
+            (f"{_BACKENDS}/test_cuda_append_emulated.py",),
+            (_cuda_build("host"), _cuda_build("emulated")),
+        ),
+    ],
     "cpu": [
         Stage(
             (

@@ -1,8 +1,9 @@
-"""Calls of the Triton launcher that store in a KV cache, and what must come of them, interpreted or emulated."""
+"""Calls of a launcher that store in a KV cache, Triton's or CUDA's, and what must come of them, wherever they run."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from support import launches, tolerances
@@ -44,7 +45,7 @@ def _numbers(norm: object) -> Norm | None:
     return None if norm is None else Norm(norm.eps, norm.weight_offset, norm.after_rope)  # type: ignore[attr-defined]
 
 
-def _rotated(call: AppendCall, filled: Filled, q: Tensor, k: Tensor | None) -> Pair:
+def _rotated(call: AppendCall, filled: Filled, q: Tensor, k: Tensor | None, kernels: Any = triton_launch) -> Pair:
     """q and k by the kernels that store nothing."""
     args = arguments(call.case, filled.made)
     operation = parse_text(args.text)
@@ -52,14 +53,14 @@ def _rotated(call: AppendCall, filled: Filled, q: Tensor, k: Tensor | None) -> P
     out = torch.full_like(q, torch.nan), None if k is None else torch.full_like(k, torch.nan)
     views = [None if x is None else tokens_first(x, operation.layout) for x in (q, k, *out)]
     if norms.q is norms.k is None:
-        triton_launch.rotate(*views, inputs_of(args, operation), operation.spec)
+        kernels.rotate(*views, inputs_of(args, operation), operation.spec)
     else:
-        triton_launch.rotate_norm(*views, inputs_of(args, operation), operation.spec, norms)
+        kernels.rotate_norm(*views, inputs_of(args, operation), operation.spec, norms)
     return out
 
 
-def append(call: AppendCall, filled: Filled, q_out: Tensor, k_out: Tensor | None) -> None:
-    """The call by the launcher."""
+def append(call: AppendCall, filled: Filled, q_out: Tensor, k_out: Tensor | None, kernels: Any = triton_launch) -> None:
+    """The call by ``kernels``, which have the functions of a backend."""
     made, cache, v_norm = filled.made, filled.cache, filled.options.get("v_norm")
     args = arguments(call.case, made)
     operation = parse_text(args.text)
@@ -67,23 +68,27 @@ def append(call: AppendCall, filled: Filled, q_out: Tensor, k_out: Tensor | None
         None if x is None else tokens_first(x, operation.layout) for x in (made.q, made.k, filled.v, q_out, k_out)
     )
     scales = (None if scale is None else scale.reshape(-1) for scale in (cache.k_scale, cache.v_scale))
-    triton_launch.rotate_append(
+    kernels.rotate_append(
         q, k, q_out, k_out, inputs_of(args, operation), operation.spec, _norms(filled),
         Append(cache.slots.reshape(-1), v, _numbers(v_norm), None if v_norm is None else v_norm.weight, cache.k,
                cache.v, *scales),
     )  # fmt: skip
 
 
-def _bounds_of_k(call: AppendCall, filled: Filled, rotated: Tensor | None) -> tuple[Tensor, Tensor] | None:
+def _bounds_of_k(
+    call: AppendCall, filled: Filled, rotated: Tensor | None, kernels: Any
+) -> tuple[Tensor, Tensor] | None:
     """Rotated k as it must be before it is stored; the same bits twice, unless it is normed and has fp32's."""
     k = filled.made.k
     if k is None or rotated is None:
         return None
-    is_normed = _has_its_own_bits(call, filled) or filled.options.get("k_norm") is not None
+    is_normed = _has_its_own_bits(call, filled, kernels) or filled.options.get("k_norm") is not None
     if call.kind.k != "same":
-        rotated = _rotated(call, filled, filled.made.q.float(), k.float())[1]
+        rotated = _rotated(call, filled, filled.made.q.float(), k.float(), kernels)[1]
         assert rotated is not None
-    off = _off(rotated) if is_normed and rotated.dtype == torch.float32 else 0.0
+    # a head in 8 bits is rotated from fp32 to expect it, whose rows other lanes sum up
+    sums_alike = kernels is not triton_launch and call.kind.k == "same"
+    off = _off(rotated) if is_normed and rotated.dtype == torch.float32 and not sums_alike else 0.0
     return rotated - off, rotated + off
 
 
@@ -94,23 +99,25 @@ def _outputs(call: AppendCall, filled: Filled) -> Pair:
     return (strided(torch.full_like(made.q, torch.nan), view) if form.startswith("out") else made.q), k_out
 
 
-def run(call: AppendCall, filled: Filled | None = None, outputs: Pair | None = None) -> None:
+def run(
+    call: AppendCall, filled: Filled | None = None, outputs: Pair | None = None, kernels: Any = triton_launch
+) -> None:
     """Make and check a call: the results have the bits of a call that stores nothing, and nothing else is written."""
     filled = filled or call.fill()
     made = filled.made
-    rotated = _rotated(call, filled, made.q, made.k)
-    wanted = call.expected(filled, _bounds_of_k(call, filled, rotated[1]))
+    rotated = _rotated(call, filled, made.q, made.k, kernels)
+    wanted = call.expected(filled, _bounds_of_k(call, filled, rotated[1], kernels))
     out = outputs or _outputs(call, filled)
     inputs = [x for x in (made.q, made.k, filled.v) if x is not None and all(x is not y for y in out)]
     before = [x.clone() for x in inputs]
     around = [gaps(y) for y in out if y is not None]
-    append(call, filled, *out)
+    append(call, filled, *out, kernels)
     for memory, (low, high) in zip(filled.memory, wanted, strict=True):
         _check_between(memory, low, high)
     for side, got, expected in zip("qk", out, rotated, strict=True):
         if got is not None:
             assert expected is not None
-            _check_rotated(call, filled, got, expected, side)
+            _check_rotated(got, expected, side, _has_its_own_bits(call, filled, kernels))
     for x, old in zip(inputs, before, strict=True):
         assert torch.equal(as_bytes(x.contiguous()), as_bytes(old.contiguous())), "an input was written"
     for y, old in zip((y for y in out if y is not None), around, strict=True):
@@ -123,18 +130,18 @@ def _check_between(got: Tensor, low: Tensor, high: Tensor) -> None:
     assert bool(good.all()), f"{int((~good).sum())} of {good.numel()} numbers of the cache differ"
 
 
-def _has_its_own_bits(call: AppendCall, filled: Filled) -> bool:
-    """Whether rows may differ from those of a call that stores nothing in the last place of fp32.
+def _has_its_own_bits(call: AppendCall, filled: Filled, kernels: Any) -> bool:
+    """Whether rows of Triton's may differ from those of a call that stores nothing in the last place of fp32.
 
     Of two products that are added LLVM fuses one, not always the same: where a row is normed, or where all rows are
     whole since another is normed.
     """
     is_whole = any(filled.options.get(f"{s}_norm") is not None for s in "qkv")
-    return is_whole and call.case.dtype == torch.float32
+    return kernels is triton_launch and is_whole and call.case.dtype == torch.float32
 
 
-def _check_rotated(call: AppendCall, filled: Filled, got: Tensor, wanted: Tensor, side: str) -> None:
-    if _has_its_own_bits(call, filled):
+def _check_rotated(got: Tensor, wanted: Tensor, side: str, has_its_own_bits: bool) -> None:
+    if has_its_own_bits:
         torch.testing.assert_close(got, wanted, rtol=0.0, atol=_off(wanted))
     else:
         assert torch.equal(as_bytes(got.contiguous()), as_bytes(wanted.contiguous())), side
@@ -145,7 +152,7 @@ def _off(y: Tensor) -> float:
     return 2 * tolerances.CONTRACT_EPS * float(y.nan_to_num(0.0).abs().max())
 
 
-def run_slots_past_the_cache() -> None:
+def run_slots_past_the_cache(kernels: Any = triton_launch) -> None:
     """They are not stored, as if they were negative."""
     call = AppendCall(launches.BY_NAME["shape3x33"], KINDS[0])
     filled = call.fill()
@@ -155,31 +162,31 @@ def run_slots_past_the_cache() -> None:
     without, given = slots.clone(), slots.clone()
     without[3:8], given[3:8] = -1, past
     filled.cache.slots = without
-    rotated = _rotated(call, filled, filled.made.q, filled.made.k)
+    rotated = _rotated(call, filled, filled.made.q, filled.made.k, kernels)
     wanted = call.expected(filled, (rotated[1], rotated[1]))
     filled.cache.slots = given
-    append(call, filled, filled.made.q, None)
+    append(call, filled, filled.made.q, None, kernels)
     for memory, (low, high) in zip(filled.memory, wanted, strict=True):
         _check_between(memory, low, high)
 
 
-def run_k_in_place() -> None:
+def run_k_in_place(kernels: Any = triton_launch) -> None:
     """k_out is k, which is read for the cache first; in one launch only if q is in place too."""
     for name in ("interleaved_to_half-bfloat16-forward", "half-float32-forward", "partial-near"):
         for kind in (KINDS[0], KINDS[5], KINDS[2]):
             call = AppendCall(launches.BY_NAME[name], kind)
             filled = call.fill()
-            run(call, filled, (filled.made.q, filled.made.k))
+            run(call, filled, (filled.made.q, filled.made.k), kernels)
 
 
-def run_k_alone_in_place() -> None:
-    """k_out is k and q is not in place: several launches."""
+def run_k_alone_in_place(kernels: Any = triton_launch) -> None:
+    """k_out is k and q is not in place: several launches by Triton."""
     call = AppendCall(launches.BY_NAME["interleaved_to_half-bfloat16-forward"], KINDS[0])
     filled = call.fill()
-    run(call, filled, (torch.full_like(filled.made.q, torch.nan), filled.made.k))
+    run(call, filled, (torch.full_like(filled.made.q, torch.nan), filled.made.k), kernels)
 
 
-def run_far_apart(folder: Path) -> None:
+def run_far_apart(folder: Path, kernels: Any = triton_launch) -> None:
     """Pages that lie 2**31 elements apart in a sparse file, and rows of v with gaps."""
     call = AppendCall(launches.BY_NAME["default-near"], KINDS[0])
     filled = call.fill()
@@ -191,17 +198,17 @@ def run_far_apart(folder: Path) -> None:
     filled.cache.v = torch.full((2, 8, *filled.v.shape[-2:]), torch.nan)
     slots = torch.arange(tokens) % 2 * 8 + torch.arange(tokens) // 2
     filled.cache.slots = torch.where(torch.arange(tokens) < 16, slots, -1)
-    k = _rotated(call, filled, filled.made.q, filled.made.k)[1]
+    k = _rotated(call, filled, filled.made.q, filled.made.k, kernels)[1]
     assert k is not None
     v = filled.v.flatten(0, 1)
-    append(call, filled, filled.made.q, None)
+    append(call, filled, filled.made.q, None, kernels)
     for token, slot in enumerate(filled.cache.slots.tolist()):
         if slot >= 0:
             assert torch.equal(cache[slot // 8, slot % 8], k.flatten(0, 1)[token])
             assert torch.equal(filled.cache.v[slot // 8, slot % 8], v[token])
 
 
-def run_every_midpoint(dtype: torch.dtype) -> None:
+def run_every_midpoint(dtype: torch.dtype, kernels: Any = triton_launch) -> None:
     """All numbers of an 8-bit type, the midpoints between them, and what is beyond, are rounded to nearest even."""
     numbers = every_float32_around(dtype)
     values = torch.cat((numbers, torch.zeros(-len(numbers) % 128))).reshape(1, -1, 2, 64)
@@ -212,4 +219,4 @@ def run_every_midpoint(dtype: torch.dtype) -> None:
     filled.v = values
     for scale in (1.0, 0.3):
         filled.cache.v_scale.fill_(scale)
-        run(call, filled)
+        run(call, filled, kernels=kernels)

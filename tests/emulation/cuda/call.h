@@ -10,7 +10,12 @@ namespace standin {
 
 using Int = std::int64_t;
 
-/// The fields of rope::Job, addresses and flags as integers. calls.py lists them in this order.
+struct Norm {
+  Int is_given, after_rope, eps, weight, kind, stride, offset;  // numbers by their bits in float32
+  Int x, x_strides[3], weight_grad;
+};
+
+/// The fields of rope::Job, and of rope::Append, addresses and flags as integers. calls.py lists them in this order.
 struct Call {
   Int num_operands, dtype, batch, tokens, inverse, unscaled, in_place;
   struct {
@@ -28,11 +33,20 @@ struct Call {
   struct {
     Int cosine, sine, kind, cosine_strides[3], sine_strides[3], rows;
   } table;
-  struct {
-    Int is_given, after_rope, eps, weight, kind, stride, offset;  // numbers by their bits in float32
-    Int x, x_strides[3], weight_grad;
-  } norms[2];
+  Norm norms[2];
   Int parts;  // of a backward call, else 0
+  // a call that stores in a cache; k_out is operands[1].out, or 0
+  Int stores;
+  struct {
+    Int data, page, entry, head, stored, scale, scale_stride;
+  } caches[2];
+  struct {
+    Int data, wide, stride, count, pages, page_size;
+  } slots;
+  struct {
+    Int data, heads, width, strides[3];
+  } v;
+  Norm v_norm;
 };
 constexpr Int kFields = sizeof(Call) / sizeof(Int);
 
@@ -43,9 +57,25 @@ T* pointer(Int address) {
 
 inline float number(Int bits) { return std::bit_cast<float>(static_cast<std::uint32_t>(bits)); }
 
+inline rope::Strides strides_of(const Int (&s)[3]) { return {s[0], s[1], s[2]}; }
+
+inline rope::HeadNorm norm_of(const Norm& given) {
+  rope::HeadNorm norm;
+  norm.is_given = given.is_given != 0;
+  norm.after_rope = given.after_rope != 0;
+  norm.eps = number(given.eps);
+  norm.weight = pointer<const void>(given.weight);
+  norm.weight_kind = static_cast<rope::Number>(given.kind);
+  norm.weight_stride = given.stride;
+  norm.weight_offset = number(given.offset);
+  norm.x = pointer<const void>(given.x);
+  norm.x_strides = strides_of(given.x_strides);
+  norm.weight_grad = pointer<float>(given.weight_grad);
+  return norm;
+}
+
 /// The job of a call, for `spec`.
 inline rope::Job job_of(const Call& call, const rope::Spec& spec) {
-  const auto strides = [](const Int(&s)[3]) { return rope::Strides{s[0], s[1], s[2]}; };
   const auto per_group = [](const auto& g) {
     return rope::PerGroup{pointer<const std::int64_t>(g.data), g.count, g.stride, g.is_number != 0};
   };
@@ -61,7 +91,7 @@ inline rope::Job job_of(const Call& call, const rope::Spec& spec) {
   for (int i = 0; i < 2; ++i) {
     const auto& operand = call.operands[i];
     job.operands[i] = {pointer<const void>(operand.in), pointer<void>(operand.out), operand.heads,
-                       strides(operand.from), strides(operand.to)};
+                       strides_of(operand.from), strides_of(operand.to)};
   }
   const auto& p = call.positions;
   job.positions = {pointer<const void>(p.data), static_cast<rope::Number>(p.kind), p.axis, p.batch, p.token};
@@ -72,24 +102,35 @@ inline rope::Job job_of(const Call& call, const rope::Spec& spec) {
                 call.packed.stride};
   const auto& t = call.table;
   job.table = {pointer<const void>(t.cosine), pointer<const void>(t.sine), static_cast<rope::Number>(t.kind),
-               strides(t.cosine_strides),     strides(t.sine_strides),     t.rows};
-  for (int i = 0; i < 2; ++i) {
-    const auto& given = call.norms[i];
-    rope::HeadNorm& norm = job.norms[i];
-    norm.is_given = given.is_given != 0;
-    norm.after_rope = given.after_rope != 0;
-    norm.eps = number(given.eps);
-    norm.weight = pointer<const void>(given.weight);
-    norm.weight_kind = static_cast<rope::Number>(given.kind);
-    norm.weight_stride = given.stride;
-    norm.weight_offset = number(given.offset);
-    norm.x = pointer<const void>(given.x);
-    norm.x_strides = strides(given.x_strides);
-    norm.weight_grad = pointer<float>(given.weight_grad);
-  }
+               strides_of(t.cosine_strides),  strides_of(t.sine_strides),  t.rows};
+  for (int i = 0; i < 2; ++i) job.norms[i] = norm_of(call.norms[i]);
   job.backward = call.parts > 0;
   job.parts = call.parts;
   return job;
+}
+
+inline rope::PagedCache cache_of(const Call& call, int i) {
+  const auto& c = call.caches[i];
+  return {pointer<void>(c.data),         c.page,        c.entry, c.head, static_cast<rope::Stored>(c.stored),
+          pointer<const float>(c.scale), c.scale_stride};
+}
+
+/// Launches a call for `spec`; nullptr, or what went wrong.
+inline const char* launch(const Call& call, const rope::Spec& spec) {
+  const rope::Job job = job_of(call, spec);
+  if (call.stores == 0) return rope_launch_cuda(&job, nullptr);
+  rope::Append append;
+  append.job = job;
+  append.k_cache = cache_of(call, 0);
+  append.v_cache = cache_of(call, 1);
+  const auto& s = call.slots;
+  append.slots = {pointer<const void>(s.data), s.wide != 0, s.stride, s.count, s.pages, s.page_size};
+  append.v = pointer<const void>(call.v.data);
+  append.v_heads = call.v.heads;
+  append.v_width = call.v.width;
+  append.v_strides = strides_of(call.v.strides);
+  append.v_norm = norm_of(call.v_norm);
+  return rope_launch_append_cuda(&append, nullptr);
 }
 
 }  // namespace standin

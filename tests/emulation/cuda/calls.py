@@ -13,7 +13,7 @@ from support.calls import inputs
 from support.cases import Case, Made
 from torch import Tensor
 
-from rope_kernels.backends.inputs import Inputs, Norms
+from rope_kernels.backends.inputs import Append, Inputs, Norms
 from rope_kernels.core.layouts import tokens_first
 from rope_kernels.core.norms import Norm
 from rope_kernels.core.spec import parse_text
@@ -24,8 +24,12 @@ DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 NUMBERS = {
     torch.int32: 1, torch.int64: 2, torch.float16: 3, torch.bfloat16: 4, torch.float32: 5, torch.float64: 6,
 }  # fmt: skip
+STORED = {torch.float8_e4m3fn: 1, torch.float8_e5m2: 2, torch.int8: 3}
+_K_OUT = 7 + 9 + 1
+"""The field of k's output."""
 _NO_TABLE = [0] * 10
 _NO_NORMS = [0] * 25
+_NO_CACHE = [0] * 39
 
 
 class Gradient(NamedTuple):
@@ -37,28 +41,56 @@ class Gradient(NamedTuple):
 
 @dataclass
 class CudaCall:
-    """``fields`` is rope::Job as integers, ``tensors`` what it points to, by name; ``numbers`` too, but the kernel must
-    not read them."""
+    """``fields`` is rope::Job and rope::Append as integers, ``tensors`` what they point to, by name; ``numbers`` too,
+    but the kernel must not read them."""
 
     spec: str
     fields: list[int]
     tensors: dict[str, Tensor]
     numbers: dict[str, Tensor] = field(default_factory=dict)
 
+    def _put(self, numbers: list[int], behind: int) -> None:
+        """Replace as many fields, in front of the last ``behind``."""
+        end = len(self.fields) - behind
+        self.fields[end - len(numbers) : end] = numbers
+
     def put_table(self, table: list[int]) -> None:
         """Make it a call by a table."""
-        self.fields[-len(_NO_TABLE + _NO_NORMS) : -len(_NO_NORMS)] = table
+        self._put(table, len(_NO_NORMS + _NO_CACHE))
 
     def put_norms(self, norms: Norms, gradients: Sequence[Gradient | None] = (None, None), parts: int = 0) -> None:
         """Norm the heads as well; or, in so many ``parts``, take the call's inputs and outputs as gradients."""
         each = zip(norms[:2], norms[2:], gradients, strict=True)
-        self.fields[-len(_NO_NORMS) :] = [*(number for norm in each for number in _norm(*norm)), parts]
+        self._put([*(number for norm in each for number in _norm(*norm)), parts], len(_NO_CACHE))
         self.tensors |= {f"{side}_weight": w for side, w in zip("qk", norms[2:], strict=True) if w is not None}
         for side, gradient in zip("qk", gradients, strict=True):
             if gradient is not None:
                 self.tensors[f"{side}_x"] = gradient.x
                 if gradient.partials is not None:
                     self.tensors[f"{side}_partials"] = gradient.partials
+
+    def put_cache(self, append: Append, has_k_out: bool) -> None:
+        """Store k and v as well: without ``has_k_out``, k in the cache alone."""
+        a = append
+        one = a.k_cache if a.k_cache is not None else a.v_cache
+        assert one is not None
+        slots = [a.slots.data_ptr(), int(a.slots.dtype == torch.int64), a.slots.stride(0), a.slots.shape[0]]
+        v = [0] * 6 if a.v is None else [a.v.data_ptr(), *a.v.shape[2:], *a.v.stride()[:3]]
+        sides = (a.k_cache, a.k_scale), (a.v_cache, a.v_scale)
+        caches = [number for side in sides for number in _cache(*side)]
+        self._put([1, *caches, *slots, *one.shape[:2], *v, *_norm(a.v_norm, a.v_weight, None)], 0)
+        if not has_k_out:
+            self.fields[_K_OUT] = 0
+        known = {"slots": a.slots, "v": a.v, "v_weight": a.v_weight, "k_scale": a.k_scale, "v_scale": a.v_scale}
+        self.tensors |= {name: t for name, t in known.items() if t is not None}
+
+
+def _cache(cache: Tensor | None, scale: Tensor | None) -> list[int]:
+    if cache is None:
+        return [0] * 7
+    stored = STORED.get(cache.dtype, 0)
+    where = [0, 0] if scale is None else [scale.data_ptr(), scale.stride(0) if scale.shape[0] > 1 else 0]
+    return [cache.data_ptr(), *cache.stride()[:3], stored, *where]
 
 
 def _float_bits(x: float) -> int:
@@ -126,7 +158,7 @@ def cuda_call(
     fields += _positions(given.positions)
     for name in ("offset", "seq_len", "from_seq_len"):
         fields += _per_group(getattr(given, name), name in numbers)
-    fields += [*_packed(given.cu_seqlens), *_NO_TABLE, *_NO_NORMS]
+    fields += [*_packed(given.cu_seqlens), *_NO_TABLE, *_NO_NORMS, *_NO_CACHE]
     tensors = _read_only(given)
     for name, (x, y) in zip("qk", sides, strict=True):
         if x is not None and y is not None and x.numel():

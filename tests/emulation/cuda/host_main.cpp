@@ -76,6 +76,11 @@ void move_all(Call& call, const std::vector<Region>& regions) {
   for (auto& norm : call.norms) {
     for (Int* address : {&norm.weight, &norm.x, &norm.weight_grad}) move(*address, regions);
   }
+  for (auto& cache : call.caches) {
+    move(cache.data, regions);
+    move(cache.scale, regions);
+  }
+  for (Int* address : {&call.slots.data, &call.v.data, &call.v_norm.weight}) move(*address, regions);
 }
 
 void run(std::istream& in, std::ostream& out) {
@@ -85,8 +90,7 @@ void run(std::istream& in, std::ostream& out) {
   in.read(reinterpret_cast<char*>(&call), sizeof call);
   const std::vector<Region> regions = read_regions(in);
   move_all(call, regions);
-  const rope::Job job = job_of(call, spec);
-  const char* error = rope_launch_cuda(&job, nullptr);
+  const char* error = launch(call, spec);
   write_text(out, error == nullptr ? "" : error);
   for (const Region& region : regions) out.write(region.data(), static_cast<std::streamsize>(region.bytes));
 }

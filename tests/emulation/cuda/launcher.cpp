@@ -15,8 +15,7 @@ extern "C" __attribute__((visibility("default"))) const char* standin_launch(con
   }
   try {
     const rope::Spec spec = rope::parse_spec(text);
-    const rope::Job job = standin::job_of(*reinterpret_cast<const standin::Call*>(fields), spec);
-    return rope_launch_cuda(&job, nullptr);
+    return standin::launch(*reinterpret_cast<const standin::Call*>(fields), spec);
   } catch (const std::exception& error) {
     refused = error.what();
     return refused.c_str();
