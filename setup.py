@@ -24,6 +24,8 @@ from native_build.errors import BuildError  # noqa: E402
 NOTE = "rope_kernels/_why_not_native.txt"
 """Why there is no library, for ``rope-kernels info``: in the checkout, or in a wheel without it."""
 OLDEST_SETUPTOOLS = 77
+EDITABLE = {"mode": "compat"}
+"""Editable installs put the checkout on the path: type checkers do not see through setuptools' import hook."""
 
 
 def say(text: str) -> None:
@@ -113,7 +115,7 @@ if settings.native_wanted():
     setup(
         ext_modules=[Extension("rope_kernels._native", sources=[], py_limited_api=True)],
         cmdclass={"build_ext": NinjaBuild, "dist_info": CheckedDistInfo},
-        options={"bdist_wheel": {"py_limited_api": "cp310"}},
+        options={"bdist_wheel": {"py_limited_api": "cp310"}, "editable_wheel": EDITABLE},
     )
 else:
-    setup(cmdclass={"build_py": PythonAlone})
+    setup(cmdclass={"build_py": PythonAlone}, options={"editable_wheel": EDITABLE})

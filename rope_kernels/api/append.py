@@ -10,6 +10,7 @@ from torch.compiler import is_compiling
 
 from ..config import RopeConfig
 from ..core.layouts import LAYOUTS
+from ..core.names import LayoutName
 from ..errors import RopeShapeError
 from ..ops import append_operators, autograd, direct
 from ..ops.append_operators import Stored
@@ -46,7 +47,7 @@ def apply_rope_append(
     out: Pair | None = None,
     return_k: bool = False,
     interleaved: bool | None = None,
-    layout: str = "bshd",
+    layout: LayoutName = "bshd",
     seq_len: int | Tensor | None = None,
     offset: int | Tensor | None = None,
     cu_seqlens: Tensor | None = None,

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.compiler import is_compiling
 
 from ..config import RopeConfig
+from ..core.names import LayoutName
 from ..core.spec import text_of
 from ..ops import autograd, direct, plain
 from ..ops.in_place_autograd import rotate_recorded_
@@ -36,7 +37,7 @@ def apply_rope(
     cfg: RopeConfig,
     *,
     interleaved: bool | None = None,
-    layout: str = "bshd",
+    layout: LayoutName = "bshd",
     seq_len: int | Tensor | None = None,
     offset: int | Tensor | None = None,
     cu_seqlens: Tensor | None = None,
@@ -107,7 +108,7 @@ def apply_rope_(
     cfg: RopeConfig,
     *,
     interleaved: bool | None = None,
-    layout: str = "bshd",
+    layout: LayoutName = "bshd",
     seq_len: int | Tensor | None = None,
     offset: int | Tensor | None = None,
     cu_seqlens: Tensor | None = None,

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.compiler import is_compiling
 
 from ..core import rotation
+from ..core.names import LayoutName, MropeMapName
 from ..errors import RopeShapeError
 from ..ops import autograd, direct
 from ..ops.cached_operators import CachedArguments, check_rows, rotate_cached_, rotate_cached_out
@@ -29,10 +30,10 @@ def apply_rope_cached_(
     *,
     rotary_dim: int | None = None,
     interleaved: bool = False,
-    layout: str = "thd",
+    layout: LayoutName = "thd",
     out: Pair | None = None,
     mrope_section: Sequence[int] | None = None,
-    axis_map: str = "contiguous",
+    axis_map: MropeMapName = "contiguous",
 ) -> Pair:
     """Rotate q and k in place by the rows of a table that their positions name: the call of serving engines.
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from torch import Tensor, nn
 
 from ..config import RopeConfig
+from ..core.names import LayoutName
 from .apply import apply_rope
 from .checks import check_config
 from .head_norm import HeadNorm
@@ -24,7 +27,7 @@ class RotaryEmbedding(nn.Module):
         TypeError: ``cfg`` is not a :class:`RopeConfig`.
     """
 
-    def __init__(self, cfg: RopeConfig, layout: str = "bshd") -> None:
+    def __init__(self, cfg: RopeConfig, layout: LayoutName = "bshd") -> None:
         super().__init__()
         check_config(cfg, layout)
         self.cfg = cfg
@@ -49,6 +52,9 @@ class RotaryEmbedding(nn.Module):
             seq_len=seq_len, offset=offset, cu_seqlens=cu_seqlens, inverse=inverse,
             q_norm=q_norm, k_norm=k_norm,
         )  # fmt: skip
+
+    if TYPE_CHECKING:
+        __call__ = forward
 
     def extra_repr(self) -> str:
         """Shown by ``print(module)``."""

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ..config import RopeConfig
 from ..core.layouts import LAYOUTS
+from ..core.names import LayoutName
 from ..errors import RopeShapeError
 from . import checks
 from .prepare import prepare, refuse_derivative, rotate_in_place
@@ -23,7 +24,7 @@ def rerotate_(
     from_seq_len: int | Tensor,
     to_seq_len: int | Tensor,
     interleaved: bool | None = None,
-    layout: str = "bshd",
+    layout: LayoutName = "bshd",
     offset: int | Tensor | None = None,
     cu_seqlens: Tensor | None = None,
 ) -> Tensor:
@@ -84,7 +85,7 @@ def shift_(
     *,
     seq_len: int | Tensor | None = None,
     interleaved: bool | None = None,
-    layout: str = "bshd",
+    layout: LayoutName = "bshd",
 ) -> Tensor:
     """Move keys in the KV cache by ``delta`` positions, in place, for a context shift or a reused prefix.
 

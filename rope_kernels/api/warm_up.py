@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..config import RopeConfig
 from ..core.layouts import LAYOUTS
+from ..core.names import LayoutName
 from ..errors import RopeShapeError
 from .append import apply_rope_append
 from .apply import apply_rope, apply_rope_
@@ -26,7 +27,7 @@ def warm_up(
     q_shape: Sequence[int],
     k_shape: Sequence[int] | None = None,
     dtype: torch.dtype = torch.bfloat16,
-    layout: str = "bshd",
+    layout: LayoutName = "bshd",
     q_norm: HeadNorm | None = None,
     k_norm: HeadNorm | None = None,
     v_norm: HeadNorm | None = None,
@@ -108,7 +109,7 @@ def _nowhere(cache: KVCache, q: Tensor, layout: str) -> KVCache:
 
 @torch.no_grad()
 def _append(
-    q: Tensor, k: Tensor | None, positions: Tensor | None, cfg: RopeConfig, layout: str, offset: Tensor | None,
+    q: Tensor, k: Tensor | None, positions: Tensor | None, cfg: RopeConfig, layout: LayoutName, offset: Tensor | None,
     v: Tensor | None, cache: KVCache, q_norm: HeadNorm | None, k_norm: HeadNorm | None, v_norm: HeadNorm | None,
 ) -> None:  # fmt: skip
     apply_rope_append(
@@ -117,7 +118,7 @@ def _append(
 
 
 def _call(
-    q: Tensor, k: Tensor | None, positions: Tensor | None, cfg: RopeConfig, layout: str, offset: Tensor | None,
+    q: Tensor, k: Tensor | None, positions: Tensor | None, cfg: RopeConfig, layout: LayoutName, offset: Tensor | None,
     q_norm: HeadNorm | None, k_norm: HeadNorm | None,
 ) -> None:  # fmt: skip
     with torch.no_grad():

@@ -12,6 +12,7 @@ from types import ModuleType, TracebackType
 
 import torch
 
+from ..core.names import BackendName
 from ..errors import RopeBackendWarning
 from . import choice, native
 
@@ -26,7 +27,7 @@ __all__ = [
 ]
 
 VARIABLE = "ROPE_KERNELS_BACKEND"
-PREFERENCE = ("triton", "native", "reference")
+PREFERENCE: tuple[BackendName, ...] = ("triton", "native", "reference")
 _MODULES = {"triton": ".triton.launch", "native": ".native", "reference": ".reference"}
 
 
@@ -144,7 +145,7 @@ class use_backend:  # noqa: N801  (a function to its users)
         ValueError: no backend has that name.
     """
 
-    def __init__(self, name: str | None) -> None:
+    def __init__(self, name: BackendName | None) -> None:
         if name is not None:
             _check_name(name)
         self._before = choice.own_choice()

@@ -20,6 +20,7 @@ from torch import Tensor
 from ..api.apply import apply_rope, apply_rope_
 from ..backends import PREFERENCE, backend_for, use_backend
 from ..config import RopeConfig
+from ..core.names import BackendName, LayoutName
 from ..core.rotation import PAIRINGS
 from ..errors import RopeConfigError
 from ..measuring import exact
@@ -29,7 +30,7 @@ from ..measuring.models import shipped_layers
 __all__ = ["CheckCall", "Result", "calls", "check_report", "passed", "run", "targets", "to_json"]
 
 PLACES = ("returned", "out=", "in place")
-LAYOUTS = ("bshd", "bhsd", "sbhd", "thd")
+LAYOUTS: tuple[LayoutName, ...] = ("bshd", "bhsd", "sbhd", "thd")
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _TOKENS = 8
 _SHOWN = 5  # violations that the report lists per row
@@ -84,7 +85,7 @@ class CheckCall:
     heads: tuple[int, int]
     positions: Tensor
     dtype: torch.dtype
-    layout: str
+    layout: LayoutName
     place: str
 
     def __str__(self) -> str:
@@ -156,13 +157,13 @@ def _can_pair(config: RopeConfig, pairing: str) -> bool:
     return True
 
 
-def targets() -> list[tuple[str, torch.device]]:
+def targets() -> list[tuple[BackendName, torch.device]]:
     """Every backend with every device of this machine that it can run on."""
     devices = [torch.device("cpu"), *([torch.device("cuda")] if torch.cuda.is_available() else [])]
     return [(name, device) for name, device in product(PREFERENCE, devices) if _can_run(name, device)]
 
 
-def _can_run(name: str, device: torch.device) -> bool:
+def _can_run(name: BackendName, device: torch.device) -> bool:
     with use_backend(name):
         try:
             backend_for(device)
@@ -172,7 +173,7 @@ def _can_run(name: str, device: torch.device) -> bool:
 
 
 def run(
-    todo: Sequence[CheckCall], where: Sequence[tuple[str, torch.device]], done: Callable[[], None] = lambda: None
+    todo: Sequence[CheckCall], where: Sequence[tuple[BackendName, torch.device]], done: Callable[[], None] = lambda: None
 ) -> list[Result]:
     """Make every call on every backend.
 
@@ -193,7 +194,7 @@ def run(
     return list(results.values())
 
 
-def _outcome(call: CheckCall, want: list[Tensor], backend: str, device: torch.device) -> float | str:
+def _outcome(call: CheckCall, want: list[Tensor], backend: BackendName, device: torch.device) -> float | str:
     """The largest excess of q and k, or how the call failed."""
     inputs = call.inputs()
     try:

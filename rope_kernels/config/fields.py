@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from ..core.names import AxisMapName, PairingName, PhaseName, RopeTypeName, TableDtypeName
+
 __all__ = ["OTHER_NAMES", "RopeFields"]
 
 OTHER_NAMES = {
@@ -29,71 +31,69 @@ class RopeFields:
     """The values that a rope type reads. :class:`rope_kernels.config.RopeConfig` adds the checks and the methods.
 
     ``None`` means not given. Lists are stored as tuples, integers given for floats as floats.
-
-    Attributes:
-        head_dim: channels of a head, the last axis of q.
-        rope_type: a name in :data:`rope_kernels.rope_types.ROPE_TYPES`.
-        rope_theta: base of the frequency ladder.
-        partial_rotary_factor: share of ``head_dim`` that is rotated, over 0 and at most 1.
-        rotary_offset: channels before the first rotated one.
-        max_position_embeddings: longest trained sequence, in tokens.
-        original_max_position_embeddings: the same before the context was extended.
-        factor: how many times the context was extended.
-        attention_factor: multiplies cos and sin (``None``: what the type prescribes). ``attn_factor`` of a HuggingFace
-            config multiplies what yarn prescribes.
-        beta_fast: yarn, turns over the original context above which a pair is unchanged.
-        beta_slow: yarn, turns below which a pair is divided by ``factor``.
-        mscale: yarn, DeepSeek's numerator of the attention factor.
-        mscale_all_dim: yarn, its denominator.
-        truncate: yarn, whether the ramp's ends are rounded to whole indices (``None``: they are).
-        short_factor: longrope, a divisor per pair up to the original context.
-        long_factor: longrope, a divisor per pair beyond it.
-        short_mscale: longrope, attention factor up to the original context (PhiMoE).
-        long_mscale: longrope, attention factor beyond it (PhiMoE).
-        low_freq_factor: llama3, turns over the original context below which a pair is divided by ``factor``.
-        high_freq_factor: llama3, turns above which a pair is unchanged.
-        alpha: ntk_alpha, constant growth of theta (HunYuan).
-        inv_freq_table: inv_freq, the caller's frequencies in radians per position.
-        mrope_section: pairs per position row; three at most, but any number with ``inv_freq``.
-        axis_map: one of :data:`rope_kernels.rotation.AXIS_MAPS`, how the position rows share the pairs.
-        pairing: one of :data:`rope_kernels.rotation.PAIRINGS`.
-        phase: one of :data:`rope_kernels.rotation.PHASES`.
-        table_dtype: one of :data:`rope_kernels.rotation.TABLE_DTYPES`, to round cos and sin as a trainer did.
-        extra: keys of registered types that are not fields here, stored as sorted ``(key, value)`` pairs.
-        strict: whether a value that transformers only logs about is an error; otherwise it is a warning.
-        provenance: where the value of a field came from, for ``explain()``.
     """
 
     head_dim: int
-    rope_type: str = "default"
+    """Channels of a head, the last axis of q."""
+    rope_type: RopeTypeName | str = "default"
+    """A name in :data:`rope_kernels.rope_types.ROPE_TYPES`."""
     rope_theta: float = 10000.0
+    """Base of the frequency ladder."""
     partial_rotary_factor: float = 1.0
+    """Share of ``head_dim`` that is rotated, over 0 and at most 1."""
     rotary_offset: int = 0
+    """Channels before the first rotated one."""
     max_position_embeddings: int | None = None
+    """Longest trained sequence, in tokens."""
     original_max_position_embeddings: int | None = None
+    """The same before the context was extended."""
     factor: float | None = None
+    """How many times the context was extended."""
     attention_factor: float | None = None
+    """Multiplies cos and sin (``None``: what the type prescribes). ``attn_factor`` of a HuggingFace config multiplies
+    what yarn prescribes."""
     beta_fast: float | None = None
+    """yarn: turns over the original context above which a pair is unchanged."""
     beta_slow: float | None = None
+    """yarn: turns below which a pair is divided by ``factor``."""
     mscale: float | None = None
+    """yarn: DeepSeek's numerator of the attention factor."""
     mscale_all_dim: float | None = None
+    """yarn: its denominator."""
     truncate: bool | None = None
+    """yarn: whether the ramp's ends are rounded to whole indices (``None``: they are)."""
     short_factor: Sequence[float] | None = None
+    """longrope: a divisor per pair up to the original context."""
     long_factor: Sequence[float] | None = None
+    """longrope: a divisor per pair beyond it."""
     short_mscale: float | None = None
+    """longrope: attention factor up to the original context (PhiMoE)."""
     long_mscale: float | None = None
+    """longrope: attention factor beyond it (PhiMoE)."""
     low_freq_factor: float | None = None
+    """llama3: turns over the original context below which a pair is divided by ``factor``."""
     high_freq_factor: float | None = None
+    """llama3: turns above which a pair is unchanged."""
     alpha: float | None = None
+    """ntk_alpha: constant growth of theta (HunYuan)."""
     inv_freq_table: Sequence[float] | None = None
+    """inv_freq: the caller's frequencies in radians per position."""
     mrope_section: Sequence[int] | None = None
-    axis_map: str | None = None
-    pairing: str = "half"
-    phase: str = "exact"
-    table_dtype: str | None = None
+    """Pairs per position row; three at most, but any number with ``inv_freq``."""
+    axis_map: AxisMapName | None = None
+    """One of :data:`rope_kernels.rotation.AXIS_MAPS`, how the position rows share the pairs."""
+    pairing: PairingName = "half"
+    """One of :data:`rope_kernels.rotation.PAIRINGS`."""
+    phase: PhaseName = "exact"
+    """One of :data:`rope_kernels.rotation.PHASES`."""
+    table_dtype: TableDtypeName | None = None
+    """One of :data:`rope_kernels.rotation.TABLE_DTYPES`, to round cos and sin as a trainer did."""
     extra: Mapping[str, Any] | tuple[tuple[str, Any], ...] = ()
+    """Keys of registered types that are not fields here, stored as sorted ``(key, value)`` pairs."""
     strict: bool = field(default=True, compare=False)
+    """Whether a value that transformers only logs about is an error; otherwise it is a warning."""
     provenance: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
+    """Where the value of a field came from, for ``explain()``."""
 
     @property
     def ladder_dim(self) -> int:

@@ -161,7 +161,8 @@ def resolve_axis_map(config: RopeFields) -> str | None:
     Raises:
         RopeConfigError: an unknown type or map, a map that the type does not take, missing or unused sections.
     """
-    kind, name = _kind(config), config.axis_map
+    kind = _kind(config)
+    name: str | None = config.axis_map
     sections = config.mrope_section is not None
     if name is None:
         if not sections and kind.takes("mrope_section"):

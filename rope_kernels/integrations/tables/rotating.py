@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ...api.cached import apply_rope_cached_
 from ...api.table import apply_rotary_pos_emb
+from ...core.names import LayoutName
 from .conventions import Convention, Key, Signature, structure_of
 from .steps import Prepared, prepared
 
@@ -126,6 +127,7 @@ def _by_halves(x: Tensor, halves: tuple[Tensor, Tensor, Tensor], axis: int, pair
     """Rotate by a table with one entry per pair: the call of serving engines, at positions 0, 1, ..."""
     positions, cos, sin = halves
     out = torch.empty_like(x)
-    layout, interleaved = "bshd" if axis == 1 else "bhsd", pairing == "interleaved"
-    apply_rope_cached_(x, None, positions, (cos, sin), interleaved=interleaved, layout=layout, out=(out, None))
+    layout: LayoutName = "bshd" if axis == 1 else "bhsd"
+    by_pairs = pairing == "interleaved"
+    apply_rope_cached_(x, None, positions, (cos, sin), interleaved=by_pairs, layout=layout, out=(out, None))
     return out

@@ -12,6 +12,7 @@ from torch.nn.functional import pad
 
 from ...api.apply import apply_rope
 from ...api.table import apply_rotary_pos_emb
+from ...core.names import LayoutName
 from .angles import Angles
 from .conventions import Convention, Signature
 from .norms import CallNorms, norms_of
@@ -159,12 +160,13 @@ def by_table(
 
 def _layout(
     convention: Convention, q: Tensor, k: Tensor | None, lead: tuple[int, ...], insert: int | None
-) -> str | None:
+) -> LayoutName | None:
     """The layout of q and k for tables with these leading dimensions; ``None`` if the kernels have no such layout."""
     tokens_first = convention.tokens_are_first(insert, len(lead) + 1)
     if tokens_first is None or len(lead) not in (1, 2):
         return None
     batch = lead[0] if len(lead) == 2 else 1
+    layout: LayoutName | None
     if q.dim() == 3:
         layout = "thd" if tokens_first and batch == 1 and len(lead) == 1 else None
     else:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from ...config import RopeConfig
+from ...core.names import PairingName
 from ...errors import RopeConfigError
 
 __all__ = ["READERS", "NotReadError", "config_of", "longrope_config", "table_of"]
@@ -60,7 +61,7 @@ def table_of(layer: Any) -> torch.Tensor:
     return layer.long_short_cos_sin_cache[short:] if layer.use_long_rope else layer.long_short_cos_sin_cache[:short]
 
 
-def _fields(layer: Any, pairing: str, **more: Any) -> dict[str, Any]:
+def _fields(layer: Any, pairing: PairingName, **more: Any) -> dict[str, Any]:
     fields = dict(head_dim=layer.head_size, rope_theta=float(layer.base), pairing=pairing)
     if layer.rotary_dim != layer.head_size:
         share = layer.rotary_dim / layer.head_size
@@ -70,17 +71,17 @@ def _fields(layer: Any, pairing: str, **more: Any) -> dict[str, Any]:
     return fields | more
 
 
-def _default(layer: Any, pairing: str) -> RopeConfig:
+def _default(layer: Any, pairing: PairingName) -> RopeConfig:
     return RopeConfig(**_fields(layer, pairing))
 
 
-def _linear(layer: Any, pairing: str) -> RopeConfig:
+def _linear(layer: Any, pairing: PairingName) -> RopeConfig:
     if len(layer.scaling_factors) != 1:
         raise NotReadError(f"has {len(layer.scaling_factors)} scaling factors, one per adapter")
     return RopeConfig(**_fields(layer, pairing, rope_type="linear", factor=float(layer.scaling_factors[0])))
 
 
-def _llama3(layer: Any, pairing: str) -> RopeConfig:
+def _llama3(layer: Any, pairing: PairingName) -> RopeConfig:
     return RopeConfig(**_fields(
         layer, pairing, rope_type="llama3", factor=float(layer.scaling_factor),
         low_freq_factor=float(layer.low_freq_factor), high_freq_factor=float(layer.high_freq_factor),
@@ -88,18 +89,18 @@ def _llama3(layer: Any, pairing: str) -> RopeConfig:
     ))  # fmt: skip
 
 
-def _alpha(layer: Any, pairing: str) -> RopeConfig:
+def _alpha(layer: Any, pairing: PairingName) -> RopeConfig:
     return RopeConfig(**_fields(layer, pairing, rope_type="ntk_alpha", alpha=float(layer.scaling_alpha)))
 
 
-def _dynamic(layer: Any, pairing: str) -> RopeConfig:
+def _dynamic(layer: Any, pairing: PairingName) -> RopeConfig:
     """vLLM's frequencies are those of its longest sequence, at every length."""
     factor, dim = layer.scaling_factor, layer.rotary_dim
     growth = factor * layer.max_position_embeddings / layer.max_trained_positions - (factor - 1)
     return RopeConfig(**_fields(layer, pairing, rope_theta=float(layer.base * growth ** (dim / (dim - 2)))))
 
 
-def _ntk(layer: Any, pairing: str) -> RopeConfig:
+def _ntk(layer: Any, pairing: PairingName) -> RopeConfig:
     dim, factor, mixed = layer.rotary_dim, float(layer.scaling_factor), layer.mixed_b
     index = torch.arange(dim // 2, dtype=torch.float64)
     if mixed is None:
@@ -110,7 +111,7 @@ def _ntk(layer: Any, pairing: str) -> RopeConfig:
     return RopeConfig.from_inv_freq(inv_freq, 1.0, layer.head_size, pairing=pairing)
 
 
-def _yarn(layer: Any, pairing: str, **more: Any) -> RopeConfig:
+def _yarn(layer: Any, pairing: PairingName, **more: Any) -> RopeConfig:
     return RopeConfig(**_fields(
         layer, pairing, rope_type="yarn", factor=float(layer.scaling_factor), beta_fast=float(layer.beta_fast),
         beta_slow=float(layer.beta_slow), attention_factor=float(layer.mscale),
@@ -119,7 +120,7 @@ def _yarn(layer: Any, pairing: str, **more: Any) -> RopeConfig:
     ))  # fmt: skip
 
 
-def _gemma4(layer: Any, pairing: str) -> RopeConfig:
+def _gemma4(layer: Any, pairing: PairingName) -> RopeConfig:
     share = 2 * layer.rope_angles / layer.head_size
     return RopeConfig(
         head_dim=layer.head_size, rope_type="proportional", rope_theta=float(layer.base), partial_rotary_factor=share,
@@ -127,7 +128,7 @@ def _gemma4(layer: Any, pairing: str) -> RopeConfig:
     )  # fmt: skip
 
 
-def _mrope(layer: Any, pairing: str) -> RopeConfig:
+def _mrope(layer: Any, pairing: PairingName) -> RopeConfig:
     if not layer.mrope_section:
         raise NotReadError("has no mrope_section")
     more = dict(
@@ -139,12 +140,12 @@ def _mrope(layer: Any, pairing: str) -> RopeConfig:
     return RopeConfig(**_fields(layer, pairing, rope_type="mrope", **more))
 
 
-def _ernie(layer: Any, pairing: str) -> RopeConfig:
+def _ernie(layer: Any, pairing: PairingName) -> RopeConfig:
     section = tuple(layer.mrope_section or ())
     return RopeConfig(**_fields(layer, pairing, rope_type="mrope", mrope_section=section, axis_map="ernie"))
 
 
-READERS: dict[str, Callable[[Any, str], RopeConfig]] = {
+READERS: dict[str, Callable[[Any, PairingName], RopeConfig]] = {
     "RotaryEmbedding": _default,
     "LinearScalingRotaryEmbedding": _linear,
     "Llama3RotaryEmbedding": _llama3,
