@@ -173,7 +173,9 @@ def _can_run(name: BackendName, device: torch.device) -> bool:
 
 
 def run(
-    todo: Sequence[CheckCall], where: Sequence[tuple[BackendName, torch.device]], done: Callable[[], None] = lambda: None
+    todo: Sequence[CheckCall],
+    where: Sequence[tuple[BackendName, torch.device]],
+    done: Callable[[], None] = lambda: None,
 ) -> list[Result]:
     """Make every call on every backend.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -16,6 +17,7 @@ from ..core.spec import Spec
 from ..errors import RopeConfigError
 from .explain import explain
 from .fields import OTHER_NAMES, RopeFields
+from .files import read_file
 from .huggingface.reader import OWN_FIELDS, fields_from_hf, layer_types_of
 from .rope_types import ROPE_TYPES
 from .validation import as_tuple, check_choice, check_params, nearest, normalise, resolve_axis_map, validate
@@ -213,6 +215,30 @@ class RopeConfig(RopeFields):
                 a value that the constructor refuses.
         """
         return cls(**fields_from_hf(config, layer_type, strict))
+
+    @classmethod
+    def from_params(
+        cls, source: str | os.PathLike[str] | Mapping[str, Any], layer_type: str | None = None, strict: bool = True
+    ) -> RopeConfig:
+        """The config of what people hold: a file, a model directory, a dict, or the name of a model in the local cache.
+
+        A file is a config.json, params.json of Meta or Mistral, the config of gpt-oss's or DeepSeek's own code, or GGUF
+        (with the package gguf), with the tensors that scale its frequencies. A dict is what such a file holds, the
+        arguments of Megatron-LM or torchtune, or vLLM's overrides beside a config. Nothing is downloaded.
+
+        Args:
+            source: what to read.
+            layer_type: as in :meth:`from_hf`.
+            strict: as in :meth:`from_hf`.
+
+        Raises:
+            RopeConfigError: there is no such file, it cannot be read, or as :meth:`from_hf`.
+        """
+        if isinstance(source, Mapping):
+            return cls.from_hf(source, layer_type, strict)
+        values, path = read_file(source)
+        made = cls.from_hf(values, layer_type, strict)
+        return replace(made, provenance={**made.provenance, "source": str(path)})
 
     @classmethod
     def per_layer(cls, config: object, strict: bool = True) -> dict[str, RopeConfig]:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from importlib import resources
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from ..config.files import find_file, read_file
+from ..config.validation import nearest
+from ..errors import RopeConfigError
 
 if TYPE_CHECKING:  # Python 3.10 has it elsewhere
     from importlib.resources.abc import Traversable
@@ -35,26 +38,23 @@ def shipped(name: str) -> dict[str, Any]:
 
 
 def load(source: str) -> dict[str, Any]:
-    """The config.json at a path, the one in a model directory, or the shipped config of that name.
+    """What ``RopeConfig.from_params`` reads by that name, or the shipped config of that name.
 
     Raises:
         SourceError: there is no such file, it cannot be read, or it holds no JSON object.
     """
-    path = Path(source)
-    if not path.exists():
-        name = source.removesuffix(".json")
-        if name in names():
-            return shipped(name)
-        raise SourceError(f"{source}: no such file or directory, and no shipped config; those are {', '.join(names())}")
-    if path.is_dir():
-        path = path / "config.json"
-        if not path.exists():
-            raise SourceError(f"{source}: the directory holds no config.json")
+    name = source.removesuffix(".json")
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise SourceError(f"{path}: cannot be read: {error}") from error
-    return _parse(text, str(path))
+        if find_file(source) is not None:
+            return read_file(source)[0]
+    except RopeConfigError as error:
+        raise SourceError(str(error)) from error
+    if name in names():
+        return shipped(name)
+    raise SourceError(
+        f"{source}: no such file or directory, no model in the local cache, and no shipped config; those are "
+        f"{', '.join(names())}{nearest(name, names())}"
+    )
 
 
 def _folder() -> Traversable:

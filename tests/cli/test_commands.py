@@ -142,7 +142,7 @@ def test_explain_prints_warnings_as_a_line(run, config_file):
     ("content", "message"),
     [
         ("{", "not valid JSON"),
-        ("[1]", "got list, a config.json holds one JSON object"),
+        ("[1]", "got list, must hold one JSON object"),
         (LLAMA | {"rope_theta": -1.0}, "rope_theta"),
         (LLAMA | {"rope_scaling": {"rope_type": "yaarn", "factor": 2.0}}, "rope_type"),
         ({"model_type": "llama"}, "head_dim"),
@@ -157,7 +157,7 @@ def test_explain_refuses_a_bad_config_with_exit_code_2(run, config_file, content
 
 def test_explain_refuses_what_is_not_there(run, tmp_path):
     assert "llama-3.1-8b" in run("explain", "no-such-model", code=2).stderr
-    assert "holds no config.json" in run("explain", tmp_path, code=2).stderr
+    assert "the directory holds none of config.json" in run("explain", tmp_path, code=2).stderr
     assert "layer_type" in run("explain", "gemma-4-text", "--layer-type", "full", code=2).stderr
     (tmp_path / "config.json").write_bytes(b"\xff\xfe\x00")
     assert "cannot be read" in run("explain", tmp_path, code=2).stderr

@@ -9,8 +9,7 @@ from .values import Values
 
 __all__ = ["read_gguf"]
 
-# From llama.cpp's llama_model_rope_type(), without the architectures whose layers differ or that need tensors of the
-# file. "none" does not rotate.
+# From llama.cpp's llama_model_rope_type(), without the architectures whose layers differ. "none" does not rotate.
 _PAIRINGS = {
     "interleaved": (
         "llama llada deci baichuan starcoder internlm2 minicpm xverse command-r olmo arctic deepseek plm chatglm glm4 "
@@ -24,6 +23,9 @@ _PAIRINGS = {
     "none": "clip gpt2 mpt refact bloom mamba mamba2 jamba jina-bert-v2 t5 t5encoder jais rwkv6 rwkv7 arwkv7",
 }
 _PAIRING = {name: pairing for pairing, names in _PAIRINGS.items() for name in names.split()}
+# Of the phi3 architecture, whose factors are tensors: metadata alone does not describe it.
+_LONGROPE = {"rope_factors_short.weight": "short_factor", "rope_factors_long.weight": "long_factor"}
+_DIVISORS = "rope_freqs.weight"
 _SIZES = {
     "embedding_length": "hidden_size",
     "attention.head_count": "num_attention_heads",
@@ -49,7 +51,8 @@ def read_gguf(values: Values, source: dict[str, Any]) -> None:
     """
     key = "general.architecture"
     arch = str(source[key])
-    pairing = _PAIRING.get(arch)
+    has_factors = arch == "phi3" and _LONGROPE.keys() <= source.keys()
+    pairing = "half" if has_factors else _PAIRING.get(arch)
     if pairing == "none":
         raise RopeConfigError(key, f"got {arch!r}, a model without a rotary embedding: nothing to rotate")
     if pairing is None:
@@ -62,6 +65,10 @@ def read_gguf(values: Values, source: dict[str, Any]) -> None:
         if value is not None:
             source[field] = value
     kind = source.pop(f"{arch}.rope.scaling.type", None)
+    if has_factors:
+        kind = "longrope"
+        for tensor, field in _LONGROPE.items():
+            values.put(field, source.pop(tensor), tensor)
     if kind not in (None, "none"):
         values.put("rope_type", kind, f"{arch}.rope.scaling.type")
     linear = source.get(f"{arch}.rope.scale_linear")
@@ -72,8 +79,28 @@ def read_gguf(values: Values, source: dict[str, Any]) -> None:
         if field != "factor" or values.rope_type != "default":
             values.put(field, value, f"{arch}.{name}")
     attn_factor = f"{arch}.rope.scaling.attn_factor"
+    if kind == "longrope":  # llama.cpp multiplies by this alone
+        values.put("attention_factor", source.pop(attn_factor, None), attn_factor)
     values.multiply(source.pop(attn_factor, None), attn_factor)
     finetuned = f"{arch}.rope.scaling.finetuned"
     values.note(finetuned, source.pop(finetuned, None), "it says how the model was trained")
-    if arch == "llama":
-        values.remark("rope_freqs.weight", "a tensor of the file, if there is one, divides these frequencies further")
+    if _DIVISORS in source:
+        _divide(values, source, source.pop(_DIVISORS))
+    elif arch == "llama":
+        values.remark(_DIVISORS, "a tensor of the file, if there is one, divides these frequencies further")
+
+
+def _divide(values: Values, source: dict[str, Any], divisors: list[float]) -> None:
+    """Divide the frequencies by a tensor of the file: llama3's, as llama.cpp's converter wrote them.
+
+    Raises:
+        RopeConfigError: a rope type besides, which llama.cpp would apply to the divided frequencies.
+    """
+    if values.rope_type != "default":
+        raise RopeConfigError(_DIVISORS, f"given beside rope_type {values.rope_type!r}; read the model's config.json")
+    theta, pairs = float(values.fields.pop("rope_theta", 10000.0)), len(divisors)
+    values.origins.pop("rope_theta", None)
+    table = [theta ** (-j / pairs) / divisor for j, divisor in enumerate(divisors)]
+    origin = f"{_DIVISORS}, which divides the frequencies of theta {theta:g}"
+    values.put("rope_type", "inv_freq", origin)
+    values.put("inv_freq_table", table, origin)

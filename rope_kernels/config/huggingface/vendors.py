@@ -4,6 +4,7 @@ Each function reads one vendor's keys, and removes them so that the rest of the 
 
 - ``dim`` with ``n_heads``, ``use_scaled_rope``: params.json of Meta's llama-models, whose ``apply_scaling`` has the
   constants 8, 1, 4 and 8192, and whose pairs are interleaved. ``yarn``: params.json of Mistral.
+- ``dim`` with ``qk_rope_head_dim``: inference/model.py of DeepSeek-V3, whose ModelArgs has the defaults.
 - ``initial_context_length``, ``rope_ntk_alpha``: gpt-oss's own torch code.
 - ``rope_base``, ``scale_factor``: torchtune's Llama builders.
 - ``rotary_base``, ``rotary_percent``, ``use_rope_scaling``: Megatron-LM's arguments and its RotaryEmbedding.
@@ -42,6 +43,16 @@ _FIELDS = {
     "rope_pct": "partial_rotary_factor",
     "rotary_emb_fraction": "partial_rotary_factor",
 }
+_DEEPSEEK: dict[str, float] = {
+    "max_seq_len": 16384, "original_seq_len": 4096, "rope_theta": 10000.0, "rope_factor": 40.0, "beta_fast": 32,
+    "beta_slow": 1,
+}  # fmt: skip
+_DEEPSEEK_YARN = {
+    "original_seq_len": "original_max_position_embeddings",
+    "rope_factor": "factor",
+    "beta_fast": "beta_fast",
+    "beta_slow": "beta_slow",
+}
 _INTERLEAVED = ("rotary_interleaved", "rotary_emb_interleaved", "rope_traditional")
 _DIVISORS = ("rope_condense_ratio", "rotary_seq_len_interpolation_factor")
 _NO_LIMIT = 2**40  # tokenizers write 1e30 for no limit
@@ -56,7 +67,7 @@ def read_vendor(values: Values, source: dict[str, Any]) -> None:
     """
     if "general.architecture" in source:
         read_gguf(values, source)
-    for read in (_meta, _gpt_oss, _torchtune, _megatron, _mosaic, _chatglm, _qwen, _internlm, _telechat):
+    for read in (_deepseek, _meta, _gpt_oss, _torchtune, _megatron, _mosaic, _chatglm, _qwen, _internlm, _telechat):
         read(values, source)
     for key, field in _FIELDS.items():
         values.put(field, source.pop(key, None), key)
@@ -107,6 +118,23 @@ def _llama3(values: Values, factor: Any, high: Any, origin: str) -> None:
     values.put("factor", factor, origin)
     for field, value in _LLAMA3.items():
         values.put(field, high if field == "high_freq_factor" and high is not None else value, origin)
+
+
+def _deepseek(values: Values, source: dict[str, Any]) -> None:
+    if source.get("model_type") or not {"dim", "n_heads", "qk_rope_head_dim"} <= source.keys():
+        return
+    values.put("pairing", "interleaved", "DeepSeek's own code")
+    source["head_dim"] = source.pop("qk_rope_head_dim")
+    source["hidden_size"], source["num_attention_heads"] = source.pop("dim"), source.pop("n_heads")
+    given = {key: _take(source, key, default) for key, default in _DEEPSEEK.items()}
+    values.put("max_position_embeddings", given["max_seq_len"], "max_seq_len")
+    values.put("rope_theta", given["rope_theta"], "rope_theta, or DeepSeek's own default")
+    values.note("mscale", source.pop("mscale", None), "it scales the softmax, not cos and sin")
+    if given["max_seq_len"] > given["original_seq_len"]:
+        values.put("rope_type", "yarn", "max_seq_len over original_seq_len")
+        for key, field in _DEEPSEEK_YARN.items():
+            values.put(field, given[key], f"{key}, or DeepSeek's own default")
+        values.put("attention_factor", 1.0, "DeepSeek's own code")
 
 
 def _meta(values: Values, source: dict[str, Any]) -> None:
