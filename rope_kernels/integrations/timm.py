@@ -14,10 +14,10 @@ __all__ = ["patch_timm", "unpatch_timm"]
 def patch_timm(model: nn.Module) -> TableReport:
     """Make a model of timm rotate q and k with our table kernel, without a change to its code or its weights.
 
-    timm has one function for this, ``apply_rot_embed_cat``, and tables of several kinds: ``RotaryEmbeddingCat``,
-    ``RotaryEmbeddingDinoV3``, ``RotaryEmbeddingMRope`` and, with frequencies that are learned for each head,
-    ``RotaryEmbeddingMixed``, whose gradients the kernel returns. The function is measured on random tensors first, as
-    :func:`~rope_kernels.integrations.diffusers.patch_diffusers` does it. Training, ``torch.compile``,
+    timm has one function for this, ``apply_rot_embed_cat``, another one for Gemma 4, and tables of several kinds:
+    ``RotaryEmbeddingCat``, ``RotaryEmbeddingDinoV3``, ``RotaryEmbeddingMRope`` and, with frequencies that are learned
+    for each head, ``RotaryEmbeddingMixed``, whose gradients the kernel returns. The functions are measured on random
+    tensors first, as :func:`~rope_kernels.integrations.diffusers.patch_diffusers` does it. Training, ``torch.compile``,
     ``copy.deepcopy`` and pickle work as before.
 
     Args:

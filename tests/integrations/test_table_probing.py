@@ -224,6 +224,12 @@ def sometimes(x, freqs):
     return turned(x, *freqs, "half") if freqs[0].shape[-1] == x.shape[-1] else x
 
 
+def by_parts(x, freqs, parts=2):
+    """Only with an option that is not the default a rotation of the whole head."""
+    tables = zip(*(t.chunk(parts, -1) for t in freqs), strict=True)
+    return torch.cat([turned(x, *t, "half") for x, t in zip(x.chunk(parts, -1), tables, strict=True)], -1)
+
+
 def in_fp32(x, freqs):
     return turned(x, *freqs, "half").float()
 
@@ -246,6 +252,7 @@ def strange(x, freqs):
         (scaled, "match no known convention"),
         (backwards, "match no known convention"),
         (sometimes, "match no known convention"),
+        (by_parts, "match no known convention"),
         (in_fp32, "another dtype than x"),
         (of_three, "it takes (q, k, v, freqs), not one or two tensors and a table"),
         (without_a_table, "it takes (x, y), not one or two"),
@@ -267,6 +274,21 @@ def test_a_result_that_is_always_in_bf16_stays_so() -> None:
     got = mine(x, table)
     assert got.dtype == torch.bfloat16
     torch.testing.assert_close(got, apply(x, table), rtol=2**-7, atol=2**-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("table_dtype", [torch.float32, torch.bfloat16])
+def test_a_result_of_the_wider_dtype_stays_so(dtype: torch.dtype, table_dtype: torch.dtype) -> None:
+    def apply(x, freqs):
+        cos, sin = (t[:, None] for t in freqs)
+        return x * cos + torch.cat((-x[..., x.shape[-1] // 2 :], x[..., : x.shape[-1] // 2]), -1) * sin
+
+    mine, _ = replaced(apply)
+    x, table = torch.randn(2, 7, 4, 16).to(dtype), tuple(torch.randn(2, 7, 16).to(table_dtype))
+    got, want = mine(x, table), apply(x, table)
+    assert got.dtype == want.dtype
+    close = CLOSE if want.dtype == torch.float32 else {"rtol": 2**-6, "atol": 2**-6}
+    torch.testing.assert_close(got, want, **close)
 
 
 def test_probing_leaves_the_random_numbers_alone() -> None:

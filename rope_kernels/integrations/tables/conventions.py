@@ -84,6 +84,7 @@ class Convention:
             the sine of its second.
         channels: the axis of x with the channels of a head.
         dtype: of the result, if it is always the same; otherwise it is x's.
+        promotes: whether the result has the wider dtype of x and the table instead.
     """
 
     key: Key
@@ -93,6 +94,7 @@ class Convention:
     reads: str
     channels: int = -1
     dtype: torch.dtype | None = None
+    promotes: bool = False
 
     @property
     def name(self) -> str:

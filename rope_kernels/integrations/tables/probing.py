@@ -119,11 +119,14 @@ def _measure(function: Callable[..., Any], signature: Signature) -> Measured | s
                 accepted = True
         for key, done in trials.items():
             convention = _common(key, done)
-            keeps = None if convention is None else _keeps_dtype(function, signature, options, done[0])
-            if convention is not None and keeps:
-                found[key] = convention
-            widened = widened or keeps is False
-    if found:
+            if convention is None:
+                continue
+            promotes = _promotes(function, signature, options, done[0])
+            if promotes is None:
+                widened = True
+            else:
+                found[key] = replace(convention, promotes=promotes)
+    if any(key[0] == signature.options_of({}) for key in found):  # not only with options that nobody may use
         return Measured(signature, found)
     if not accepted:
         return "it takes no table of a known form"
@@ -148,10 +151,21 @@ def _common(key: Key, done: list[_Trial]) -> Convention | None:
     return best
 
 
-def _keeps_dtype(function: Callable[..., Any], signature: Signature, options: dict[str, Any], trial: _Trial) -> bool:
-    """Whether the same call of x in bf16 has results in bf16."""
-    low = _Trial([x.to(torch.bfloat16) for x in trial.tensors], trial.tables, trial.axes, trial.channels)
-    return low.run(function, signature, options) and all(y.dtype == torch.bfloat16 for y in low.results)
+def _promotes(
+    function: Callable[..., Any], signature: Signature, options: dict[str, Any], trial: _Trial
+) -> bool | None:
+    """Whether results have the wider dtype of x and the table, instead of x's; ``None`` if they have another."""
+    low = torch.bfloat16
+
+    def dtypes(tables: tuple[Tensor, ...]) -> set[torch.dtype]:
+        again = _Trial([x.to(low) for x in trial.tensors], tables, trial.axes, trial.channels)
+        return {y.dtype for y in again.results} if again.run(function, signature, options) else set()
+
+    found = dtypes(trial.tables)
+    if found == {low}:
+        return False
+    is_wider = found == {torch.float32} and not trial.tables[0].is_complex()
+    return True if is_wider and dtypes(tuple(t.to(low) for t in trial.tables)) == {low} else None
 
 
 def _options(signature: Signature) -> Iterator[dict[str, Any]]:

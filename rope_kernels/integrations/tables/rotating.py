@@ -47,6 +47,8 @@ def replacement(
 
 def by_table(convention: Convention, tensors: Sequence[Any], tables: Sequence[Tensor]) -> tuple[Tensor, ...] | None:
     """Rotate with the table kernel; ``None`` if it cannot take the tensors or the table."""
+    if convention.promotes and all(isinstance(x, Tensor) for x in tensors):
+        tensors = [x.to(torch.promote_types(x.dtype, tables[0].dtype)) for x in tensors]
     first = tensors[0]
     for x in tensors:
         fits = isinstance(x, Tensor) and x.dtype == first.dtype and x.device == first.device
