@@ -72,6 +72,13 @@ def test_call_under_sanitizers(call, backwards, tmp_path):
     launches.run(call, kernels=on_host(tmp_path, backwards))
 
 
+@pytest.mark.parametrize(
+    "run", [launches.run_slots_past_the_cache, launches.run_k_in_place, launches.run_k_alone_in_place]
+)
+def test_other_calls_under_sanitizers(run, tmp_path):
+    run(on_host(tmp_path, backwards=True))
+
+
 @pytest.mark.parametrize("multiprocessors", MULTIPROCESSORS[1:])
 @pytest.mark.parametrize("call", launches.SOME[::6], ids=str)
 def test_shapes_of_launches(call, multiprocessors):

@@ -30,13 +30,15 @@ from rope_kernels.core.spec import parse_spec
 from . import aot, sass
 from .blocks import pieces
 from .cuda import build
-from .cuda.calls import cuda_call
+from .cuda.appended import CudaKernels
+from .cuda.calls import CudaCall, cuda_call
 from .cuda.emulated import SUCCESS, launcher
 from .ptx import Counts, Memory, Program, run
 
 __all__ = [
     "Figures",
     "Shape",
+    "cuda_append_figures",
     "cuda_figures",
     "library_kernels",
     "triton_append_figures",
@@ -259,14 +261,8 @@ def triton_norm_figures(shape: Shape, target: str, in_place: bool = False) -> Fi
 _PAGE_SIZE = 16
 
 
-@cache
-def triton_append_figures(
-    shape: Shape, target: str, normed: bool = False, cached: torch.dtype | None = None, in_place: bool = False
-) -> Figures:
-    """Of the Triton kernel that rotates q and stores k and v in a cache of ``cached``, its dtype or one of 8 bits.
-
-    Elements are those of q, k and v; their bytes are counted without those of the cache that the call does not store.
-    """
+def _append_arguments(shape: Shape, normed: bool, cached: torch.dtype | None, in_place: bool) -> tuple[Any, ...]:
+    """Of a backend's ``rotate_append``: k and v go to a cache of ``cached``, their dtype or one of 8 bits, alone."""
     q, k = shape.tensors()
     v, q_out = torch.empty_like(k), q if in_place else torch.empty_like(q)
     tokens = q.shape[0] * q.shape[1]
@@ -275,11 +271,27 @@ def triton_append_figures(
     append = Append(torch.arange(tokens), v, None, None, *paged, *scales)
     inputs, spec = shape.call()
     norms = _norms(shape) if normed else Norms(None, None, None, None)
+    return q, k, q_out, None, inputs, parse_spec(spec), norms, append
+
+
+def _stored_by_append(shape: Shape, cached: torch.dtype | None) -> float:
+    """Bytes per element of q, k and v."""
+    item, heads = shape.dtype.itemsize, shape.q_heads + 2 * shape.k_heads
+    return (shape.q_heads * item + 2 * shape.k_heads * (cached.itemsize if cached else item)) / heads
+
+
+@cache
+def triton_append_figures(
+    shape: Shape, target: str, normed: bool = False, cached: torch.dtype | None = None, in_place: bool = False
+) -> Figures:
+    """Of the Triton kernel that rotates q and stores k and v in a cache of ``cached``, its dtype or one of 8 bits.
+
+    Elements are those of q, k and v; their bytes are counted without those of the cache that the call does not store.
+    """
     with aot.compiling(target, append_kernels, "rotate_append_kernel") as launches:
-        triton_launch.rotate_append(q, k, q_out, None, inputs, parse_spec(spec), norms, append)
-    heads = shape.q_heads + 2 * shape.k_heads
-    stored = (shape.q_heads * q.element_size() + 2 * shape.k_heads * paged[0].element_size()) / heads
+        triton_launch.rotate_append(*_append_arguments(shape, normed, cached, in_place))
     name = f"triton {'norm ' if normed else ''}append"
+    stored = _stored_by_append(shape, cached)
     return triton_launches_figures(name, target, replace(shape, v_heads=shape.k_heads), launches, stored)
 
 
@@ -313,11 +325,25 @@ def cuda_figures(shape: Shape, target: str) -> Figures:
     Raises:
         RuntimeError: the PTX that is emulated does not give the very code in the extension.
     """
-    arch = int(target.removeprefix("sm_"))
-    front_end = max(t for t in build.TARGETS if t <= arch)
     q, k = shape.tensors()
     q_out, k_out = torch.empty_like(q), torch.empty_like(k)
     call = cuda_call([(q, q_out), (k, k_out)], *shape.call(), "bshd")
+    return _cuda_call_figures("cuda", call, shape, target, shape.dtype.itemsize)
+
+
+@cache
+def cuda_append_figures(shape: Shape, target: str, normed: bool = False, cached: torch.dtype | None = None) -> Figures:
+    """Of the CUDA kernel that stores in a cache; see :func:`triton_append_figures` and :func:`cuda_figures`."""
+    calls: list[CudaCall] = []
+    CudaKernels(calls.append).rotate_append(*_append_arguments(shape, normed, cached, False))
+    name = f"cuda {'norm ' if normed else ''}append"
+    stored = _stored_by_append(shape, cached)
+    return _cuda_call_figures(name, calls[0], replace(shape, v_heads=shape.k_heads), target, stored)
+
+
+def _cuda_call_figures(name: str, call: CudaCall, shape: Shape, target: str, stored: float) -> Figures:
+    arch = int(target.removeprefix("sm_"))
+    front_end = max(t for t in build.TARGETS if t <= arch)
     cuda = launcher()
     cuda.stand_in = lambda launch: SUCCESS
     try:
@@ -331,9 +357,8 @@ def cuda_figures(shape: Shape, target: str) -> Figures:
         if not sass.same_code(code, library_kernels(target)[_plain(launch.kernel)][1]):
             raise RuntimeError(f"{LIBRARY} was built from other sources, or by another nvcc: build it anew")
         program, threads = cuda.programs[front_end], launch.block[0]
-        item = shape.dtype.itemsize
         parts.append(
-            _emulated(program, launch.kernel, launch.grid, threads, launch.arguments, call.tensors, code, item)
+            _emulated(program, launch.kernel, launch.grid, threads, launch.arguments, call.tensors, code, stored)
         )
     facts, _ = library_kernels(target)[_plain(cuda.launches[0].kernel)]
-    return _figures("cuda", target, shape, facts, [call.tensors] * len(cuda.launches), parts)
+    return _figures(name, target, shape, facts, [call.tensors] * len(cuda.launches), parts)

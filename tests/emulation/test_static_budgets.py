@@ -15,6 +15,7 @@ from emulation import targets
 from emulation.cuda import build
 from emulation.figures import (
     Shape,
+    cuda_append_figures,
     cuda_figures,
     library_kernels,
     triton_append_figures,
@@ -38,6 +39,8 @@ CUDA_ROW_REGISTERS = {"append_kernel": 128, "norm_backward_kernel": 168, "norm_k
 that are not rotated and any cache."""
 APPEND_BUDGETS = {"prefill": 5, "decode": 10}
 """The same of q, k and v where k and v are stored in a cache of their dtype; with a norm that of a norm."""
+CUDA_APPEND_BUDGETS = {"prefill": 11, "decode": 21}
+"""Of the native kernel, with a norm or without; and 11 more where k and v are stored in 8 bits."""
 NORM_REGISTERS = 104
 NORM_BACKWARD_REGISTERS = 128
 REGISTERS = 64
@@ -178,6 +181,21 @@ def test_append(shape, normed, target):
 @pytest.mark.parametrize(("shape", "normed"), APPENDED, ids=str)
 def test_append_everywhere(shape, normed, target):
     check_append(shape, normed, target)
+
+
+@with_nvcc
+@with_cuda
+@pytest.mark.parametrize(("normed", "cached"), [(False, None), (True, None), (False, torch.float8_e4m3fn)], ids=str)
+@pytest.mark.parametrize(("shape", "target"), [(MAIN[0], NVIDIA[1]), (MAIN[1], NVIDIA[-1])], ids=str)
+def test_append_by_cuda(shape, target, normed, cached):
+    """Every row is read once and written once, but weights once per thread."""
+    figures = cuda_append_figures(shape, target, normed, cached)
+    assert figures.launches == 1
+    assert figures.instructions_per_element <= CUDA_APPEND_BUDGETS[shape.phase] + (11 if cached else 0)
+    assert figures.loads[16] == 2 if not normed else figures.loads[16] < 2.7
+    assert figures.stores == {16: pytest.approx(2)} if cached is None else set(figures.stores) == {8, 16}
+    if shape.phase == "prefill":
+        assert figures.dram_bytes_per_element * 48 <= (192.2 if cached is None else 176.2)
 
 
 @pytest.mark.parametrize("target", NVIDIA[::2])

@@ -55,9 +55,13 @@ SUITES: dict[str, list[Stage]] = {
     ],
     "cuda-append": [
         Stage(
-            (f"{_BACKENDS}/test_cuda_append_emulated.py",),
-            (_cuda_build("host"), _cuda_build("emulated")),
+            tuple(
+                f"{_BACKENDS}/test_cuda_append_emulated.py::test_{calls}_under_sanitizers"
+                for calls in ("other_calls", "call")
+            ),
+            (_cuda_build("host"),),
         ),
+        Stage((f"{_BACKENDS}/test_cuda_append_emulated.py",), (_cuda_build("emulated"),)),
     ],
     "cpu": [
         Stage(
