@@ -34,6 +34,7 @@ RESULTS, COMPILERS, SPEED = PARTS = ("results", "compilers", "speed")
 """Each takes less than ten minutes on a machine with a GPU and eight cores."""
 KINDS = {
     "cases": Kind("case_checks.case_checks", RESULTS, also_reference=True),
+    "append": Kind("append_checks.append_checks", RESULTS, also_reference=True),
     "others": Kind("other_checks.other_checks", RESULTS, also_reference=True),
     "graphs": Kind("graph_checks.graph_checks", RESULTS),
     "streams": Kind("stream_checks.stream_checks", RESULTS),

@@ -7,6 +7,7 @@ import torch
 from support import cases
 
 from gpu import graph_checks, profile_checks, sections, speed
+from gpu.append_checks import OnDevice
 from gpu.other_checks import check_far_apart
 from gpu.outcomes import FAILED, NOT_RUN, PASSED, Check, NotHereError, Setup, run
 from gpu.placing import Placed, moved
@@ -15,6 +16,7 @@ from gpu.sanitizer_checks import CASES as SANITIZED
 from gpu.sanitizer_checks import check_with
 from rope_kernels.api import prepare
 from rope_kernels.backends import reference
+from rope_kernels.backends.inputs import Inputs, Norms
 from rope_kernels.ops import direct
 
 CPU = Setup(torch.device("cpu"), "aot_eager")
@@ -111,6 +113,43 @@ def test_other_checks_pass():
     assert not failed(outcomes)
     assert len(outcomes) == 4 + 2 + 8 + 4
     check_far_apart("native", CPU.device, stride=2**20)
+
+
+@pytest.mark.parametrize("backend", ["native", "reference"])
+def test_append_checks_pass(backend):
+    outcomes = outcomes_of(f"append/{backend}", "shape3x33", "packed-scaled-tail", "in place", "float8")
+    assert [outcome for outcome in outcomes if outcome.result != PASSED] == []
+    assert len(outcomes) > 20
+
+
+def a_row_of_the_cache_lost(q, k, q_out, k_out, inputs, spec, norms, append):
+    append.slots[2] = -1
+    reference_rotate_append(q, k, q_out, k_out, inputs, spec, norms, append)
+
+
+reference_rotate_append = reference.rotate_append
+
+
+def test_a_row_that_is_not_stored_fails(monkeypatch):
+    monkeypatch.setattr(reference, "rotate_append", a_row_of_the_cache_lost)
+    outcomes = outcomes_of("append/reference", "default-near")
+    assert failed(outcomes) == [outcome.name for outcome in outcomes]
+
+
+def test_append_checks_place_every_tensor():
+    seen = []
+
+    class Backend:
+        @staticmethod
+        def rotate(x, inputs, norms):
+            seen.extend((x, inputs.positions, norms.q_weight))
+            x.fill_(1)
+
+    given = [torch.zeros(8)[2:] for _ in range(3)]
+    OnDevice(Backend, CPU.device).rotate(given[0], Inputs(given[1]), Norms(None, None, given[2], None))
+    assert not {x.data_ptr() for x in seen} & {x.data_ptr() for x in given}
+    assert [x.storage_offset() for x in seen] == [2, 2, 2]
+    assert given[0].tolist() == [1] * 6
 
 
 @pytest.mark.parametrize(("section", "number"), [("graphs/native", 14), ("streams/native", 4)])

@@ -71,7 +71,7 @@ MUTANTS = [
     *in_file(
         "cuda-append",
         "csrc/cuda/append_plan.h",
-        ("mask", " && is_wide(append.k_cache, item) &&\n         is_wide(append.v_cache, item)", "",
+        ("mask", "(cache.data)) % needed == 0", "(cache.data)) % needed >= 0",
          "caches that are not aligned are written 16 bytes at a time"),
         ("branch", "at.batched = at.batched || ", "at.batched = at.batched && ", "sequences of v are read as one"),
         ("stride", "cache.stored == Stored::kAsIs ? shape.item : 1, head", "shape.item, head",

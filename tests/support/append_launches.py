@@ -87,7 +87,7 @@ def _bounds_of_k(
         rotated = _rotated(call, filled, filled.made.q.float(), k.float(), kernels)[1]
         assert rotated is not None
     # a head in 8 bits is rotated from fp32 to expect it, whose rows other lanes sum up
-    sums_alike = kernels is not triton_launch and call.kind.k == "same"
+    sums_alike = not _is_triton(kernels) and call.kind.k == "same"
     off = _off(rotated) if is_normed and rotated.dtype == torch.float32 and not sums_alike else 0.0
     return rotated - off, rotated + off
 
@@ -130,6 +130,10 @@ def _check_between(got: Tensor, low: Tensor, high: Tensor) -> None:
     assert bool(good.all()), f"{int((~good).sum())} of {good.numel()} numbers of the cache differ"
 
 
+def _is_triton(kernels: Any) -> bool:
+    return triton_launch in (kernels, getattr(kernels, "backend", None))
+
+
 def _has_its_own_bits(call: AppendCall, filled: Filled, kernels: Any) -> bool:
     """Whether rows of Triton's may differ from those of a call that stores nothing in the last place of fp32.
 
@@ -137,7 +141,7 @@ def _has_its_own_bits(call: AppendCall, filled: Filled, kernels: Any) -> bool:
     whole since another is normed.
     """
     is_whole = any(filled.options.get(f"{s}_norm") is not None for s in "qkv")
-    return kernels is triton_launch and is_whole and call.case.dtype == torch.float32
+    return _is_triton(kernels) and is_whole and call.case.dtype == torch.float32
 
 
 def _check_rotated(got: Tensor, wanted: Tensor, side: str, has_its_own_bits: bool) -> None:
