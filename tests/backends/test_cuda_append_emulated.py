@@ -1,5 +1,7 @@
 """The CUDA kernels that store in a KV cache, through their launcher, as nvcc's PTX on the emulator."""
 
+from functools import partial
+
 import pytest
 import torch
 
@@ -72,11 +74,16 @@ def test_call_under_sanitizers(call, backwards, tmp_path):
     launches.run(call, kernels=on_host(tmp_path, backwards))
 
 
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
 @pytest.mark.parametrize(
-    "run", [launches.run_slots_past_the_cache, launches.run_k_in_place, launches.run_k_alone_in_place]
-)
+    "run",
+    [
+        *(partial(launches.run_every_midpoint, dtype) for dtype in EIGHT_BITS),
+        launches.run_slots_past_the_cache, launches.run_k_in_place, launches.run_k_alone_in_place,
+    ],
+)  # fmt: skip
 def test_other_calls_under_sanitizers(run, tmp_path):
-    run(on_host(tmp_path, backwards=True))
+    run(kernels=on_host(tmp_path, backwards=True))
 
 
 @pytest.mark.parametrize("multiprocessors", MULTIPROCESSORS[1:])

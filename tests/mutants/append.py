@@ -66,7 +66,6 @@ MUTANTS = [
          "k's weights on v"),
         ("dropped", "add_rest<T, kCount>(at, p.v, rest, heads, thread.lane.lane, squares);", "",
          "v is normed by eps alone"),
-        ("branch", "if (out.row == nullptr) heads.count = 0;", "", "v of tokens that are not stored is read"),
     ),
     *in_file(
         "cuda-append",
