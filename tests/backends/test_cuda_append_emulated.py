@@ -80,6 +80,7 @@ def test_call_under_sanitizers(call, backwards, tmp_path):
     [
         *(partial(launches.run_every_midpoint, dtype) for dtype in EIGHT_BITS),
         launches.run_slots_past_the_cache, launches.run_k_in_place, launches.run_k_alone_in_place,
+        launches.run_many_heads, launches.run_unaligned_caches,
     ],
 )  # fmt: skip
 def test_other_calls_under_sanitizers(run, tmp_path):
@@ -105,6 +106,12 @@ def test_k_in_place(target):
 
 def test_k_alone_in_place():
     launches.run_k_alone_in_place(kernels_on(TARGETS[0]))
+
+
+@pytest.mark.parametrize("run", [launches.run_many_heads, launches.run_unaligned_caches])
+@pytest.mark.parametrize("target", TARGETS[1:])
+def test_many_heads_and_unaligned_caches(run, target):
+    run(kernels_on(target))
 
 
 def test_pages_of_more_than_32_bits(tmp_path):

@@ -71,6 +71,12 @@ def test_k_alone_in_place():
     assert "rotate_append_kernel" not in {launch.name for launch in done}
 
 
+@pytest.mark.parametrize(("run", "target"), [(launches.run_many_heads, 80), (launches.run_unaligned_caches, 120)])
+def test_many_heads_and_unaligned_caches(run, target):
+    with emulated(target):
+        run()
+
+
 def test_pages_of_more_than_32_bits(tmp_path):
     with emulated(90):
         launches.run_far_apart(tmp_path)

@@ -24,6 +24,8 @@ __all__ = ["OnDevice", "append_checks"]
 _OTHERS: dict[str, Callable[..., None]] = {
     "k in place": launches.run_k_in_place,
     "k alone in place": launches.run_k_alone_in_place,
+    "many heads": launches.run_many_heads,
+    "unaligned caches": launches.run_unaligned_caches,
 }
 _EIGHT_BITS = (torch.float8_e4m3fn, torch.float8_e5m2, torch.int8)
 

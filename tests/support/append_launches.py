@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from rope_kernels.ops.operators import inputs_of
 
 __all__ = [
     "MANY_TOKENS", "SOME", "WITH_TOKENS", "run", "run_every_midpoint", "run_far_apart", "run_k_alone_in_place",
-    "run_k_in_place", "run_slots_past_the_cache",
+    "run_k_in_place", "run_many_heads", "run_slots_past_the_cache", "run_unaligned_caches",
 ]  # fmt: skip
 
 Pair = tuple[Tensor, "Tensor | None"]
@@ -188,6 +189,28 @@ def run_k_alone_in_place(kernels: Any = triton_launch) -> None:
     call = AppendCall(launches.BY_NAME["interleaved_to_half-bfloat16-forward"], KINDS[0])
     filled = call.fill()
     run(call, filled, (torch.full_like(filled.made.q, torch.nan), filled.made.k), kernels)
+
+
+def run_many_heads(kernels: Any = triton_launch) -> None:
+    """Heads in 8 bits, each of k and of v by a scale of its own, more than a thread has at a time."""
+    case = Case("many heads", dict(head_dim=64), dtype=torch.bfloat16, q_heads=1, k_heads=19)
+    for kind in (CacheKind("nhd", k="e4m3", v="int8"), CacheKind("hnd", k="int8", v="e5m2", v_norm=True)):
+        call = AppendCall(case, kind)
+        filled = call.fill()
+        filled.cache.k_scale = filled.cache.v_scale.flip(0)
+        run(call, filled, kernels=kernels)
+
+
+def run_unaligned_caches(kernels: Any = triton_launch) -> None:
+    """A cache that begins one number behind where wide stores could; q, k and v are aligned."""
+    for kind, side in product((KINDS[0], CacheKind("nhd", k="e4m3", v="int8")), "kv"):
+        call = AppendCall(launches.BY_NAME["default-near"], kind)
+        filled = call.fill()
+        cache = getattr(filled.cache, side)
+        memory = torch.cat((cache.flatten()[-1:], cache.flatten()))
+        filled.memory["kv".index(side)] = memory
+        setattr(filled.cache, side, memory[1:].view(cache.shape))
+        run(call, filled, kernels=kernels)
 
 
 def run_far_apart(folder: Path, kernels: Any = triton_launch) -> None:
