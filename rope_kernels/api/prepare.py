@@ -76,7 +76,10 @@ def rotate_in_place(q: Tensor, k: Tensor | None, args: Arguments) -> None:
     """Call ``rope_kernels::rotate_`` with the arguments from :func:`prepare`."""
     if torch.compiler.is_compiling():
         refuse_derivative(q, k, args.positions)
-        operators.rotate_(q, k, *args)
+        if torch.onnx.is_in_onnx_export():
+            _copy_rotated(q, k, (q, k), args)
+        else:
+            operators.rotate_(q, k, *args)
         return
     checks.check_in_place(q, k)
     refuse_derivative(q, k, args.positions)
@@ -90,10 +93,20 @@ def write_outputs(q: Tensor, k: Tensor | None, out: tuple[Tensor, Tensor | None]
     checks.check_outputs_apart(q, k, out)
     refuse_derivative_of_outputs(q, k, out, args.positions)
     if torch.compiler.is_compiling():
-        operators.rotate_out(q, k, *args, *out)
+        if torch.onnx.is_in_onnx_export():
+            _copy_rotated(q, k, out, args)
+        else:
+            operators.rotate_out(q, k, *args, *out)
     else:
         _rotate_out(q, k, *args, *out)
         _increment_version([t for t in out if t is not None])
+
+
+def _copy_rotated(q: Tensor, k: Tensor | None, out: tuple[Tensor, Tensor | None], args: Arguments) -> None:
+    """For ONNX, which has no operators that write: torch's exporter stops at ours before a translation is asked."""
+    for x, y in zip(out, operators.rotate(q, k, *args), strict=True):
+        if x is not None:
+            x.copy_(y)
 
 
 def refuse_derivative(q: Tensor, k: Tensor | None, positions: Tensor | None = None) -> None:

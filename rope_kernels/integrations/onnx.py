@@ -29,7 +29,8 @@ def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
     Returns:
         Functions by operator, for ``apply_rope``, patched models, and ``apply_rotary_pos_emb``.
 
-    Calls in place and with ``out=`` never come here: torch's exporter stops at the operators that write to tensors.
+    Calls in place and with ``out=`` are exported as rotations whose results are copied. Calls into a KV cache are not:
+    torch's exporter stops at the operator that writes to it.
 
     Raises:
         ImportError: onnx or onnxscript is not installed; the message has the command that installs them.

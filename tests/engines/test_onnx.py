@@ -116,6 +116,32 @@ def test_counted_positions(tmp_path: Path, offset: int | None) -> None:
         torch.testing.assert_close(y, wanted, atol=AGREED, rtol=0)
 
 
+@pytest.mark.parametrize("form", ["in place", "out", "out of q alone"])
+@pytest.mark.parametrize("layout", ["bshd", "bhsd"])
+def test_calls_that_write(tmp_path: Path, form: str, layout: str) -> None:
+    """To intermediate tensors of a graph, and to views of one, as attention layers do."""
+    cfg = rk.RopeConfig(**CONFIGS["llama3"])
+
+    class Writing(torch.nn.Module):
+        def forward(self, q: Tensor, k: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+            q, k = torch.cat((q, q), -1)[..., : cfg.head_dim], k * 1.0
+            if form == "in place":
+                rk.apply_rope_(q, k, positions, cfg, layout=layout)
+            elif form == "out":
+                out = torch.empty_like(q), torch.empty_like(k)
+                q, k = rk.apply_rope(q, k, positions, cfg, layout=layout, out=out)
+            else:
+                rk.apply_rope(q, None, positions, cfg, layout=layout, out=(q, None))
+            return q + 1.0, k
+
+    q, k = (x.transpose(1, 2).contiguous() if layout == "bhsd" else x for x in tensors(cfg))
+    positions = torch.arange(70000, 70006)
+    wanted = Writing()(q, k, positions)
+    exported(Writing(), (q, k, positions), tmp_path)
+    for y, want in zip(run(tmp_path, q, k, positions), wanted, strict=True):
+        torch.testing.assert_close(y, want, atol=AGREED, rtol=0)
+
+
 def test_packed_tokens_without_bounds_and_without_k(tmp_path: Path) -> None:
     class OnlyQ(torch.nn.Module):
         def forward(self, q: Tensor, positions: Tensor) -> Tensor:
