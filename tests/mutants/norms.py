@@ -33,7 +33,6 @@ MUTANTS = [
         ("stride", "lane.sums[i * kWarp + first + j]", "lane.sums[i * kWarp + 0 * first + j]",
          "the sums of another row's warps"),
         ("dropped", "fmaf(squares, per_channel, norm.eps)", "squares * per_channel", "eps"),
-        ("operand", "norm.after_rope ? at.write : at.read;", "at.read;", "the weights of other channels than written"),
         ("stride", "place += static_cast<int>(at.lanes.by) * kSize", "place += kSize", "channels are summed up twice"),
     ),
     *in_file(
