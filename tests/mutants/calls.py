@@ -19,8 +19,10 @@ MUTANTS = [
     *in_file(
         "doors",
         "rope_kernels/ops/autograd.py",
-        ("refusal", "    except Exception:\n        return None\n", "    finally:\n        pass\n",
+        ("refusal", "    except _RefusedError:\n        return None\n", "    finally:\n        pass\n",
          "the fast door words an error"),
+        ("refusal", "    except _RefusedError:\n", "    except Exception:\n",
+         "the fast door takes what a hook on saved tensors raises for a refusal"),
     ),
     *in_file(
         "layout",

@@ -80,7 +80,16 @@ SUITES: dict[str, list[Stage]] = {
     ],
     "spec": [Stage(("tests/core/test_spec.py",))],
     "spec-cpp": [Stage(("tests/ops/test_operators.py",), (_LIBRARY,)), _MATHEMATICS],
-    "doors": [Stage(("tests/api/test_doors.py", "tests/api/test_apply.py", "tests/ops/test_compile.py"))],
+    "doors": [
+        Stage(
+            (
+                "tests/api/test_doors.py",
+                "tests/api/test_saved_tensor_hooks.py",
+                "tests/api/test_apply.py",
+                "tests/ops/test_compile.py",
+            )
+        )
+    ],
     "layout": [Stage(("tests/test_layout.py",))],
     "direct": [
         Stage(
