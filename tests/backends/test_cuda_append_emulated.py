@@ -18,7 +18,7 @@ from emulation.cuda.kernels import KERNEL_CASES
 if build.nvcc() is None:
     pytest.skip("there is no nvcc, which makes PTX of the CUDA kernels", allow_module_level=True)
 
-from emulation.cuda.emulated import MULTIPROCESSORS, launcher
+from emulation.cuda.emulated import MULTIPROCESSORS, SUCCESS, launcher
 
 TARGETS = build.TARGETS
 EIGHT_BITS = [torch.float8_e4m3fn, torch.float8_e5m2, torch.int8]
@@ -26,6 +26,12 @@ OF_EACH_KERNEL = [
     AppendCall(case, launches.KINDS[i % len(launches.KINDS)])
     for i, case in enumerate(case for case in KERNEL_CASES if not case.inverse)
 ]
+OF_EACH_KERNEL.append(
+    AppendCall(
+        Case("float16 to halves", dict(head_dim=64, pairing="interleaved_to_half"), dtype=torch.float16),
+        launches.KINDS[0],
+    )
+)
 UNALIGNED = [
     AppendCall(Case(f"odd v {width}", dict(head_dim=64), dtype=dtype), CacheKind("nhd", v=v, width=width, norm=norm))
     for width, v, dtype, norm in (
@@ -57,7 +63,23 @@ def on_targets(calls):
     return [pytest.param(c, t, id=f"{c}-sm_{t}") for c, t in zip(calls, targets, strict=True)]
 
 
-@pytest.mark.parametrize(("call", "target"), on_targets([*launches.SOME, *OF_EACH_KERNEL, *UNALIGNED, *WIDE_V]))
+CALLS = [*launches.SOME, *OF_EACH_KERNEL, *UNALIGNED, *WIDE_V]
+
+
+def test_every_kernel_has_a_case(monkeypatch):
+    """Launches succeed without being run."""
+    cuda = launcher()
+    monkeypatch.setattr(cuda, "stand_in", lambda launch: SUCCESS)
+    launched = set()
+    for call in CALLS:
+        filled = call.fill()
+        launches.append(call, filled, filled.made.q, None, kernels_on(TARGETS[0]))
+        launched.update(launch.kernel for launch in cuda.launches)
+    for program in cuda.programs.values():
+        assert launched == {kernel for kernel in program.kernels if "append_kernel" in kernel}
+
+
+@pytest.mark.parametrize(("call", "target"), on_targets(CALLS))
 def test_call(call, target):
     launches.run(call, kernels=kernels_on(target))
 
@@ -68,7 +90,7 @@ def test_every_call(call, target):
     launches.run(call, kernels=kernels_on(target))
 
 
-@pytest.mark.parametrize("call", [*launches.SOME, *OF_EACH_KERNEL, *UNALIGNED, *WIDE_V], ids=str)
+@pytest.mark.parametrize("call", CALLS, ids=str)
 @pytest.mark.parametrize("backwards", [False, True], ids=["forwards", "backwards"])
 def test_call_under_sanitizers(call, backwards, tmp_path):
     launches.run(call, kernels=on_host(tmp_path, backwards))
