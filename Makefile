@@ -131,7 +131,7 @@ build/%/venv/.created: pyproject.toml requirements.txt tests/versions/requiremen
 	@touch $@
 
 $(READY): $(INSTALLED) $(BUILD_SOURCES)
-	@echo "Compiling the kernels, log in build/native/build.log: about a minute on two cores, 2 to 3 with CUDA"
+	@echo "Compiling the kernels, log in build/native/build.log: about a minute on two cores, 4 to 6 with CUDA"
 	@rm -f $@ .venv/.demo-ready
 	@$(PIP) --no-build-isolation --no-deps --editable .
 	@$(BIN)/rope-kernels info
