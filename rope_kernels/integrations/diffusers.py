@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import warnings
-
 from torch import nn
 
-from .tables.patching import TableReport, patch_rotating, unpatch_rotating
+from .tables.patching import NOTHING, TableReport, patch_or_warn, unpatch_rotating
 
 __all__ = ["patch_diffusers", "unpatch_diffusers"]
 
@@ -30,15 +28,8 @@ def patch_diffusers(model: nn.Module) -> TableReport:
     Raises:
         TypeError: ``model`` is not a module.
     """
-    if not isinstance(model, nn.Module):
-        hint = "; pass its transformer, pipe.transformer" if hasattr(model, "transformer") else ""
-        raise TypeError(f"model: got {type(model).__name__}, must be a torch.nn.Module{hint}")
-    report = patch_rotating(model)
-    if not report.patched:
-        reasons = [f"{entry.module}: {entry.reason}" for entry in report.entries]
-        why = reasons or ["none of its modules and attention processors calls a function that rotates"]
-        warnings.warn(f"patch_diffusers: nothing was patched in {type(model).__name__}: {why[0]}", stacklevel=2)
-    return report
+    hint = "; pass its transformer, pipe.transformer" if hasattr(model, "transformer") else ""
+    return patch_or_warn(model, "patch_diffusers", NOTHING, hint)
 
 
 def unpatch_diffusers(model: nn.Module) -> nn.Module:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import warnings
-
 from torch import nn
 
-from .tables.patching import TableReport, patch_rotating, unpatch_rotating
+from .tables.patching import TableReport, patch_or_warn, unpatch_rotating
 
 __all__ = ["patch_timm", "unpatch_timm"]
 
@@ -29,14 +27,7 @@ def patch_timm(model: nn.Module) -> TableReport:
     Raises:
         TypeError: ``model`` is not a module.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model: got {type(model).__name__}, must be a torch.nn.Module")
-    report = patch_rotating(model)
-    if not report.patched:
-        reasons = [f"{entry.module}: {entry.reason}" for entry in report.entries]
-        why = reasons or ["none of its modules calls a function that rotates"]
-        warnings.warn(f"patch_timm: nothing was patched in {type(model).__name__}: {why[0]}", stacklevel=2)
-    return report
+    return patch_or_warn(model, "patch_timm", "none of its modules calls a function that rotates")
 
 
 def unpatch_timm(model: nn.Module) -> nn.Module:

@@ -15,6 +15,7 @@ from ..transformers.coverage import FileCoverage
 from ..transformers.namespaces import global_names, plain_function
 from .binding import Binding, binding_of
 from .functions import is_named_for_it
+from .patching import NOTHING
 
 __all__ = ["LIBRARIES", "coverage", "model_files"]
 
@@ -23,7 +24,6 @@ LIBRARIES = {"diffusers": "models/transformers", "timm": "models"}
 
 # A file may rotate if it has such a name. Names decide nothing else.
 _NAMED_FOR_IT = re.compile(r"(?<![a-z])rope|rotary|freqs_cis", re.I)
-_NOTHING = "none of its modules and attention processors calls a function that rotates"
 
 
 def model_files(library: str) -> dict[str, str]:
@@ -71,7 +71,7 @@ def _probe(name: str, module: str, bindings: dict[type, Binding]) -> FileCoverag
         conventions.update(dict.fromkeys(bindings[cls].conventions))
         reasons.update(dict.fromkeys(f"{function}: {why}" for function, why in bindings[cls].reasons.items()))
     if not conventions and not reasons:
-        reasons[_NOTHING] = None
+        reasons[NOTHING] = None
     return FileCoverage(name, tuple(conventions), tuple(reasons))
 
 

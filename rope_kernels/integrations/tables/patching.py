@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
 from torch import nn
 
+from ..subclasses import leave, own_class, replaced_by_others
 from ..transformers.report import Entry, PatchReport
 from .binding import Binding, binding_of
-from .patched_class import own_class, patch_object, replaced_by_others, unpatch_object
+from .patched_class import patch_object
 
-__all__ = ["TableReport", "patch_rotating", "unpatch_rotating"]
+__all__ = ["NOTHING", "TableReport", "patch_or_warn", "patch_rotating", "unpatch_rotating"]
+
+
+NOTHING = "none of its modules and attention processors calls a function that rotates"
 
 
 class TableReport(PatchReport):
@@ -30,6 +35,27 @@ class TableReport(PatchReport):
         words = "module rotates" if patched == 1 else "modules rotate"
         skipped = len(self.entries) - patched
         return "\n".join([*lines, f"patched: {patched} {words} by the kernel; {skipped} skipped"])
+
+
+def patch_or_warn(model: nn.Module, call: str, nothing: str, hint: str = "") -> TableReport:
+    """:func:`patch_rotating`, for the public function ``call``: with a warning if nothing was patched.
+
+    Args:
+        model: to patch.
+        call: who asks, for the warning.
+        nothing: the reason where nothing of the model rotates.
+        hint: the end of the error for what is no module.
+
+    Raises:
+        TypeError: ``model`` is not a module.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: got {type(model).__name__}, must be a torch.nn.Module{hint}")
+    report = patch_rotating(model)
+    if not report.patched:
+        why = [f"{entry.module}: {entry.reason}" for entry in report.entries] or [nothing]
+        warnings.warn(f"{call}: nothing was patched in {type(model).__name__}: {why[0]}", stacklevel=3)
+    return report
 
 
 def patch_rotating(model: nn.Module) -> TableReport:
@@ -50,7 +76,7 @@ def patch_rotating(model: nn.Module) -> TableReport:
 def unpatch_rotating(model: nn.Module) -> None:
     """Undo :func:`patch_rotating`."""
     for _, thing in _things(model):
-        unpatch_object(thing)
+        leave(thing)
 
 
 def _things(model: nn.Module) -> Iterator[tuple[str, Any]]:

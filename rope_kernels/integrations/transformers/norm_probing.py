@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..subclasses import own_class
 from .angles import Angles
 from .binding import Binding
 from .norms import PASSED, NormPlan, is_hooked, passed, passing_methods
-from .patched_class import own_class
 from .rotary_plan import Order, RotaryPlan
 from .surroundings import measuring
 

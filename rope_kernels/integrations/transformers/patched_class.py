@@ -1,32 +1,23 @@
-"""Gives patched modules a subclass of their own class, whose methods call our kernels.
-
-What sits on the class serves every way in which a module is copied: pickle, deepcopy, another process, DataParallel's
-replicas. A function on the instance does not: it belongs to one module, and others (hooks of accelerate, fusions of an
-engine) put theirs in the same place.
-"""
+"""The patched classes of transformers' modules, with angles and fused norms; see :mod:`..subclasses`."""
 
 from __future__ import annotations
 
 import functools
-import types
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 from torch import Tensor, nn
 
+from ..subclasses import IS_PATCHED, enter, known_subclass, leave, own_class, replaces, subclass_of
 from .binding import Binder
 from .norms import PASSED, NormPlan, passed, passing_methods
 from .rotary_plan import RotaryPlan
 
-__all__ = ["bound_name", "leave_norms", "own_class", "patch_module", "rotary_plan", "unpatch_module"]
+__all__ = ["leave_norms", "patch_module", "rotary_plan", "unpatch_module"]
 
 Method = Callable[..., Any]
 
-# Attributes of a module while it is patched. Methods ask for the first at each call: their class may stay below another
-# (FSDP2's), and one of them, bound to the module, in somebody's hook.
-_IS_PATCHED, _PLAN, _NORMS = "rope_kernels_patched", "rope_kernels_plan", "rope_kernels_norms"
-_BASE = "rope_kernels_base"  # of a patched class, the class that it was made of
-_OWN_METHOD = "rope_kernels_own_method"  # of a method of a patched class, the one that it replaces
+_PLAN, _NORMS = "rope_kernels_plan", "rope_kernels_norms"  # of a module while it is patched
 _PASSING = "rope_kernels_passing"  # of a patched class, by the names of fused norms, the methods without these norms
 
 
@@ -49,18 +40,9 @@ class _Patched(nn.Module):
         return replica
 
 
-def own_class(cls: type) -> type:
-    """The class that a module has without the patch, whether it is patched or not."""
-    return next((vars(c)[_BASE] for c in cls.__mro__ if _BASE in vars(c)), cls)
-
-
 def patch_module(module: nn.Module, methods: Mapping[str, Method], plan: RotaryPlan | None) -> None:
     """Make the module call ``methods``, and for a rotary embedding return the angles of ``plan``."""
-    cls = _class_for(type(module), methods, plan is not None)
-    if not isinstance(module, cls):
-        module.__class__ = cls
-    module.__dict__.update({_IS_PATCHED: True, _PLAN: plan})
-    _rebind(module, own_class(cls), cls)
+    enter(module, _class_for(type(module), methods, plan is not None), **{_PLAN: plan})
 
 
 def rotary_plan(module: nn.Module) -> RotaryPlan | None:
@@ -77,54 +59,17 @@ def leave_norms(module: nn.Module, methods: Mapping[str, Method], plan: NormPlan
 
 def unpatch_module(module: nn.Module) -> None:
     """Undo :func:`patch_module`, whatever others have put over it or onto the module since."""
-    own = own_class(type(module))
-    if own is type(module):
-        return
-    for name in (_IS_PATCHED, _PLAN, _NORMS):
-        module.__dict__.pop(name, None)
-    _rebind(module, own, own)
-    if _BASE in vars(type(module)):
-        module.__class__ = own
-
-
-def _rebind(module: nn.Module, own: type, cls: type) -> None:
-    """Take from ``cls`` the methods of ``own`` that others keep on the module: accelerate's ``_old_forward``."""
-    for key, value in list(module.__dict__.items()):
-        name = bound_name(module, value, own)
-        if name is not None:
-            module.__dict__[key] = types.MethodType(getattr(cls, name), module)
-
-
-def bound_name(module: nn.Module, value: object, own: type) -> str | None:
-    """Which method of ``own`` a value is, patched or not, bound to the module; ``None`` if it is something else."""
-    if not isinstance(value, types.MethodType) or value.__self__ is not module:
-        return None
-    function = getattr(value.__func__, _OWN_METHOD, value.__func__)
-    name: str = getattr(function, "__name__", "")
-    return name if getattr(own, name, None) is function else None
+    leave(module, (_PLAN, _NORMS))
 
 
 def _class_for(cls: type, methods: Mapping[str, Method], is_rotary: bool) -> type:
-    """The patched class: the one in ``cls``, one that another module has already, or a new one."""
-    known = [*cls.__mro__, *cls.__subclasses__()]
-    made = next((c for c in known if _BASE in vars(c)), None)
-    if made is None:
-        names: dict[str, Any] = {
-            "__module__": cls.__module__,
-            "__qualname__": cls.__qualname__,
-            "__doc__": cls.__doc__,
-            _BASE: cls,
-            PASSED: passed,
-            _PASSING: {},
-            _NORMS: None,
-        }
-        made = type(cls.__name__, (_Patched, cls), names)
-    own = vars(made)[_BASE]
+    made: Any = subclass_of(cls, _Patched, **{PASSED: passed, _PASSING: {}, _NORMS: None})
+    own: Any = own_class(made)
     for name, method in methods.items():
         setattr(made, name, _while_patched(name, getattr(own, name), method))
     if is_rotary:
-        made.forward = _returning_angles(own.forward)  # type: ignore[attr-defined]  # a class made here
-    return made
+        made.forward = _returning_angles(own.forward)
+    return cast(type, made)
 
 
 def _pass_norms(cls: type, methods: Mapping[str, Method], names: tuple[str, str]) -> None:
@@ -134,7 +79,7 @@ def _pass_norms(cls: type, methods: Mapping[str, Method], names: tuple[str, str]
 def _while_patched(name: str, own: Method, patched: Method) -> Method:
     @functools.wraps(own)
     def method(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        if not getattr(self, _IS_PATCHED, False):
+        if not getattr(self, IS_PATCHED, False):
             return own(self, *args, **kwargs)
         plan: NormPlan | None = getattr(self, _NORMS, None)
         passing = None if plan is None else getattr(self, _PASSING)[plan.names].get(name)
@@ -143,8 +88,7 @@ def _while_patched(name: str, own: Method, patched: Method) -> Method:
             return patched(self, *args, **kwargs)
         return norms.run(passing, patched, (self, *args), kwargs)
 
-    setattr(method, _OWN_METHOD, own)
-    return method
+    return replaces(method, own)
 
 
 def _returning_angles(own: Method) -> Method:
@@ -159,14 +103,12 @@ def _returning_angles(own: Method) -> Method:
         extra = {} if layer_type is None else {"layer_type": layer_type}
         return own(self, x, position_ids=position_ids, **extra)
 
-    setattr(forward, _OWN_METHOD, own)
-    return forward
+    return replaces(forward, own)
 
 
 def _patched_again(own: type, is_rotary: bool, norms: tuple[str, str] | None = None) -> nn.Module:
     """A module without state, for pickle and copies; its class calls our kernels in this process, too."""
-    subclasses: list[type] = own.__subclasses__()
-    known = next((made for made in subclasses if _BASE in vars(made)), None)
+    known = known_subclass(own)
     missing = known is None or (norms is not None and norms not in getattr(known, _PASSING))
     methods = Binder().binding_of(own).methods if missing else {}
     cls: Any = _class_for(own, {} if known else methods, is_rotary)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,11 +14,12 @@ from ...api.dynamic_state import DynamicState
 from ...config.huggingface.no_rope import refuse_without_rope
 from ...environment import version_of
 from ...errors import RopeConfigError
+from ..subclasses import own_class, replaced_by_others
 from .binding import Binder, Binding
 from .conventions import Convention
 from .joining import joins_tables
 from .norm_probing import NormProbe
-from .patched_class import bound_name, leave_norms, own_class, patch_module, rotary_plan, unpatch_module
+from .patched_class import leave_norms, patch_module, rotary_plan, unpatch_module
 from .report import Entry, PatchReport
 from .rotary import is_rotary, probe_rotary
 
@@ -138,7 +138,7 @@ class _Layer:
     @classmethod
     def of(cls, name: str, module: nn.Module, binder: Binder) -> _Layer:
         binding = binder.binding_of(own_class(type(module)))
-        return cls(name, module, binding, _foreign(module, binding.methods))
+        return cls(name, module, binding, replaced_by_others(module, binding.methods))
 
     @property
     def methods(self) -> dict[str, Any]:
@@ -153,21 +153,6 @@ class _Layer:
         conventions = dict.fromkeys(convention.name for convention in self.binding.conventions.values())
         called = ", ".join(self.binding.conventions)
         return Entry(self.name, kind, "rotation", called, ", ".join(conventions), "; ".join(reasons))
-
-
-def _foreign(module: nn.Module, methods: Collection[str]) -> str | None:
-    """Why other people's functions on the instance forbid a patch: the class's own would no longer be called.
-
-    Hooks that keep the wrapped method on the module, as accelerate's do, are no reason: they call ours.
-    """
-    own, held = own_class(type(module)), module.__dict__
-    kept = {bound_name(module, value, own) for value in held.values()}
-    for name in methods:
-        if name in held and name not in kept:
-            value = held[name]
-            by = f"{getattr(value, '__module__', '?')}.{getattr(value, '__qualname__', type(value).__name__)}"
-            return f"{by} has replaced {name} on this module; patch the model before, or remove that"
-    return None
 
 
 def _head_dims(module: nn.Module) -> set[int]:
@@ -193,7 +178,7 @@ def _replace_rotary(
     name, module, kind = layer.name, layer.module, type(layer.module).__name__
     if not conventions:
         return Entry(name, kind, "left alone", reason="no module calls an apply function of a known convention")
-    foreign = _foreign(module, ["forward"])
+    foreign = replaced_by_others(module, ["forward"])
     if foreign:
         return Entry(name, kind, "tables", reason=foreign)
     plan = probe_rotary(module)
